@@ -1,0 +1,162 @@
+"""Buckets: the static shapes that steps are compiled for, and the arrays that a step reads and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+
+Phase = Literal["prefill", "extend", "decode"]
+Selection = Literal["greedy", "sample"]
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """The static shape of one compiled step. A step with fewer rows, tokens or blocks is padded up to it.
+
+    phase: ``prefill`` - every row is the beginning of a sequence, so its chunk attends to itself only;
+      ``extend`` - rows are chunks that continue what their blocks already hold (any start, 0 included);
+      ``decode`` - one token per row.
+    batch: rows. chunk: tokens per row (1 in decode). table_width: blocks per row of the block table
+      (0 in prefill, which reads no blocks).
+    selection: ``greedy`` takes the likeliest token; ``sample`` adds the sampling inputs (temperature 0 in a row is
+      greedy there too, so that any mixture of requests fits one bucket).
+    logprobs: how many of the likeliest tokens' log-probabilities are returned besides the chosen token's;
+      -1: none at all.
+    """
+
+    phase: Phase
+    batch: int
+    chunk: int
+    table_width: int
+    selection: Selection = "greedy"
+    logprobs: int = -1
+
+    def __str__(self) -> str:
+        shape = f"{self.phase}-b{self.batch}"
+        if self.phase != "decode":
+            shape += f"-t{self.chunk}"
+        if self.table_width:
+            shape += f"-w{self.table_width}"
+        if self.selection != "greedy":
+            shape += f"-{self.selection}"
+        return shape if self.logprobs < 0 else f"{shape}-logprobs{self.logprobs}"
+
+
+@dataclass
+class StepInputs:
+    """Host arrays of one step; B = batch, T = chunk, W = table_width. None where the bucket has no such input.
+
+    Padding. Tokens of a row beyond its ``query_lens`` and whole padded rows have id 0, position 0 and a scratch slot
+    of their own in ``slot_mapping`` (all slots of a step are distinct). Padded rows have length 1 in both length
+    arrays and block 0 in the whole of their block table; unused entries of a block table are 0 (a scratch block).
+    """
+
+    input_ids: np.ndarray  # [B, T] int64
+    positions: np.ndarray  # [B, T] int64
+    slot_mapping: np.ndarray  # [B, T] int64: block * block_size + offset, where the token's key and value go
+    context_lens: np.ndarray | None = None  # [B] int64: tokens in the row's blocks, this chunk's included
+    query_lens: np.ndarray | None = None  # [B] int64: tokens of the chunk that are not padding; not in decode
+    block_table: np.ndarray | None = None  # [B, W] int64
+    temperature: np.ndarray | None = None  # [B] float32, 0: greedy
+    top_k: np.ndarray | None = None  # [B] int64, 0: no limit
+    top_p: np.ndarray | None = None  # [B] float32, 1: no limit
+    uniform: np.ndarray | None = None  # [B] float32 in [0, 1)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The inputs that are present, by name, in the order of the fields."""
+        present = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: array for name, array in present.items() if array is not None}
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step returns, as host arrays; K = bucket.logprobs."""
+
+    token_ids: np.ndarray  # [B] int64: the token chosen after each row's last real token
+    logprob: np.ndarray | None = None  # [B] float32: log-probability of the chosen token
+    top_ids: np.ndarray | None = None  # [B, K] int64, likeliest first
+    top_logprobs: np.ndarray | None = None  # [B, K] float32
+
+
+def make_inputs(bucket: Bucket) -> StepInputs:
+    """Arrays of the bucket's shape in which every row is padding, except that slots are all 0."""
+    batch, chunk = bucket.batch, bucket.chunk
+    inputs = StepInputs(
+        input_ids=np.zeros((batch, chunk), np.int64),
+        positions=np.zeros((batch, chunk), np.int64),
+        slot_mapping=np.zeros((batch, chunk), np.int64),
+    )
+    if bucket.phase != "decode":
+        inputs.query_lens = np.ones(batch, np.int64)
+    if bucket.phase != "prefill":
+        inputs.context_lens = np.ones(batch, np.int64)
+        inputs.block_table = np.zeros((batch, bucket.table_width), np.int64)
+    if bucket.selection == "sample":
+        inputs.temperature = np.zeros(batch, np.float32)
+        inputs.top_k = np.zeros(batch, np.int64)
+        inputs.top_p = np.ones(batch, np.float32)
+        inputs.uniform = np.zeros(batch, np.float32)
+    return inputs
+
+
+@dataclass(frozen=True)
+class BucketTable:
+    """The buckets a model serves with: each dimension is rounded up to the next size listed here."""
+
+    batch_sizes: tuple[int, ...]
+    prefill_batch_sizes: tuple[int, ...]
+    chunk_lengths: tuple[int, ...]
+    table_widths: tuple[int, ...]
+    max_step_tokens: int  # rows x tokens of the largest prefill or extend step, padding included
+
+    def choose(
+        self,
+        phase: Phase,
+        rows: int,
+        tokens: int = 1,
+        blocks: int = 0,
+        selection: Selection = "greedy",
+        logprobs: int = -1,
+    ) -> Bucket:
+        """The smallest bucket for `rows` rows, of which the longest has `tokens` tokens and `blocks` blocks."""
+        decode = phase == "decode"
+        return Bucket(
+            phase=phase,
+            batch=round_up(rows, self.batch_sizes if decode else self.prefill_batch_sizes),
+            chunk=1 if decode else round_up(tokens, self.chunk_lengths),
+            table_width=0 if phase == "prefill" else round_up(blocks, self.table_widths),
+            selection=selection,
+            logprobs=logprobs,
+        )
+
+    def fits(self, rows: int, tokens: int) -> bool:
+        """Whether a prefill or extend step of `rows` rows, the longest of `tokens` tokens, stays within bounds."""
+        if rows > self.prefill_batch_sizes[-1] or tokens > self.chunk_lengths[-1]:
+            return False
+        padded = round_up(rows, self.prefill_batch_sizes) * round_up(tokens, self.chunk_lengths)
+        return padded <= self.max_step_tokens
+
+    @property
+    def num_scratch_slots(self) -> int:
+        """Slots that padding may write to in one step: as many as the largest step has tokens."""
+        return max(self.max_step_tokens, self.batch_sizes[-1])
+
+
+def round_up(value: int, sizes: tuple[int, ...]) -> int:
+    """The smallest of the ascending `sizes` that holds `value`."""
+    for size in sizes:
+        if size >= value:
+            return size
+    raise ValueError(f"{value} is above the largest size, {sizes[-1]}")
+
+
+def powers_of_two(smallest: int, largest: int) -> tuple[int, ...]:
+    """smallest, 2 * smallest, ... below `largest`, then `largest` itself."""
+    sizes = []
+    size = smallest
+    while size < largest:
+        sizes.append(size)
+        size *= 2
+    return (*sizes, largest)

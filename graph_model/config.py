@@ -1,0 +1,211 @@
+"""GemmaConfig: the shape of a Gemma 1 model, read from config.json or taken from a named size."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from graph_model.errors import UserError
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class GemmaConfig:
+    """Architecture of a Gemma 1 model; field names are those of Hugging Face's config.json.
+
+    ``head_dim * num_attention_heads`` need not equal ``hidden_size`` (Gemma-7B: 16 * 256 != 3072).
+    """
+
+    vocab_size: int = 256000
+    hidden_size: int = 3072
+    intermediate_size: int = 24576
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 16
+    head_dim: int = 256
+    max_position_embeddings: int = 8192
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    attention_bias: bool = False
+    tie_word_embeddings: bool = True
+    dtype: str = "bfloat16"
+    bos_token_id: int | None = 2
+    eos_token_ids: tuple[int, ...] = (1,)
+    quantize: str | None = None
+
+    @property
+    def softmax_scale(self) -> float:
+        """Factor on the attention scores: head_dim ** -0.5."""
+        return self.head_dim**-0.5
+
+    @property
+    def embedding_scale(self) -> float:
+        """Factor on the embeddings, sqrt(hidden_size), before it is rounded to the model's dtype."""
+        return math.sqrt(self.hidden_size)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as Hugging Face writes them; what `from_json` reads back."""
+        fields = asdict(self)
+        fields["torch_dtype"] = fields.pop("dtype")
+        eos = fields.pop("eos_token_ids")
+        fields["eos_token_id"] = eos[0] if len(eos) == 1 else list(eos)
+        if fields["quantize"] is None:
+            del fields["quantize"]
+        return {
+            "architectures": ["GemmaForCausalLM"],
+            "model_type": "gemma",
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": "gelu_pytorch_tanh",
+            **fields,
+        }
+
+
+GEMMA_2B = GemmaConfig(
+    hidden_size=2048,
+    intermediate_size=16384,
+    num_hidden_layers=18,
+    num_attention_heads=8,
+    num_key_value_heads=1,
+)
+GEMMA_7B = GemmaConfig()
+
+
+def read_config(checkpoint_dir: Path) -> GemmaConfig:
+    """Read ``config.json`` of a checkpoint directory. Raises UserError naming the file and the field."""
+    path = checkpoint_dir / "config.json"
+    if not checkpoint_dir.is_dir():
+        raise UserError(
+            f"model.path: {checkpoint_dir} is not a directory. Give the directory of a Hugging Face checkpoint "
+            "(config.json, *.safetensors and the tokenizer's files)."
+        )
+    if not path.is_file():
+        raise UserError(
+            f"{path} is missing. A checkpoint directory holds the model's config.json; "
+            "copy it from the place that the weights came from."
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Copy it again from the original.") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds a JSON {type(raw).__name__}; a config.json holds an object.")
+    return from_json(raw, source=str(path))
+
+
+def from_json(raw: dict[str, Any], source: str) -> GemmaConfig:
+    """Build a GemmaConfig from the fields of a config.json; `source` names the file in errors."""
+    model_type = raw.get("model_type")
+    if model_type != "gemma":
+        raise UserError(
+            f"{source}: model_type is {model_type!r}; only 'gemma' (Gemma 1: 2B, 7B and models of their shape) "
+            "is supported. Other Gemma generations differ in their norms and attention."
+        )
+    reader = _FieldReader(raw, source)
+    _check_variants(raw, source)
+    default = GemmaConfig()
+    hidden_size = reader.size("hidden_size", default.hidden_size)
+    num_heads = reader.size("num_attention_heads", default.num_attention_heads)
+    num_kv_heads = reader.size("num_key_value_heads", default.num_key_value_heads)
+    head_dim = reader.size("head_dim", default.head_dim)
+    if num_heads % num_kv_heads:
+        raise UserError(
+            f"{source}: num_attention_heads is {num_heads} and num_key_value_heads {num_kv_heads}; "
+            "the first must be a multiple of the second."
+        )
+    if head_dim % 2:
+        raise UserError(f"{source}: head_dim is {head_dim}; rotary embedding needs an even head_dim.")
+    return GemmaConfig(
+        vocab_size=reader.size("vocab_size", default.vocab_size),
+        hidden_size=hidden_size,
+        intermediate_size=reader.size("intermediate_size", default.intermediate_size),
+        num_hidden_layers=reader.size("num_hidden_layers", default.num_hidden_layers),
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=reader.size("max_position_embeddings", default.max_position_embeddings),
+        rms_norm_eps=reader.positive("rms_norm_eps", default.rms_norm_eps),
+        rope_theta=_rope_theta(reader, default.rope_theta),
+        attention_bias=reader.flag("attention_bias", default.attention_bias),
+        tie_word_embeddings=reader.flag("tie_word_embeddings", default.tie_word_embeddings),
+        dtype=_dtype(raw, source),
+        bos_token_id=raw.get("bos_token_id", default.bos_token_id),
+        eos_token_ids=_eos(raw, source),
+        quantize=raw.get("quantize"),
+    )
+
+
+@dataclass(frozen=True)
+class _FieldReader:
+    raw: dict[str, Any]
+    source: str
+
+    def size(self, name: str, default: int) -> int:
+        value = self.raw.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{self.source}: {name} is {value!r}; it must be an integer of at least 1.")
+        return value
+
+    def positive(self, name: str, default: float) -> float:
+        return self.check_positive(name, self.raw.get(name, default))
+
+    def check_positive(self, name: str, value: Any) -> float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value <= 0:
+            raise UserError(f"{self.source}: {name} is {value!r}; it must be a finite number above 0.")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.raw.get(name, default)
+        if not isinstance(value, bool):
+            raise UserError(f"{self.source}: {name} is {value!r}; it must be true or false.")
+        return value
+
+
+def _check_variants(raw: dict[str, Any], source: str) -> None:
+    """Refuse what would change the mathematics. Gemma's "gelu" means the tanh form (huggingface #29402)."""
+    for name in ("hidden_act", "hidden_activation"):
+        value = raw.get(name)
+        if value not in (None, "gelu", "gelu_pytorch_tanh"):
+            raise UserError(
+                f"{source}: {name} is {value!r}; Gemma's activation is gelu_pytorch_tanh "
+                "(older files say gelu and mean the same)."
+            )
+    if raw.get("use_bidirectional_attention"):
+        raise UserError(f"{source}: use_bidirectional_attention is set; a text generator needs causal attention.")
+
+
+def _rope_theta(reader: _FieldReader, default: float) -> float:
+    """transformers 4 writes rope_theta (and rope_scaling), transformers 5 rope_parameters."""
+    raw, source = reader.raw, reader.source
+    parameters = raw.get("rope_parameters") or {}
+    scaling = raw.get("rope_scaling")
+    for name, value in (("rope_parameters", parameters), ("rope_scaling", scaling or {})):
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: {name} is {value!r}; it must be an object.")
+        kind = value.get("rope_type", value.get("type", "default"))
+        if kind != "default":
+            raise UserError(
+                f"{source}: {name} asks for rope type {kind!r}; Gemma 1 uses plain rotary embedding ('default')."
+            )
+    theta = parameters.get("rope_theta", raw.get("rope_theta", default))
+    return reader.check_positive("rope_theta", theta)
+
+
+def _dtype(raw: dict[str, Any], source: str) -> str:
+    """transformers 4 writes torch_dtype, transformers 5 dtype; without either, weights are fp32."""
+    value = raw.get("dtype", raw.get("torch_dtype")) or "float32"
+    if value not in DTYPES:
+        raise UserError(f"{source}: dtype is {value!r}; it must be one of {', '.join(DTYPES)}.")
+    return value
+
+
+def _eos(raw: dict[str, Any], source: str) -> tuple[int, ...]:
+    value = raw.get("eos_token_id", 1)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+        raise UserError(f"{source}: eos_token_id is {value!r}; it must be an id, a list of ids or null.")
+    return tuple(ids)
