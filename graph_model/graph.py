@@ -1,0 +1,120 @@
+"""ModelGraph: the FX graph of one step, with what its placeholders are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import fx
+
+from graph_model.bucket import Bucket
+from graph_model.config import GemmaConfig
+from graph_model.weights import Expression, WeightPlan
+
+Kind = Literal["weight", "cache", "input"]
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The shape of the KV cache: num_blocks blocks of block_size tokens, scratch blocks included."""
+
+    num_blocks: int
+    block_size: int
+
+
+@dataclass
+class ModelGraph:
+    """A captured graph on its way through the passes.
+
+    Placeholders carry ``meta["kind"]``; weights come first, then caches, then the step's inputs. Every node carries a
+    fake tensor in ``meta["val"]`` and, in ``meta["layer"]``, the module of the plain definition that it came from.
+    Weights carry their expression in ``meta["expression"]``.
+    """
+
+    module: fx.GraphModule
+    config: GemmaConfig
+    bucket: Bucket
+    pages: Pages
+    dtype: torch.dtype
+
+    @property
+    def graph(self) -> fx.Graph:
+        return self.module.graph
+
+    def placeholders(self, kind: Kind) -> list[fx.Node]:
+        """The placeholders of a kind, in order."""
+        return [n for n in self.graph.nodes if n.op == "placeholder" and n.meta["kind"] == kind]
+
+    def calls(self, *targets: object) -> list[fx.Node]:
+        """The nodes that call one of `targets`, in order; without targets, all calls."""
+        return [n for n in self.graph.nodes if n.op == "call_function" and (not targets or n.target in targets)]
+
+    @property
+    def weight_plan(self) -> WeightPlan:
+        """Expression of each weight placeholder, by name, in order."""
+        return {node.name: node.meta["expression"] for node in self.placeholders("weight")}
+
+    @property
+    def output(self) -> fx.Node:
+        return self.graph.output_node()
+
+    def add_placeholder(self, name: str, kind: Kind, value: torch.Tensor) -> fx.Node:
+        """Append a placeholder of a kind behind those of its kind (inputs last); `value` is its fake tensor."""
+        order = ("weight", "cache", "input")
+        before = [n for n in self.graph.nodes if n.op == "placeholder"]
+        behind = [n for n in before if order.index(n.meta["kind"]) <= order.index(kind)]
+        anchor = behind[-1] if behind else None
+        context = self.graph.inserting_after(anchor) if anchor else self.graph.inserting_before()
+        with context:
+            node = self.graph.placeholder(name)
+        node.meta.update(kind=kind, val=value, layer="")
+        return node
+
+    def add_weight(self, name: str, expression: Expression) -> fx.Node:
+        """Append a weight placeholder computed by `expression`."""
+        with self.fake_mode:
+            value = torch.empty(expression.shape, dtype=expression.dtype)
+        node = self.add_placeholder(name, "weight", value)
+        node.meta["expression"] = expression
+        return node
+
+    def insert(self, target: Callable[..., Any], *args: Any, at: fx.Node, **kwargs: Any) -> fx.Node:
+        """Insert a call before `at`, with its fake value; it inherits the layer of `at`."""
+        with self.graph.inserting_before(at):
+            node = self.graph.create_node("call_function", target, args, kwargs, name=_short_name(target))
+        fake_args, fake_kwargs = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
+        with self.fake_mode:
+            node.meta["val"] = target(*fake_args, **fake_kwargs)
+        node.meta["layer"] = at.meta.get("layer", "")
+        return node
+
+    @property
+    def fake_mode(self) -> torch._subclasses.FakeTensorMode:
+        """The mode that every fake value of the graph belongs to."""
+        return next(n.meta["val"].fake_mode for n in self.graph.nodes if n.op == "placeholder")
+
+    def clean(self) -> None:
+        """Drop calls and weights without users, check the graph and regenerate its code."""
+        self.graph.eliminate_dead_code()
+        for node in self.placeholders("weight"):
+            if not node.users:
+                self.graph.erase_node(node)
+        self.graph.lint()
+        self.module.recompile()
+
+    def copy(self) -> ModelGraph:
+        """An independent copy that shares the fake values."""
+        environment: dict[fx.Node, fx.Node] = {}
+        graph = fx.Graph()
+        output = graph.graph_copy(self.graph, environment)
+        graph.output(output)
+        for old, new in environment.items():
+            new.meta = dict(old.meta)
+        return ModelGraph(fx.GraphModule({}, graph), self.config, self.bucket, self.pages, self.dtype)
+
+
+def _short_name(target: Callable[..., Any]) -> str:
+    """The name of a new node: that of the op, without namespace and overload."""
+    return target._opname if isinstance(target, torch._ops.OpOverload) else target.__name__

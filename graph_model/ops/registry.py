@@ -1,0 +1,35 @@
+"""The namespace `gemma` of canonical ops: what passes emit and backends lower.
+
+An op is a schema plus a reference kernel. The kernel is registered as composite, so that fake tensors propagate
+through it, eager execution runs it, and a backend that has nothing better traces it into aten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.library import Library
+
+NAMESPACE = "gemma"
+_library = Library(NAMESPACE, "DEF")
+
+
+def canonical_op(schema: str) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
+    """Decorator: define `gemma::<schema>` with the function as its reference kernel; returns the op overload."""
+    name = schema.split("(", 1)[0]
+
+    def register(kernel: Callable[..., Any]) -> torch._ops.OpOverload:
+        _library.define(schema)
+        _library.impl(name, kernel, "CompositeImplicitAutograd")
+        overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+        overload.__doc__ = kernel.__doc__
+        return overload
+
+    return register
+
+
+def is_canonical(target: object) -> bool:
+    """Whether a node's target is one of the canonical ops."""
+    return isinstance(target, torch._ops.OpOverload) and target.namespace == NAMESPACE

@@ -1,0 +1,142 @@
+"""The weight plan: each weight of a graph is an expression over checkpoint tensors.
+
+Passes rewrite expressions and never see a tensor. Loading evaluates each expression once, straight into the tensor
+that the graph will read, so that a checkpoint of size S is loaded in little more than S of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Read = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint tensor, cast to `dtype`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def write(self, out: Tensor, read: Read) -> None:
+        out.copy_(read(self.name))
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Concat:
+    """Parts of one dtype joined along dimension 0."""
+
+    parts: tuple[Expression, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    def write(self, out: Tensor, read: Read) -> None:
+        start = 0
+        for part in self.parts:
+            part.write(out.narrow(0, start, part.shape[0]), read)
+            start += part.shape[0]
+
+    def __str__(self) -> str:
+        return f"cat({', '.join(map(str, self.parts))})"
+
+
+@dataclass(frozen=True)
+class OnePlus:
+    """1 + x in float32: the factor of Gemma's RMSNorm, from the weight in its checkpoint dtype."""
+
+    x: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def write(self, out: Tensor, read: Read) -> None:
+        out.copy_(read(self.x.name).to(self.x.dtype)).add_(1.0)
+
+    def __str__(self) -> str:
+        return f"1 + float32({self.x})"
+
+
+@dataclass(frozen=True)
+class InverseFrequencies:
+    """theta ** (-2i / head_dim) for i below head_dim / 2, in float32: the angles per position of rotary embedding."""
+
+    theta: float
+    head_dim: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.head_dim // 2,)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def write(self, out: Tensor, read: Read) -> None:
+        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+        out.copy_(torch.reciprocal(self.theta**exponent))
+
+    def __str__(self) -> str:
+        return f"inverse_frequencies(theta={self.theta}, head_dim={self.head_dim})"
+
+
+Expression = Source | Concat | OnePlus | InverseFrequencies
+WeightPlan = dict[str, Expression]
+
+
+def evaluate(expressions: Iterable[Expression], read: Read, device: torch.device) -> dict[Expression, Tensor]:
+    """The tensor of every distinct expression, contiguous on `device`.
+
+    `read` returns a checkpoint tensor by name; it is called once for each use of a Source.
+    """
+    tensors: dict[Expression, Tensor] = {}
+    for expression in expressions:
+        if expression not in tensors:
+            out = torch.empty(expression.shape, dtype=expression.dtype, device=device)
+            expression.write(out, read)
+            tensors[expression] = out
+    return tensors
+
+
+def to_json(expression: Expression) -> dict[str, Any]:
+    """A JSON form of the expression, for the compile cache."""
+    if isinstance(expression, Source):
+        dtype = str(expression.dtype).removeprefix("torch.")
+        return {"source": expression.name, "shape": list(expression.shape), "dtype": dtype}
+    if isinstance(expression, Concat):
+        return {"cat": [to_json(part) for part in expression.parts]}
+    if isinstance(expression, OnePlus):
+        return {"one_plus": to_json(expression.x)}
+    return {"inverse_frequencies": [expression.theta, expression.head_dim]}
+
+
+def from_json(raw: dict[str, Any]) -> Expression:
+    """The expression that `to_json` wrote."""
+    if "source" in raw:
+        return Source(raw["source"], tuple(raw["shape"]), getattr(torch, raw["dtype"]))
+    if "cat" in raw:
+        return Concat(tuple(from_json(part) for part in raw["cat"]))
+    if "inverse_frequencies" in raw:
+        return InverseFrequencies(*raw["inverse_frequencies"])
+    inner = from_json(raw["one_plus"])
+    assert isinstance(inner, Source)
+    return OnePlus(inner)

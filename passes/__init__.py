@@ -1,0 +1,20 @@
+"""Graph passes: from the captured plain model to the graph that a backend compiles.
+
+The passes in their order (conf/passes/default.yaml), with tier and what they do:
+
+==================  ========  ==========================================================================
+canonicalise        exact     one spelling for each operation; no-ops and unused weights dropped
+fold_inv_freq       exact     the rotary frequencies become a weight
+rms_norm            exact     float32 norm arithmetic -> gemma.rms_norm, its factor 1 + w computed at load
+rotary              exact     slices, negation and concatenation -> gemma.rotary
+merge_qkv           tolerant  three projections of one input -> one linear and a split
+merge_gate_up       tolerant  two projections of one input -> one linear and a split
+gelu_and_mul        exact     tanh GELU and product -> gemma.gelu_and_mul
+paged_attention     tolerant  attention -> gemma.paged_attention; adds caches, tables and lengths to the signature
+last_token          exact     only each row's last token reaches the head
+add_rms_norm        exact     residual sum and norm -> gemma.add_rms_norm
+select_token        exact     logits -> token ids (greedy or sampled), log-probabilities on request
+==================  ========  ==========================================================================
+
+Exact passes keep every bit; tolerant ones change the order of sums and stay within rounding (passes.check).
+"""

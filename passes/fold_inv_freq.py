@@ -1,0 +1,43 @@
+"""Fold the rotary frequencies, which depend on the config only, into a weight."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model.graph import ModelGraph
+from graph_model.weights import InverseFrequencies
+from passes.contract import Pass, Tier, argument, require
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class FoldInvFreq(Pass):
+    """Original: reciprocal(theta ** (arange(0, head_dim, 2) / head_dim)). After: a weight, inv_freq."""
+
+    name: ClassVar[str] = "fold_inv_freq"
+    tier: ClassVar[Tier] = Tier.EXACT
+    removes: ClassVar[tuple[object, ...]] = (aten.reciprocal.default, aten.arange.start_step)
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(aten.reciprocal.default)
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return 1
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        power = argument(candidate, 0, aten.pow.Scalar)
+        theta = power.args[0]
+        require(isinstance(theta, float), power, f"the base {theta!r} is not a constant")
+        assert isinstance(theta, float)
+        exponent = argument(power, 1, aten.div.Tensor)
+        steps = argument(exponent, 0, aten.arange.start_step)
+        head_dim = exponent.args[1]
+        assert isinstance(head_dim, int)
+        require(steps.args == (0, head_dim, 2), steps, f"counts {steps.args}, expected (0, {head_dim}, 2)")
+        weight = graph.add_weight("inv_freq", InverseFrequencies(theta, head_dim))
+        candidate.replace_all_uses_with(weight)

@@ -1,0 +1,38 @@
+"""Recognise the gated activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from passes.contract import Pass, Tier, require, sole_user
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class GeluAndMul(Pass):
+    """Original: gelu(gate, approximate=tanh) * up. After: gemma.gelu_and_mul(gate, up)."""
+
+    name: ClassVar[str] = "gelu_and_mul"
+    tier: ClassVar[Tier] = Tier.EXACT
+    removes: ClassVar[tuple[object, ...]] = (aten.gelu.default,)
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(aten.gelu.default)
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return graph.config.num_hidden_layers
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        form = candidate.kwargs.get("approximate", "none")
+        require(form == "tanh", candidate, f"uses the {form!r} form of GELU, Gemma's is 'tanh'")
+        product = sole_user(candidate, aten.mul.Tensor)
+        require(product.args[0] is candidate, product, "the activated tensor is not the first factor")
+        result = graph.insert(ops.gelu_and_mul, candidate.args[0], product.args[1], at=product)
+        product.replace_all_uses_with(result)

@@ -1,0 +1,72 @@
+"""Keep only each row's last token behind the last attention."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from passes.contract import NearMiss, Pass, Tier
+
+aten = torch.ops.aten
+
+
+# Ops that work token by token, with how many of their first arguments have a token dimension.
+TOKEN_WISE = {
+    aten.add.Tensor: 2,
+    aten.linear.default: 1,
+    aten.split_with_sizes.default: 1,
+    operator.getitem: 1,
+    ops.rms_norm: 1,
+    ops.gelu_and_mul: 2,
+}
+
+
+@dataclass(frozen=True)
+class LastToken(Pass):
+    """Everything behind the last attention sees one token per row: the last layer's MLP, the norm and the head.
+
+    Original: linear(rms_norm(a + b), head). After: linear(rms_norm(last(a) + last(b)), head) and so on backwards as
+    long as ops work token by token, where last is gemma.last_token(_, query_lens), or select(_, 1, 0) in decode.
+    """
+
+    name: ClassVar[str] = "last_token"
+    tier: ClassVar[Tier] = Tier.TOLERANT
+    required: ClassVar[bool] = True
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        (logits,) = graph.output.args[0]  # type: ignore[misc]
+        return [logits]  # type: ignore[list-item]
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return 1
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        if candidate.target != aten.linear.default:
+            raise NearMiss(candidate, "the graph does not end in the head's linear")
+        graph.output.args = ((self._take(graph, candidate, {}),),)
+
+    def _take(self, graph: ModelGraph, node: fx.Node, taken: dict[fx.Node, fx.Node]) -> fx.Node:
+        """The node that computes the last tokens of `node`'s value; `taken` remembers those that exist."""
+        if node not in taken:
+            arity = TOKEN_WISE.get(node.target, 0)  # type: ignore[arg-type]
+            if arity and isinstance(node.args[arity - 1], fx.Node):
+                inputs = [self._take(graph, source, taken) for source in node.args[:arity]]  # type: ignore[arg-type]
+                last = graph.insert(node.target, *inputs, *node.args[arity:], at=node.next)  # type: ignore[arg-type]
+            elif graph.bucket.phase == "decode":
+                last = graph.insert(aten.select.int, node, 1, 0, at=node.next)
+            else:
+                lens = next(n for n in graph.placeholders("input") if n.name == "query_lens")
+                last = graph.insert(ops.last_token, node, lens, at=node.next)
+            last.meta["layer"] = node.meta["layer"]
+            taken[node] = last
+        return taken[node]
+
+    def project(self, output: Any, graph: ModelGraph, inputs: dict[str, torch.Tensor]) -> Any:
+        lens = inputs.get("query_lens")
+        return output[:, 0] if lens is None else ops.last_token(output, lens)

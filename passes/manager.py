@@ -1,0 +1,150 @@
+"""The pass manager: runs the configured passes and enforces the contract after each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graph_model import ops
+from graph_model.errors import UserError
+from graph_model.graph import ModelGraph
+from passes.add_rms_norm import AddRMSNorm
+from passes.attributes import check_attributes
+from passes.canonicalise import Canonicalise
+from passes.contract import Outcome, Pass, PassError, describe_target
+from passes.dump import dump
+from passes.fold_inv_freq import FoldInvFreq
+from passes.gelu_and_mul import GeluAndMul
+from passes.last_token import LastToken
+from passes.merge_projections import MergeGateUp, MergeQKV
+from passes.paged_attention import PagedAttention
+from passes.rms_norm import RMSNorm
+from passes.rotary import Rotary
+from passes.select_token import SelectToken
+
+aten = torch.ops.aten
+
+DEFAULT_PASSES: tuple[type[Pass], ...] = (
+    Canonicalise,
+    FoldInvFreq,
+    RMSNorm,
+    Rotary,
+    MergeQKV,
+    MergeGateUp,
+    GeluAndMul,
+    PagedAttention,
+    LastToken,
+    AddRMSNorm,
+    SelectToken,
+)
+PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in DEFAULT_PASSES}
+
+# What may stand in a graph from the first pass on. An op outside this list has no meaning that a backend agreed to.
+VOCABULARY = frozenset(
+    {
+        aten.add.Tensor,
+        aten.arange.start_step,
+        aten.cat.default,
+        aten.cos.default,
+        aten.div.Tensor,
+        aten.embedding.default,
+        aten.gelu.default,
+        aten.linear.default,
+        aten.mean.dim,
+        aten.mul.Tensor,
+        aten.neg.default,
+        aten.pow.Scalar,
+        aten.pow.Tensor_Scalar,
+        aten.reciprocal.default,
+        aten.reshape.default,
+        aten.rsqrt.default,
+        aten.scaled_dot_product_attention.default,
+        aten.select.int,
+        aten.sin.default,
+        aten.slice.Tensor,
+        aten.split_with_sizes.default,
+        aten.to.dtype,
+        aten.transpose.int,
+        aten.unsqueeze.default,
+    }
+)
+
+Observer = Callable[[Pass, ModelGraph, ModelGraph], None]
+
+
+def build_passes(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass]:
+    """The passes that the config lists, in its order: name -> {enabled, options...}. Raises UserError."""
+    passes = []
+    for name, options in settings.items():
+        cls = PASSES.get(name)
+        if cls is None:
+            raise UserError(f"passes.{name}: there is no such pass. The passes are {', '.join(PASSES)}.")
+        options = dict(options)
+        enabled = options.pop("enabled", True)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if options.keys() - known:
+            unknown = sorted(options.keys() - known)
+            raise UserError(f"passes.{name}: unknown option {unknown[0]!r}; it has {sorted(known | {'enabled'})}.")
+        if enabled:
+            passes.append(cls(**options))
+    missing = [cls.name for cls in DEFAULT_PASSES if cls.required and cls.name not in {p.name for p in passes}]
+    if missing:
+        raise UserError(
+            f"passes.{missing[0]}: this pass cannot be switched off, no backend runs a graph without it. "
+            f"Leave passes.{missing[0]}.enabled=true."
+        )
+    return passes
+
+
+def run_passes(
+    graph: ModelGraph,
+    passes: Sequence[Pass],
+    dump_dir: Path | None = None,
+    observe: Observer | None = None,
+) -> None:
+    """Rewrite `graph` in place, checking each pass's contract.
+
+    dump_dir: where a text of the graph is written before the first pass and after each.
+    observe: called with the pass, the graph before it and the graph after it.
+    Raises PassError when a pass matches less or more than the model calls for, leaves an op that it should have
+    removed, introduces an op outside the vocabulary, or loses an attribute of the model.
+    """
+    _write(dump_dir, 0, "capture", graph, "captured")
+    for index, graph_pass in enumerate(passes, start=1):
+        before = graph.copy() if observe else None
+        expected = graph_pass.expected_matches(graph)
+        outcome = graph_pass.apply(graph)
+        _check_contract(graph, graph_pass, expected, outcome)
+        title = f"after {graph_pass.name} ({graph_pass.tier.value}, {outcome.matches} matches)"
+        _write(dump_dir, index, graph_pass.name, graph, title)
+        if observe and before:
+            observe(graph_pass, before, graph)
+
+
+def _check_contract(graph: ModelGraph, graph_pass: Pass, expected: int, outcome: Outcome) -> None:
+    name = graph_pass.name
+    if outcome.matches != expected:
+        nearest = "; ".join(outcome.near_misses[:3]) or "there was no candidate"
+        raise PassError(
+            f"{name} matched {outcome.matches} times, expected {expected} for bucket {graph.bucket}. "
+            f"Nearest misses: {nearest}"
+        )
+    left = graph.calls(*graph_pass.removes) if graph_pass.removes else []
+    if left:
+        raise PassError(f"{name} left {left[0].name}, a call of {describe_target(left[0].target)}, in the graph")
+    for node in graph.calls():
+        known = node.target in VOCABULARY or ops.is_canonical(node.target)
+        if not known and getattr(node.target, "__name__", "") != "getitem":
+            raise PassError(f"after {name}: {node.name} calls {describe_target(node.target)}, which is no op of a step")
+    check_attributes(graph, name)
+
+
+def _write(dump_dir: Path | None, index: int, name: str, graph: ModelGraph, title: str) -> None:
+    if dump_dir is not None:
+        folder = dump_dir / str(graph.bucket)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index:02}_{name}.txt").write_text(dump(graph, title), encoding="utf-8")

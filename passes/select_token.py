@@ -1,0 +1,63 @@
+"""Choose the token in the graph."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from passes.contract import Pass, Tier
+
+SAMPLING_INPUTS = (
+    ("temperature", torch.float32),
+    ("top_k", torch.int64),
+    ("top_p", torch.float32),
+    ("uniform", torch.float32),
+)
+
+
+@dataclass(frozen=True)
+class SelectToken(Pass):
+    """Original: return logits. After: return token_ids, and log-probabilities where the bucket asks for them.
+
+    A greedy bucket takes the maximum (no sort); a sampling bucket gets the inputs temperature, top_k, top_p and
+    uniform, one number per row each.
+    """
+
+    name: ClassVar[str] = "select_token"
+    tier: ClassVar[Tier] = Tier.EXACT
+    required: ClassVar[bool] = True
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return [graph.output]
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return 1
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        (logits,) = candidate.args[0]  # type: ignore[misc]
+        if graph.bucket.selection == "greedy":
+            chosen = graph.insert(ops.greedy_token, logits, at=candidate)
+        else:
+            with graph.fake_mode:
+                fakes = [torch.empty(graph.bucket.batch, dtype=dtype) for _, dtype in SAMPLING_INPUTS]
+            settings = [
+                graph.add_placeholder(name, "input", fake)
+                for (name, _), fake in zip(SAMPLING_INPUTS, fakes, strict=True)
+            ]
+            chosen = graph.insert(ops.sample_token, logits, *settings, at=candidate)
+        outputs = [chosen]
+        if graph.bucket.logprobs >= 0:
+            logprobs = graph.insert(ops.token_logprobs, logits, chosen, graph.bucket.logprobs, at=candidate)
+            outputs += [graph.insert(operator.getitem, logprobs, index, at=candidate) for index in range(3)]
+        candidate.args = (tuple(outputs),)
+
+    def project(self, output: Any, graph: ModelGraph, inputs: dict[str, torch.Tensor]) -> Any:
+        if graph.bucket.selection == "greedy":
+            return ops.greedy_token(output)
+        return ops.sample_token(output, *(inputs[name] for name, _ in SAMPLING_INPUTS))
