@@ -1,0 +1,106 @@
+"""What a checkpoint of a GemmaConfig must hold: names, shapes and dtypes of its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from graph_model.config import GemmaConfig
+from graph_model.errors import UserError
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
+# safetensors' names of the dtypes that weights may have.
+FLOAT_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+# Tables that old versions of transformers saved; they follow from the config.
+_HARMLESS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """What a file's header says of a tensor; `dtype` is safetensors' name of it (F16, BF16, I8, ...)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def expected_tensors(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a model of `config` needs; a tied head is left out."""
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    q_size = config.num_attention_heads * config.head_dim
+    kv_size = config.num_key_value_heads * config.head_dim
+    projections = {"q_proj": (q_size, hidden), "k_proj": (kv_size, hidden), "v_proj": (kv_size, hidden)}
+    projections["o_proj"] = (hidden, q_size)
+
+    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
+    for index in range(config.num_hidden_layers):
+        layer = f"model.layers.{index}"
+        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
+        for name, shape in projections.items():
+            shapes[f"{layer}.self_attn.{name}.weight"] = shape
+            if config.attention_bias:
+                shapes[f"{layer}.self_attn.{name}.bias"] = shape[:1]
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+        shapes[f"{layer}.mlp.gate_proj.weight"] = (intermediate, hidden)
+        shapes[f"{layer}.mlp.up_proj.weight"] = (intermediate, hidden)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, intermediate)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes[HEAD] = (config.vocab_size, hidden)
+    return shapes
+
+
+def check_tensors(found: Mapping[str, TensorHeader], config: GemmaConfig, directory: Path) -> list[str]:
+    """The names to load, in the model's order.
+
+    Raises UserError for tensors that are missing, unexpected, or of a wrong shape or dtype. A tied model's
+    `lm_head.weight` and saved rotary tables are let through, but are not among the names.
+    """
+    expected = expected_tensors(config)
+    optional = {HEAD} if config.tie_word_embeddings else set()
+    missing = [name for name in expected if name not in found]
+    unexpected = [
+        name for name in found if name not in expected and name not in optional and not _HARMLESS.fullmatch(name)
+    ]
+    if missing or unexpected:
+        raise UserError(_names_message(directory, len(expected), missing, unexpected))
+    wrong = [name for name, shape in expected.items() if found[name].shape != shape]
+    if wrong:
+        name = wrong[0]
+        others = f" ({len(wrong)} tensors in all have a wrong shape)" if len(wrong) > 1 else ""
+        raise UserError(
+            f"{directory}: {name} has the shape {list(found[name].shape)}, but config.json asks for "
+            f"{list(expected[name])}{others}. Config and weights must belong together: copy both from the "
+            "same original."
+        )
+    for name in expected:
+        if found[name].dtype not in FLOAT_DTYPES:
+            raise UserError(
+                f"{directory}: {name} has the dtype {found[name].dtype}; weights must be one of "
+                f"{', '.join(FLOAT_DTYPES)}. Convert the checkpoint to one of these."
+            )
+    return list(expected)
+
+
+def _names_message(directory: Path, total: int, missing: list[str], unexpected: list[str]) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} of the model's {total} tensors are missing: {_some(missing)}")
+    if unexpected:
+        parts.append(f"{len(unexpected)} tensors are not part of this model: {_some(unexpected)}")
+    return (
+        f"{directory}: {'; '.join(parts)}. The weights must be those of a GemmaForCausalLM with the sizes in "
+        "config.json. Copy config and weights again from the same original."
+    )
+
+
+def _some(names: Iterable[str], limit: int = 4) -> str:
+    listed = list(names)
+    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + more

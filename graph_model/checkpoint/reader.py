@@ -1,0 +1,165 @@
+"""Read a Hugging Face checkpoint: safetensors mapped into memory, checked against the config when opened."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from graph_model.checkpoint.expected import (
+    EMBEDDING,
+    FLOAT_DTYPES,
+    HEAD,
+    TensorHeader,
+    check_tensors,
+    expected_tensors,
+)
+from graph_model.checkpoint.layout import WeightFiles, find_safetensors
+from graph_model.config import GemmaConfig
+from graph_model.errors import UserError
+
+__all__ = ["Checkpoint", "expected_tensors", "open_checkpoint"]
+
+
+class Checkpoint:
+    """The tensors of an open checkpoint. A context manager; tensors that were read stay valid after `close`.
+
+    `names` are the tensors that the model needs, in the model's order.
+    """
+
+    def __init__(self, names: list[str], headers: dict[str, TensorHeader], files: dict[str, Any]) -> None:
+        self.names = names
+        self._headers = headers
+        self._files = files  # the open safetensors file of each tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._headers[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return FLOAT_DTYPES[self._headers[name].dtype]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as a view of the mapped file: bytes are read from disk when they are used. Do not write to it."""
+        return self._files[name].get_tensor(name)
+
+    def read_slice(self, name: str, dim: int, start: int, stop: int) -> Tensor:
+        """The part [start, stop) along `dim`, a view that touches no other bytes; strided unless `dim` is 0."""
+        size = self.shape(name)[dim]
+        if not 0 <= start <= stop <= size:
+            raise ValueError(f"{name}: [{start}, {stop}) is not within dimension {dim} of size {size}")
+        return self.read(name).narrow(dim, start, stop - start)
+
+    def release(self, name: str) -> None:
+        """Give the tensor's resident pages back to the system; a later use reads them from the file again.
+
+        Pages of a mapped file count as the process's memory once used. Loading that copies tensors elsewhere
+        releases each one after its copy, and so never holds two copies of the model. No effect except on Linux.
+        """
+        tensor = self.read(name)
+        # Whole pages inside the tensor only: its first and last page may also hold a neighbour.
+        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if sys.platform == "linux" and stop > start:
+            libc = ctypes.CDLL(None)
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), ctypes.c_int(mmap.MADV_DONTNEED))
+
+    def close(self) -> None:
+        self._files = {}
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def open_checkpoint(directory: Path, config: GemmaConfig) -> Checkpoint:
+    """Open the safetensors of `directory` and check names, shapes and dtypes against `config`.
+
+    Reads headers only (and a few rows of the head where a tied model's file carries one). Layout: model.safetensors;
+    or shards with model.safetensors.index.json; or one *.safetensors file of another name.
+    Raises UserError naming the file and what is wrong with it.
+    """
+    if config.quantize is not None:
+        raise UserError(
+            f"{directory / 'config.json'}: quantize is {config.quantize!r}; only floating-point checkpoints are "
+            "supported. Use the floating-point original of this checkpoint."
+        )
+    layout = find_safetensors(directory)
+    headers: dict[str, TensorHeader] = {}
+    files: dict[str, Any] = {}
+    for path in layout.paths:
+        file = _open(path)
+        for name in _names(path, file, layout):
+            view = file.get_slice(name)
+            headers[name] = TensorHeader(tuple(view.get_shape()), view.get_dtype())
+            files[name] = file
+    names = check_tensors(headers, config, directory)
+    if config.tie_word_embeddings and HEAD in headers:
+        _check_tied_head(directory, headers, files)
+    return Checkpoint(names, headers, files)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable safetensors file ({error}); it is {path.stat().st_size} bytes long. "
+            f"{_likely_cause(path)}"
+        ) from None
+
+
+def _likely_cause(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return "Check the file's permissions."
+    if head.startswith(b"version https://git-lfs"):
+        return "It is a Git LFS pointer, not the file itself: run 'git lfs pull' in the checkpoint's repository."
+    return "It is truncated or damaged: copy it again from the original."
+
+
+def _names(path: Path, file: Any, layout: WeightFiles) -> list[str]:
+    """The tensors to take from this file. With an index, file and index must agree."""
+    present = list(file.keys())
+    if layout.weight_map is None:
+        return present
+    promised = {name for name, shard in layout.weight_map.items() if shard == path.name}
+    absent = sorted(promised.difference(present))
+    if absent:
+        raise UserError(
+            f"{path} lacks {len(absent)} tensors that the index says it holds, first {absent[0]}. "
+            "Index and shards must belong together: copy them again from the same original."
+        )
+    unlisted = sorted(name for name in present if name not in layout.weight_map)
+    if unlisted:
+        raise UserError(
+            f"{path} holds {len(unlisted)} tensors that the index does not name, first {unlisted[0]}. "
+            "Index and shards must belong together: copy them again from the same original."
+        )
+    return sorted(promised)
+
+
+def _check_tied_head(directory: Path, headers: dict[str, TensorHeader], files: dict[str, Any]) -> None:
+    """Refuse a head that differs from the embedding it is tied to: transformers 4 drops it, transformers 5 keeps it.
+
+    A few rows tell them apart; reading them all would double the work for what is nearly always a plain copy.
+    """
+    same = headers[HEAD] == headers[EMBEDDING]
+    if same:
+        rows = torch.linspace(0, headers[HEAD].shape[0] - 1, 16).long()
+        same = torch.equal(files[HEAD].get_tensor(HEAD)[rows], files[EMBEDDING].get_tensor(EMBEDDING)[rows])
+    if not same:
+        raise UserError(
+            f"{directory}: config.json ties the head to the embedding (tie_word_embeddings is true or absent), but "
+            f"{HEAD} differs from {EMBEDDING}. If the head was trained apart, set tie_word_embeddings to false in "
+            "config.json."
+        )

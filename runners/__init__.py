@@ -1,0 +1,1 @@
+"""The commands: thin entry points over graph_model and the engine."""
