@@ -1,0 +1,20 @@
+"""The engine: many requests at once through steps of a compiled model."""
+
+from runners.engine.engine import Engine
+from runners.engine.llm import LLM
+from runners.engine.model import StepModel
+from runners.engine.result import FinishReason, RequestResult, TokenEvent, TokenLogprobs
+from runners.engine.sampling_params import SamplingParams
+from runners.engine.statistics import Statistics
+
+__all__ = [
+    "LLM",
+    "Engine",
+    "FinishReason",
+    "RequestResult",
+    "SamplingParams",
+    "Statistics",
+    "StepModel",
+    "TokenEvent",
+    "TokenLogprobs",
+]

@@ -1,0 +1,319 @@
+"""Engine: the step loop. Schedule, prepare, run, take the tokens."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from graph_model.bucket import StepOutput
+from graph_model.errors import UserError
+from runners.engine.block_manager import BlockManager
+from runners.engine.detokenizer import Detokenizer, make_decode
+from runners.engine.model import StepModel
+from runners.engine.result import FinishReason, RequestResult, TokenEvent, TokenLogprobs
+from runners.engine.row_state import RowState
+from runners.engine.sampling_params import SamplingParams
+from runners.engine.scheduler import Plan, Scheduler
+from runners.engine.sequence import Sequence
+from runners.engine.statistics import Statistics
+from runners.engine.step import StepPreparation
+from runners.engine.stop_matcher import StopMatcher
+
+
+class Engine:
+    """Runs many requests at once through a StepModel.
+
+    One thread calls `step`; `add_request` and `abort` may be called from any thread, and from an `on_event`.
+    tokenizer: a transformers tokenizer, or None if token ids are enough. eos_token_ids: tokens that end an answer.
+    vocab_size: prompts with ids from it on are refused; None: unknown, not checked.
+    """
+
+    def __init__(
+        self,
+        model: StepModel,
+        tokenizer: Any = None,
+        eos_token_ids: Iterable[int] = (),
+        vocab_size: int | None = None,
+    ) -> None:
+        _check_model(model)
+        self.model = model
+        self.statistics = Statistics()
+        self.blocks = BlockManager(model.num_blocks, model.num_scratch_blocks, model.block_size)
+        buckets = model.buckets
+        rows = RowState(buckets.batch_sizes[-1] + buckets.prefill_batch_sizes[-1], buckets.table_widths[-1])
+        self.scheduler = Scheduler(buckets, self.blocks, rows, self.statistics)
+        self._rows = rows
+        self._preparation = StepPreparation(buckets, model.block_size, rows)
+        self._decode = None if tokenizer is None else make_decode(tokenizer)
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._vocab_size = vocab_size
+        self._sequences: dict[int, Sequence] = {}  # unfinished, by request id
+        self._inbox: deque[Sequence] = deque()  # new ones, then again when aborted; emptied by `receive`
+        self._ids = itertools.count()
+
+    def add_request(
+        self,
+        prompt_token_ids: Iterable[int],
+        sampling: SamplingParams | None = None,
+        on_event: Callable[[TokenEvent], None] | None = None,
+    ) -> int:
+        """Queue a request; returns its id.
+
+        `on_event` is called with each of its events while a step ends; if it raises, this request ends with
+        finish_reason ``error`` and no other is affected. Raises UserError if the request can never be served.
+        """
+        sampling = sampling or SamplingParams()
+        sequence = self._make_sequence(prompt_token_ids, sampling, on_event)
+        self._sequences[sequence.request_id] = sequence
+        self._inbox.append(sequence)
+        return sequence.request_id
+
+    def abort(self, request_id: int) -> None:
+        """End a request, wherever it is. It makes no more tokens; its last event comes with the next step.
+
+        An unknown or finished request is left alone.
+        """
+        sequence = self._sequences.get(request_id)
+        if sequence is not None and not sequence.aborted:
+            sequence.aborted = True
+            self._inbox.append(sequence)
+
+    def has_unfinished(self) -> bool:
+        return bool(self._sequences)
+
+    def step(self) -> list[TokenEvent]:
+        """Run one step of the model, if there is anything to do; returns what happened to which request.
+
+        If the model raises, no request has changed: the step may be tried again, or the requests aborted.
+        """
+        start = time.perf_counter()
+        events = self.receive()
+        plan = self.scheduler.schedule()
+        if plan is None:
+            return events
+        bucket, rows, ending = self._preparation.choose(plan)
+        self._preparation.fill(self.model.inputs(bucket), plan, rows, ending)
+        run_start = time.perf_counter()
+        output = self.model.run(bucket)
+        run_end = time.perf_counter()
+        blocks = self.blocks.num_used
+        self._rows.append(rows[ending], output.token_ids[: len(rows)][ending])
+        self._take_tokens(plan, ending.tolist(), output, run_end, events)
+        end = time.perf_counter()
+        host_s = (end - start) - (run_end - run_start)
+        self.statistics.record(plan.decode, sum(plan.counts), end - start, host_s, blocks)
+        return events
+
+    def receive(self) -> list[TokenEvent]:
+        """Apply what `add_request` and `abort` left; the first thing that `step` does."""
+        events: list[TokenEvent] = []
+        while self._inbox:
+            sequence = self._inbox.popleft()
+            if sequence.request_id not in self._sequences:
+                continue  # it ended in the step in which it was aborted
+            if not sequence.received:
+                sequence.received = True
+                self.scheduler.add(sequence)
+            elif sequence.aborted:
+                event = TokenEvent(sequence.request_id)
+                event.result = self._finish(sequence, "abort")
+                self._notify(sequence, event)
+                events.append(event)
+        return events
+
+    def _take_tokens(
+        self, plan: Plan, ending: list[bool], output: StepOutput, now: float, events: list[TokenEvent]
+    ) -> None:
+        block_size = self.blocks.block_size
+        token_ids = output.token_ids.tolist()
+        for index, sequence in enumerate(plan.sequences):
+            if sequence.aborted:
+                continue
+            sequence.num_computed += plan.counts[index]
+            if sequence.num_computed >= (sequence.num_registered + 1) * block_size:
+                self._register_blocks(sequence)
+            if not ending[index]:
+                continue
+            if not plan.decode:
+                self.scheduler.prompt_computed(sequence)
+            if sequence.first_token_time is None:
+                sequence.first_token_time = now
+            sequence.last_token_time = now
+            event = TokenEvent(sequence.request_id, token_ids[index])
+            if sequence.sampling.logprobs is not None:
+                event.logprobs = _logprobs(output, index, sequence.sampling.logprobs)
+                sequence.logprobs.append(event.logprobs)
+            self._take_token(sequence, event)
+            events.append(event)
+
+    def _take_token(self, sequence: Sequence, event: TokenEvent) -> None:
+        """Add the event's token to its sequence, fill in the text it gives, and tell the request's owner.
+
+        What goes wrong here (a tokenizer that fails, an `on_event` that raises) ends this request only.
+        """
+        assert event.token_id is not None
+        sequence.token_ids.append(event.token_id)
+        try:
+            reason = self._add_text(sequence, event)
+        except Exception as error:
+            event.result = self._finish(sequence, "error", error)
+        else:
+            if reason is not None:
+                event.result = self._finish(sequence, reason)
+        self._notify(sequence, event)
+
+    def _add_text(self, sequence: Sequence, event: TokenEvent) -> FinishReason | None:
+        """Fill in `event.text`; returns why the request ends with this token, or None."""
+        sampling, detokenizer, matcher = sequence.sampling, sequence.detokenizer, sequence.stop_matcher
+        reason: FinishReason | None = None
+        if event.token_id in self._eos_token_ids and not sampling.ignore_eos:
+            reason = "stop"
+        elif len(sequence.token_ids) >= sequence.max_tokens:
+            reason = "length"
+        if detokenizer is None:
+            return reason
+        # An end-of-sequence token has no text, even where the tokenizer does not count it as special.
+        piece = "" if reason == "stop" else detokenizer.add(event.token_id)  # type: ignore[arg-type]
+        if reason is not None:
+            piece += detokenizer.flush()
+        if matcher is not None:
+            piece, found = matcher.feed(piece)
+            if found:
+                reason = "stop"
+            elif reason is not None:
+                piece += matcher.flush()
+        if piece:
+            event.text = piece
+            sequence.text.append(piece)
+        return reason
+
+    def _notify(self, sequence: Sequence, event: TokenEvent) -> None:
+        if sequence.on_event is None:
+            return
+        try:
+            sequence.on_event(event)
+        except Exception as error:
+            if event.result is None:
+                event.result = self._finish(sequence, "error", error)
+            elif event.result.error is None:
+                event.result.finish_reason, event.result.error = "error", error
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> RequestResult:
+        self.scheduler.remove(sequence)
+        del self._sequences[sequence.request_id]
+        first, last = sequence.first_token_time, sequence.last_token_time
+        speed = None
+        if first is not None and last is not None and last > first:
+            speed = (sequence.num_new_tokens - 1) / (last - first)
+        return RequestResult(
+            request_id=sequence.request_id,
+            prompt_token_ids=sequence.token_ids[: sequence.num_prompt_tokens].tolist(),
+            token_ids=sequence.token_ids[sequence.num_prompt_tokens :].tolist(),
+            text="".join(sequence.text),
+            finish_reason=reason,
+            seed=sequence.seed,
+            ttft_s=None if first is None else first - sequence.arrival_time,
+            decode_tokens_per_s=speed,
+            logprobs=None if sequence.sampling.logprobs is None else sequence.logprobs,
+            num_cached_tokens=sequence.num_cached_tokens,
+            num_preemptions=sequence.num_preemptions,
+            error=error,
+        )
+
+    def _register_blocks(self, sequence: Sequence) -> None:
+        """Make the blocks that became full in this step findable."""
+        size = self.blocks.block_size
+        for index in range(sequence.num_registered, sequence.num_computed // size):
+            token_ids = sequence.token_ids[index * size : (index + 1) * size]
+            sequence.content = self.blocks.register(sequence.blocks[index], sequence.content, token_ids)
+        sequence.num_registered = sequence.num_computed // size
+
+    def _make_sequence(
+        self,
+        prompt: Iterable[int],
+        sampling: SamplingParams,
+        on_event: Callable[[TokenEvent], None] | None,
+    ) -> Sequence:
+        token_ids = self._check_prompt(prompt)
+        max_tokens = min(len(token_ids) + sampling.max_new_tokens, self.model.max_seq_len)
+        # The last token of an answer is never put into the cache.
+        num_blocks = -(-(max_tokens - 1) // self.model.block_size)
+        if num_blocks > self.blocks.num_usable:
+            raise UserError(
+                f"num_blocks: a request of {len(token_ids)} prompt tokens and max_new_tokens "
+                f"{sampling.max_new_tokens} may need {num_blocks} blocks of {self.model.block_size} tokens, and the "
+                f"cache has {self.blocks.num_usable} for all requests. Raise num_blocks or the memory fraction, or "
+                "lower max_new_tokens or the prompt's length."
+            )
+        if sampling.stop and self._decode is None:
+            raise UserError(
+                f"stop is {list(sampling.stop)!r}, but the engine has no tokenizer to find strings with. "
+                "Give the engine a tokenizer or leave stop empty."
+            )
+        return Sequence(
+            request_id=next(self._ids),
+            token_ids=token_ids,
+            num_prompt_tokens=len(token_ids),
+            max_tokens=max_tokens,
+            sampling=sampling,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            arrival_time=time.perf_counter(),
+            detokenizer=None if self._decode is None else Detokenizer(self._decode),
+            stop_matcher=StopMatcher(sampling.stop) if sampling.stop else None,
+            on_event=on_event,
+        )
+
+    def _check_prompt(self, prompt: Iterable[int]) -> array[int]:
+        try:
+            token_ids = array("q", prompt)
+        except (TypeError, OverflowError) as error:
+            raise UserError(f"A prompt's token ids must be integers ({error}).") from None
+        if not token_ids:
+            raise UserError("A prompt is empty. A prompt needs at least one token.")
+        if len(token_ids) >= self.model.max_seq_len:
+            raise UserError(
+                f"max_seq_len: a prompt has {len(token_ids)} tokens and max_seq_len is {self.model.max_seq_len}, which "
+                "prompt and answer share; a prompt must leave room for at least one token. Shorten the prompt or "
+                "raise max_seq_len."
+            )
+        limit = self._vocab_size
+        wrong = [token for token in (min(token_ids), max(token_ids)) if token < 0 or (limit and token >= limit)]
+        if wrong:
+            raise UserError(
+                f"A prompt holds the token id {wrong[0]}; ids must be at least 0"
+                + (f" and below the vocabulary size, {limit}." if limit else ".")
+            )
+        return token_ids
+
+
+def _logprobs(output: StepOutput, index: int, count: int) -> TokenLogprobs:
+    """What a request for `count` likeliest tokens gets from a step that may have returned more."""
+    assert output.logprob is not None
+    top: list[tuple[int, float]] = []
+    if count:
+        assert output.top_ids is not None
+        assert output.top_logprobs is not None
+        ids, values = output.top_ids[index, :count].tolist(), output.top_logprobs[index, :count].tolist()
+        top = list(zip(ids, values, strict=True))
+    return TokenLogprobs(float(output.logprob[index]), top)
+
+
+def _check_model(model: StepModel) -> None:
+    buckets = model.buckets
+    if model.num_scratch_blocks * model.block_size < buckets.num_scratch_slots:
+        raise ValueError(
+            f"{model.num_scratch_blocks} scratch blocks of {model.block_size} slots cannot take the padding of a step, "
+            f"up to {buckets.num_scratch_slots} tokens"
+        )
+    if buckets.table_widths[-1] * model.block_size < model.max_seq_len:
+        raise ValueError(
+            f"a block table of {buckets.table_widths[-1]} blocks of {model.block_size} tokens does not hold "
+            f"max_seq_len, {model.max_seq_len} tokens"
+        )
+    if not buckets.fits(1, buckets.chunk_lengths[0]):
+        raise ValueError(f"no prefill step fits in {buckets.max_step_tokens} tokens")

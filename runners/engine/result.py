@@ -1,0 +1,57 @@
+"""What the engine tells about a request: an event per token, and a result at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(slots=True)
+class TokenLogprobs:
+    """Log-probabilities (natural logarithm) at one position of an answer."""
+
+    logprob: float  # of the chosen token
+    top: list[tuple[int, float]]  # (token id, log-probability) of the likeliest tokens, likeliest first
+
+
+@dataclass(slots=True)
+class RequestResult:
+    """A finished request.
+
+    token_ids: every chosen token, the end-of-sequence token and those of a stop string included. text: their text up
+    to a stop string, without special tokens and without an incomplete character at the end.
+    finish_reason: ``stop`` - end of sequence or stop string; ``length`` - max_new_tokens or max_seq_len reached;
+    ``abort`` - cancelled; ``error`` - handling its tokens raised `error`.
+    ttft_s: seconds from arrival to the first token. decode_tokens_per_s: of the tokens after the first.
+    num_cached_tokens: prompt tokens that needed no computing because their blocks were cached.
+    """
+
+    request_id: int
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    text: str
+    finish_reason: FinishReason
+    seed: int
+    ttft_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class TokenEvent:
+    """News of a request: a token, its end, or both.
+
+    token_id: None where only the end is told (abort, error). text: what may be shown now; it lags behind
+    the tokens while a character or a possible stop string is incomplete. result: set in the last event.
+    """
+
+    request_id: int
+    token_id: int | None = None
+    text: str = ""
+    logprobs: TokenLogprobs | None = None
+    result: RequestResult | None = None

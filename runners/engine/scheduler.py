@@ -1,0 +1,191 @@
+"""Scheduler: which sequences run in the next step, and with how many tokens."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from dataclasses import dataclass
+from operator import attrgetter
+
+from graph_model.bucket import BucketTable, round_up
+from runners.engine.block_manager import ROOT, BlockManager
+from runners.engine.row_state import RowState
+from runners.engine.sequence import Sequence
+from runners.engine.statistics import Statistics
+
+_STEP_COST = 64  # what a step costs beyond its tokens (reading the weights), in tokens; steers batching of prompts
+_arrival = attrgetter("request_id")
+
+
+@dataclass(slots=True)
+class Plan:
+    """One step: sequences, and how many of each one's tokens it computes."""
+
+    decode: bool
+    sequences: list[Sequence]
+    counts: list[int]
+
+
+class Scheduler:
+    """Continuous batching with chunked prefill.
+
+    Order of arrival is the priority everywhere. While there are both prompts to compute and sequences to decode, the
+    two kinds of step alternate, so neither waits for more than one step of the other. Prompts are computed
+    somewhat ahead of the decode batch (at most one prefill batch more than it holds), so that a place in it is taken
+    at once. When blocks run out, the youngest running sequence gives up its blocks and waits; it is computed again
+    later, or found in the cache. The oldest running sequence is never preempted, so every request comes to its end.
+    """
+
+    def __init__(self, buckets: BucketTable, blocks: BlockManager, rows: RowState, statistics: Statistics) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self.prefilling: list[Sequence] = []
+        self.decoding: list[Sequence] = []
+        self._buckets = buckets
+        self._blocks = blocks
+        self._rows = rows
+        self._statistics = statistics
+        self._decode_limit = buckets.batch_sizes[-1]
+        self._prefill_limit = buckets.prefill_batch_sizes[-1]
+        self._max_chunks = [0] + [_max_chunk(buckets, rows) for rows in range(1, self._prefill_limit + 1)]
+        self._decoded_last = True
+
+    @property
+    def num_running(self) -> int:
+        return len(self.prefilling) + len(self.decoding)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self) -> Plan | None:
+        """The next step, with the blocks that it needs allocated; None if nothing waits or runs."""
+        plan = (self._plan_prefill() if self._decoded_last else None) or self._plan_decode()
+        plan = plan or self._plan_prefill()
+        self._decoded_last = plan is not None and plan.decode
+        return plan
+
+    def prompt_computed(self, sequence: Sequence) -> None:
+        """All tokens of a prefilling sequence are computed: it decodes from now on."""
+        self.prefilling.remove(sequence)
+        insort(self.decoding, sequence, key=_arrival)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take the sequence out, wherever it is, and free what it holds."""
+        if sequence.row < 0:
+            self.waiting.remove(sequence)
+        else:
+            self._stop_running(sequence)
+
+    def _plan_decode(self) -> Plan | None:
+        batch: list[Sequence] = []
+        block_size = self._blocks.block_size
+        for sequence in self.decoding[:]:
+            if len(batch) == self._decode_limit:
+                break
+            if sequence.row < 0:  # preempted for a sequence before it
+                continue
+            num_blocks = len(sequence.blocks)
+            if len(sequence.token_ids) > num_blocks * block_size:
+                if not self._make_room(sequence):
+                    continue
+                new = self._blocks.allocate(1)
+                self._rows.set_blocks(sequence.row, num_blocks, new)
+                sequence.blocks += new
+            batch.append(sequence)
+        return Plan(True, batch, [1] * len(batch)) if batch else None
+
+    def _make_room(self, sequence: Sequence) -> bool:
+        """Preempt the youngest until a block is free; False if that was the sequence itself."""
+        while not self._blocks.num_free:
+            victim = max((kind[-1] for kind in (self.prefilling, self.decoding) if kind), key=_arrival)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._stop_running(sequence)
+        sequence.num_preemptions += 1
+        self._statistics.preemptions += 1
+        self.waiting.appendleft(sequence)
+
+    def _stop_running(self, sequence: Sequence) -> None:
+        holder = self.decoding if sequence in self.decoding else self.prefilling
+        holder.remove(sequence)
+        self._blocks.release(sequence.blocks)
+        self._rows.release(sequence)
+        sequence.blocks = []
+        sequence.num_computed = sequence.num_registered = 0
+        sequence.content = ROOT
+
+    def _plan_prefill(self) -> Plan | None:
+        self._admit()
+        candidates = self.prefilling[: self._prefill_limit]
+        if not candidates:
+            return None
+        counts = self._chunk([len(s.token_ids) - s.num_computed for s in candidates])
+        return Plan(False, candidates[: len(counts)], counts)
+
+    def _admit(self) -> None:
+        """Let waiting sequences run while rows and blocks last.
+
+        Beside what it takes itself, a newcomer leaves one free block per running sequence, so that it does not cause
+        preemptions at once. One whose beginning is just being computed by another waits for that one's blocks.
+        """
+        while self.waiting and self._rows.num_free and len(self.prefilling) < self._prefill_limit:
+            if self._blocks.num_free <= self.num_running:
+                return
+            sequence = self.waiting[0]
+            token_ids = sequence.token_ids
+            shared, content = self._blocks.match(token_ids)
+            if self._is_being_computed(sequence, len(shared)):
+                return
+            needed = -(-len(token_ids) // self._blocks.block_size) - len(shared)
+            free = self._blocks.num_free - sum(map(self._blocks.is_free, shared))
+            if free - needed < self.num_running:
+                return
+            self.waiting.popleft()
+            self._blocks.share(shared)
+            sequence.blocks = shared + self._blocks.allocate(needed)
+            sequence.num_registered, sequence.content = len(shared), content
+            sequence.num_computed = len(shared) * self._blocks.block_size
+            if not sequence.num_preemptions:
+                sequence.num_cached_tokens = sequence.num_computed
+                self._statistics.prompt_tokens += len(token_ids)
+                self._statistics.cached_prompt_tokens += sequence.num_computed
+            self._rows.claim(sequence)
+            self._rows.set_blocks(sequence.row, 0, sequence.blocks)
+            insort(self.prefilling, sequence, key=_arrival)
+
+    def _is_being_computed(self, sequence: Sequence, num_shared: int) -> bool:
+        """Whether a prefilling sequence will compute the next block that this one could share."""
+        end = (num_shared + 1) * self._blocks.block_size
+        if end >= len(sequence.token_ids):
+            return False
+        beginning = sequence.token_ids[:end]
+        return any(
+            other.num_computed < end <= len(other.token_ids) and other.token_ids[:end] == beginning
+            for other in self.prefilling
+        )
+
+    def _chunk(self, remaining: list[int]) -> list[int]:
+        """How many tokens each of the first rows gets; `remaining` holds what every candidate still needs.
+
+        The first row gets all it can. Further rows join, in order, as far as they improve the share of real tokens
+        in what the padded step costs.
+        """
+        first = min(remaining[0], self._max_chunks[1])
+        best: tuple[float, list[int]] = (0.0, [])
+        for rows in range(1, len(remaining) + 1):
+            if self._max_chunks[rows] < first:
+                break
+            counts = [min(tokens, self._max_chunks[rows]) for tokens in remaining[:rows]]
+            padded = round_up(rows, self._buckets.prefill_batch_sizes) * round_up(
+                max(counts), self._buckets.chunk_lengths
+            )
+            best = max(best, (sum(counts) / (padded + _STEP_COST), counts), key=lambda choice: choice[0])
+        return best[1]
+
+
+def _max_chunk(buckets: BucketTable, rows: int) -> int:
+    """The longest chunk that a prefill step of so many rows may have, 0: none."""
+    return max((length for length in buckets.chunk_lengths if buckets.fits(rows, length)), default=0)

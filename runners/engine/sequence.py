@@ -1,0 +1,50 @@
+"""Sequence: one request on its way through the engine."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from runners.engine.detokenizer import Detokenizer
+from runners.engine.result import TokenEvent, TokenLogprobs
+from runners.engine.sampling_params import SamplingParams
+from runners.engine.stop_matcher import StopMatcher
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request's tokens and where their keys and values are.
+
+    A sequence waits (it holds nothing), runs (it holds blocks and a row of RowState), or has ended.
+    """
+
+    request_id: int  # ascending with arrival: the scheduler's priority
+    token_ids: array[int]  # prompt, then answer
+    num_prompt_tokens: int
+    max_tokens: int  # length at which it ends
+    sampling: SamplingParams
+    seed: int
+    arrival_time: float
+    detokenizer: Detokenizer | None = None
+    stop_matcher: StopMatcher | None = None
+    on_event: Callable[[TokenEvent], None] | None = None
+
+    row: int = -1  # row in RowState, -1: does not run
+    blocks: list[int] = field(default_factory=list)
+    num_computed: int = 0  # tokens whose keys and values are in the blocks
+    num_registered: int = 0  # blocks that the block manager knows by content
+    content: int = 0  # number of the content of those blocks
+    received: bool = False  # the scheduler has it
+    aborted: bool = False
+
+    num_cached_tokens: int = 0  # prompt tokens that were found in the cache when it was first admitted
+    num_preemptions: int = 0
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    first_token_time: float | None = None
+    last_token_time: float | None = None
+
+    @property
+    def num_new_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens

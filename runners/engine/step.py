@@ -1,0 +1,116 @@
+"""Preparing a step: the bucket that holds it and the arrays that it reads."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graph_model.bucket import Bucket, BucketTable, Phase, StepInputs
+from runners.engine.row_state import RowState
+from runners.engine.scheduler import Plan
+
+
+class StepPreparation:
+    """Writes plans into a model's input arrays, by the padding rules of StepInputs."""
+
+    def __init__(self, buckets: BucketTable, block_size: int, rows: RowState) -> None:
+        self._buckets = buckets
+        self._block_size = block_size
+        self._state = rows
+        self._scratch_slots = np.arange(buckets.num_scratch_slots)
+
+    def choose(self, plan: Plan) -> tuple[Bucket, np.ndarray, np.ndarray]:
+        """The bucket for a plan; the row in RowState of each of its sequences; which of them get a token.
+
+        Rows whose prompt goes on after this chunk get no token, so their sampling settings do not count.
+        """
+        state = self._state
+        rows = np.array([sequence.row for sequence in plan.sequences])
+        phase: Phase = "decode"
+        chunk = 1
+        if plan.decode:
+            ends = state.length[rows]
+            chosen = rows
+            ending = np.ones(len(rows), np.bool_)
+        else:
+            starts = np.array([sequence.num_computed for sequence in plan.sequences])
+            ends = starts + plan.counts
+            ending = ends == state.length[rows]
+            chosen = rows[ending]
+            phase = "extend" if starts.any() else "prefill"
+            chunk = max(plan.counts)
+        sample = bool((state.temperature[chosen] > 0).any())
+        bucket = self._buckets.choose(
+            phase,
+            rows=len(rows),
+            tokens=chunk,
+            blocks=-(-int(ends.max()) // self._block_size),
+            selection="sample" if sample else "greedy",
+            logprobs=int(state.logprobs[chosen].max(initial=-1)),
+        )
+        return bucket, rows, ending
+
+    def fill(self, inputs: StepInputs, plan: Plan, rows: np.ndarray, ending: np.ndarray) -> None:
+        """Write the plan into the arrays of the bucket that was chosen for it."""
+        if plan.decode:
+            self._fill_decode(inputs, rows)
+        else:
+            self._fill_chunks(inputs, plan)
+        if inputs.temperature is not None:
+            self._fill_sampling(inputs, rows, ending)
+
+    def _fill_decode(self, inputs: StepInputs, rows: np.ndarray) -> None:
+        state, size, count = self._state, self._block_size, len(rows)
+        lengths = state.length[rows]
+        positions = lengths - 1
+        inputs.input_ids[:count, 0] = state.last_token[rows]
+        inputs.input_ids[count:] = 0
+        inputs.positions[:count, 0] = positions
+        inputs.positions[count:] = 0
+        slots = state.block_table[rows, positions // size] * size + positions % size
+        inputs.slot_mapping[:count, 0] = slots
+        inputs.slot_mapping[count:, 0] = self._scratch_slots[: len(inputs.slot_mapping) - count]
+        assert inputs.context_lens is not None
+        assert inputs.block_table is not None
+        inputs.context_lens[:count] = lengths
+        inputs.context_lens[count:] = 1
+        inputs.block_table[:count] = state.block_table[rows, : inputs.block_table.shape[1]]
+        inputs.block_table[count:] = 0
+
+    def _fill_chunks(self, inputs: StepInputs, plan: Plan) -> None:
+        size, table = self._block_size, self._state.block_table
+        assert inputs.query_lens is not None
+        inputs.input_ids.fill(0)
+        inputs.positions.fill(0)
+        slots = inputs.slot_mapping
+        slots[:] = self._scratch_slots[: slots.size].reshape(slots.shape)
+        inputs.query_lens.fill(1)
+        if inputs.context_lens is not None and inputs.block_table is not None:
+            inputs.context_lens.fill(1)
+            inputs.block_table.fill(0)
+        for index, (sequence, count) in enumerate(zip(plan.sequences, plan.counts, strict=True)):
+            start = sequence.num_computed
+            positions = np.arange(start, start + count)
+            inputs.input_ids[index, :count] = np.frombuffer(sequence.token_ids, np.int64)[start : start + count]
+            inputs.positions[index, :count] = positions
+            slots[index, :count] = table[sequence.row, positions // size] * size + positions % size
+            inputs.query_lens[index] = count
+            if inputs.context_lens is not None and inputs.block_table is not None:
+                num_blocks = -(-(start + count) // size)
+                inputs.context_lens[index] = start + count
+                inputs.block_table[index, :num_blocks] = table[sequence.row, :num_blocks]
+
+    def _fill_sampling(self, inputs: StepInputs, rows: np.ndarray, ending: np.ndarray) -> None:
+        """Rows that get no token, and padding, are greedy."""
+        state, count = self._state, len(rows)
+        assert inputs.temperature is not None
+        assert inputs.top_k is not None
+        assert inputs.top_p is not None
+        assert inputs.uniform is not None
+        inputs.temperature.fill(0)
+        inputs.top_k.fill(0)
+        inputs.top_p.fill(1)
+        inputs.uniform.fill(0)
+        inputs.temperature[:count] = state.temperature[rows] * ending
+        inputs.top_k[:count] = state.top_k[rows]
+        inputs.top_p[:count] = state.top_p[rows]
+        inputs.uniform[:count] = state.uniforms(rows)
