@@ -118,7 +118,7 @@ def _comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str:
 def _description(path: Path) -> str:
     """The comment that opens a config file, where a blank line sets it apart from the first key."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "# @package" not in line]
-    opening = []
+    opening: list[str] = []
     for line in lines:
         if not line.startswith("#"):
             return "\n".join(opening) if not line.strip() else ""

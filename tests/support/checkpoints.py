@@ -1,0 +1,109 @@
+"""Random Gemma checkpoints, made and saved by transformers, whose output depends on the whole context."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graph_model.config import GemmaConfig
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Factors on fan_in ** -0.5, the standard deviation of a projection's weights; `embedding` is after its scaling."""
+
+    query_key: float
+    value: float
+    output: float
+    down: float
+    embedding: float
+
+
+# Attention on few tokens, strongly mixed: small mistakes change tokens soon. Rounding to 16 bit does so too.
+SENSITIVE = Gains(query_key=2.5, value=1.5, output=4.0, down=1.0, embedding=0.6)
+# Rounding to bfloat16 changes about 1 % of the tokens (0.2 % in float16), but generated text varies less.
+CALM = Gains(query_key=1.0, value=1.0, output=3.0, down=0.4, embedding=0.15)
+
+
+def make_checkpoint(
+    directory: Path,
+    config: GemmaConfig,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    sharded: bool = False,
+) -> Any:
+    """Save a random GemmaForCausalLM of `config` in `dtype` through save_pretrained; returns the model.
+
+    The files are transformers' own: config.json names `dtype`, whatever `config` says of it.
+    """
+    model = make_model(config, seed, dtype)
+    total = sum(p.numel() * p.element_size() for p in model.parameters())
+    model.save_pretrained(directory, safe_serialization=True, max_shard_size=total // 3 if sharded else "5GB")
+    return model
+
+
+def make_model(
+    config: GemmaConfig, seed: int = 0, dtype: torch.dtype = torch.float32, gains: Gains | None = None
+) -> Any:
+    """A transformers GemmaForCausalLM with random weights, in eval mode; SENSITIVE in float32, else CALM."""
+    transformers = transformers_gemma()
+    model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**config.to_json())).eval()
+    randomise(model, seed, gains or (SENSITIVE if dtype == torch.float32 else CALM))
+    return model.to(dtype)
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module, seed: int, gains: Gains) -> None:
+    """Random weights under which the next token depends on the whole context.
+
+    With usual random weights and a tied head the embedding of the last token dominates the residual stream, and every
+    model echoes its last token. So the embedding is small beside what the layers add, and what attention reads
+    outweighs the MLP, which sees the last token only.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    factors = {"q_proj": gains.query_key, "k_proj": gains.query_key, "v_proj": gains.value, "o_proj": gains.output}
+    factors["down_proj"] = gains.down
+    for name, weight in model.named_parameters():
+        kind = name.split(".")[-2]
+        if name.endswith("bias"):
+            std = 0.1
+        elif "norm" in kind:
+            std = 0.3
+        elif kind == "embed_tokens":
+            std = gains.embedding * weight.shape[1] ** -0.5
+        else:
+            std = factors.get(kind, 1.0) * weight.shape[1] ** -0.5
+        weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+
+
+def transformers_gemma() -> Any:
+    """transformers' Gemma module, also where torch_npu is installed without the libraries it needs."""
+    with _torch_npu_hidden():
+        import transformers
+        from transformers.models.gemma import modeling_gemma  # noqa: F401 (imports what would look for torch_npu)
+
+        transformers.GemmaForCausalLM  # noqa: B018 (a lazy attribute, resolved here)
+    return transformers
+
+
+@contextmanager
+def _torch_npu_hidden() -> Iterator[None]:
+    """transformers imports an installed torch_npu to ask for its devices, and fails where CANN is absent.
+
+    It remembers the answer, so hiding torch_npu during the import is enough; a test may load it for real later.
+    """
+    if "torch_npu" in sys.modules or importlib.util.find_spec("torch_npu") is None:
+        yield
+        return
+    sys.modules["torch_npu"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch_npu"]
