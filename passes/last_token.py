@@ -49,14 +49,18 @@ class LastToken(Pass):
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         if candidate.target != aten.linear.default:
             raise NearMiss(candidate, "the graph does not end in the head's linear")
-        graph.output.args = ((self._take(graph, candidate, {}),),)
+        barriers = _attention_and_before(graph)
+        graph.output.args = ((self._take(graph, candidate, barriers, {}),),)
 
-    def _take(self, graph: ModelGraph, node: fx.Node, taken: dict[fx.Node, fx.Node]) -> fx.Node:
+    def _take(
+        self, graph: ModelGraph, node: fx.Node, barriers: set[fx.Node], taken: dict[fx.Node, fx.Node]
+    ) -> fx.Node:
         """The node that computes the last tokens of `node`'s value; `taken` remembers those that exist."""
         if node not in taken:
-            arity = TOKEN_WISE.get(node.target, 0)  # type: ignore[arg-type]
+            arity = 0 if node in barriers else TOKEN_WISE.get(node.target, 0)  # type: ignore[arg-type]
             if arity and isinstance(node.args[arity - 1], fx.Node):
-                inputs = [self._take(graph, source, taken) for source in node.args[:arity]]  # type: ignore[arg-type]
+                sources = node.args[:arity]
+                inputs = [self._take(graph, source, barriers, taken) for source in sources]  # type: ignore[arg-type]
                 last = graph.insert(node.target, *inputs, *node.args[arity:], at=node.next)  # type: ignore[arg-type]
             elif graph.bucket.phase == "decode":
                 last = graph.insert(aten.select.int, node, 1, 0, at=node.next)
@@ -70,3 +74,12 @@ class LastToken(Pass):
     def project(self, output: Any, graph: ModelGraph, inputs: dict[str, torch.Tensor]) -> Any:
         lens = inputs.get("query_lens")
         return output[:, 0] if lens is None else ops.last_token(output, lens)
+
+
+def _attention_and_before(graph: ModelGraph) -> set[fx.Node]:
+    """The nodes that compute what some attention reads, and attention: all their tokens are needed."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.graph.nodes):
+        if node.target == ops.paged_attention or any(user in found for user in node.users):
+            found.add(node)
+    return found

@@ -1,0 +1,34 @@
+"""What a backend is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from graph_model.graph import ModelGraph
+
+StepFunction = Callable[..., Sequence[Tensor]]
+
+
+class Backend(Protocol):
+    """Compiles graphs for one device."""
+
+    name: ClassVar[str]
+    device: torch.device
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What, besides graph and versions of Python and torch, decides the result of `compile`."""
+
+    def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
+        """A function of the graph's placeholders that returns its outputs and writes its caches in place.
+
+        arguments: tensors of the placeholders' shapes on the backend's device, in order; read for their metadata.
+        artifact: where to leave a file from which `load` makes the same function; None: nowhere.
+        """
+
+    def load(self, artifact: Path) -> StepFunction | None:
+        """The function that `compile` left at `artifact`, or None where there is none that can be used."""

@@ -1,0 +1,78 @@
+"""Inductor: torch's own compiler, for CPUs and CUDA GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from graph_model.backends.base import StepFunction
+from graph_model.errors import UserError
+from graph_model.graph import ModelGraph
+
+
+class InductorBackend:
+    """Canonical ops are traced into aten and fused with their neighbours; kernels are compiled C++ or Triton.
+
+    kernel_dir: where compiled kernels live; buckets that need the same kernel share it.
+    """
+
+    name: ClassVar[str] = "inductor"
+
+    def __init__(self, device: torch.device, kernel_dir: Path) -> None:
+        self.device = device
+        self.kernel_dir = kernel_dir
+        if device.type == "cpu" and cpp_compiler() is None:
+            raise UserError(
+                "backend=inductor: no C++ compiler that works was found (tried the environment variable CXX and g++). "
+                "Inductor compiles kernels with it. Install g++, or take backend=eager, which needs none."
+            )
+
+    def fingerprint(self) -> dict[str, Any]:
+        if self.device.type == "cuda":
+            return {"device": torch.cuda.get_device_name(self.device), "cuda": torch.version.cuda}
+        return {
+            "device": "cpu",
+            "instructions": sorted(k for k, v in torch.cpu.get_capabilities().items() if v is True),
+            "threads": torch.get_num_threads(),
+            "compiler": cpp_compiler(),
+        }
+
+    def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
+        from torch._inductor import standalone_compile
+
+        with _kernel_cache(self.kernel_dir), torch.no_grad():
+            compiled = standalone_compile(
+                graph.module, list(arguments), dynamic_shapes="from_example_inputs", options={}
+            )
+            if artifact is not None:
+                compiled.save(path=str(artifact), format="binary")
+        return compiled
+
+    def load(self, artifact: Path) -> StepFunction | None:
+        from torch._inductor import CompiledArtifact
+
+        with _kernel_cache(self.kernel_dir), torch.no_grad():
+            return CompiledArtifact.load(path=str(artifact), format="binary")
+
+
+def _kernel_cache(kernel_dir: Path) -> Any:
+    from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
+
+    kernel_dir.mkdir(parents=True, exist_ok=True)
+    return temporary_cache_dir(str(kernel_dir))
+
+
+def cpp_compiler() -> str | None:
+    """First line of `--version` of the C++ compiler that Inductor will call, or None if there is none."""
+    command = os.environ.get("CXX", "g++")
+    try:
+        result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.splitlines()[0] if result.stdout else command

@@ -1,0 +1,34 @@
+"""Which backend a setting means on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from graph_model.backends.base import Backend
+from graph_model.backends.eager import EagerBackend
+from graph_model.backends.inductor import InductorBackend, cpp_compiler
+from graph_model.errors import UserError
+
+NAMES = ("auto", "eager", "inductor", "torchair")
+
+
+def select_backend(name: str, cache_dir: Path) -> tuple[Backend, str]:
+    """The backend for the setting `backend` and a sentence that says which one was taken and why.
+
+    auto takes inductor where it can compile (a CUDA GPU, or a C++ compiler), else eager. Raises UserError.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in NAMES:
+        raise UserError(f"backend: {name!r} is unknown; it must be one of {', '.join(NAMES)}.")
+    if name == "torchair":
+        raise UserError(
+            "backend=torchair: lowering to an Ascend graph is not available in this version. "
+            "Use backend=inductor or backend=eager."
+        )
+    if name == "eager":
+        return EagerBackend(device), f"eager on {device.type}"
+    if name == "auto" and device.type == "cpu" and cpp_compiler() is None:
+        return EagerBackend(device), "eager on cpu (no C++ compiler was found, so Inductor cannot be used)"
+    return InductorBackend(device, cache_dir / "kernels"), f"inductor on {device.type}"

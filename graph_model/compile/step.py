@@ -1,0 +1,128 @@
+"""From a bucket to a compiled step: capture, passes, backend, or the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graph_model import weights
+from graph_model.backends import Backend, StepFunction
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.compile.cache import CompileCache, cache_key, source_digest
+from graph_model.config import GemmaConfig
+from graph_model.graph import ModelGraph, Pages
+from graph_model.weights import WeightPlan
+from passes.contract import Pass
+from passes.manager import Observer, run_passes
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the steps of one model have in common, whatever their bucket."""
+
+    config: GemmaConfig
+    dtype: torch.dtype
+    pages: Pages
+    passes: tuple[Pass, ...]
+    backend: Backend
+    cache: CompileCache | None = None
+    dump_dir: Path | None = None
+    observe: Observer | None = None
+
+    def key(self, bucket: Bucket) -> str:
+        """The cache key of the recipe's step for `bucket`."""
+        return cache_key(
+            {
+                "config": self.config.to_json(),
+                "bucket": dataclasses.asdict(bucket),
+                "pages": dataclasses.asdict(self.pages),
+                "dtype": str(self.dtype),
+                "passes": [[p.name, dataclasses.asdict(p)] for p in self.passes],
+                "sources": source_digest(),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "backend": [self.backend.name, self.backend.fingerprint()],
+            }
+        )
+
+    def graph(self, bucket: Bucket) -> ModelGraph:
+        """The captured and rewritten graph of `bucket`."""
+        graph = capture(self.config, bucket, self.pages, self.dtype)
+        run_passes(graph, self.passes, self.dump_dir, self.observe)
+        return graph
+
+
+@dataclass(frozen=True)
+class Step:
+    """A bucket's signature, and how to get its function.
+
+    weight_plan: the weights' placeholders, in order; then come the caches, then `input_names`.
+    compile: makes the step's function from arguments of the right shapes.
+    cached: whether the function comes from the cache.
+    """
+
+    bucket: Bucket
+    weight_plan: WeightPlan
+    num_caches: int
+    input_names: tuple[str, ...]
+    compile: Callable[[Sequence[Tensor]], StepFunction]
+    cached: bool
+
+
+def prepare_step(recipe: Recipe, bucket: Bucket) -> Step:
+    """Find the step in the cache, or capture and rewrite its graph; compiling is left to `Step.compile`.
+
+    With `dump_dir` or `observe` the graph is made in any case, so that it can be seen.
+    """
+    look_up = recipe.cache is not None and recipe.dump_dir is None and recipe.observe is None
+    key = recipe.key(bucket) if recipe.cache is not None else ""
+    if look_up:
+        assert recipe.cache is not None
+        found = recipe.cache.find(key)
+        function = recipe.backend.load(found[1]) if found else None
+        if found and function is not None:
+            return _described_step(bucket, found[0], function)
+    graph = recipe.graph(bucket)
+
+    def compile_graph(arguments: Sequence[Tensor]) -> StepFunction:
+        if recipe.cache is None or recipe.backend.name == "eager":
+            return recipe.backend.compile(graph, arguments, None)
+        compiled: list[StepFunction] = []
+        recipe.cache.store(
+            key,
+            _describe(graph),
+            lambda artifact: compiled.append(recipe.backend.compile(graph, arguments, artifact)),
+        )
+        return compiled[0]
+
+    return Step(
+        bucket,
+        graph.weight_plan,
+        len(graph.placeholders("cache")),
+        tuple(node.name for node in graph.placeholders("input")),
+        compile_graph,
+        cached=False,
+    )
+
+
+def _describe(graph: ModelGraph) -> dict[str, Any]:
+    return {
+        "bucket": str(graph.bucket),
+        "weights": {name: weights.to_json(expression) for name, expression in graph.weight_plan.items()},
+        "num_caches": len(graph.placeholders("cache")),
+        "inputs": [node.name for node in graph.placeholders("input")],
+    }
+
+
+def _described_step(bucket: Bucket, description: dict[str, Any], function: StepFunction) -> Step:
+    plan = {name: weights.from_json(raw) for name, raw in description["weights"].items()}
+    inputs = tuple(description["inputs"])
+    return Step(bucket, plan, description["num_caches"], inputs, lambda arguments: function, cached=True)
