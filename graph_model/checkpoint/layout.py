@@ -98,7 +98,7 @@ def _from_index(index: Path, suffix: str) -> WeightFiles:
 def _read_weight_map(index: Path, suffix: str) -> dict[str, str]:
     try:
         raw = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{index} is not readable as JSON ({error}). Copy it again from the original.") from None
     weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
