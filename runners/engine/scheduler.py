@@ -170,20 +170,23 @@ class Scheduler:
     def _chunk(self, remaining: list[int]) -> list[int]:
         """How many tokens each of the first rows gets; `remaining` holds what every candidate still needs.
 
-        The first row gets all it can. Further rows join, in order, as far as they improve the share of real tokens
-        in what the padded step costs.
+        The first row gets all it can. As many rows join it, in order, as saves most against a step for each.
         """
-        first = min(remaining[0], self._max_chunks[1])
-        best: tuple[float, list[int]] = (0.0, [])
-        for rows in range(1, len(remaining) + 1):
-            if self._max_chunks[rows] < first:
+        best = [min(remaining[0], self._max_chunks[1])]
+        most_saved = 0
+        for rows in range(2, len(remaining) + 1):
+            if self._max_chunks[rows] < best[0]:
                 break
             counts = [min(tokens, self._max_chunks[rows]) for tokens in remaining[:rows]]
-            padded = round_up(rows, self._buckets.prefill_batch_sizes) * round_up(
-                max(counts), self._buckets.chunk_lengths
-            )
-            best = max(best, (sum(counts) / (padded + _STEP_COST), counts), key=lambda choice: choice[0])
-        return best[1]
+            saved = sum(self._cost(1, count) for count in counts) - self._cost(rows, max(counts))
+            if saved > most_saved:
+                best, most_saved = counts, saved
+        return best
+
+    def _cost(self, rows: int, tokens: int) -> int:
+        """What a padded prefill step costs, in tokens."""
+        rows = round_up(rows, self._buckets.prefill_batch_sizes)
+        return rows * round_up(tokens, self._buckets.chunk_lengths) + _STEP_COST
 
 
 def _max_chunk(buckets: BucketTable, rows: int) -> int:
