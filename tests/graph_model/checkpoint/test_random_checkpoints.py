@@ -40,9 +40,7 @@ def test_config_json_of_transformers_reads_back(name: str, tmp_path: Path) -> No
 
 
 def test_transformers_reads_the_config_json_that_we_write(tmp_path: Path) -> None:
-    config = replace(
-        TINY_CONFIGS["rope_and_eps"], dtype="bfloat16", eos_token_ids=(1, 107), tie_word_embeddings=False
-    )
+    config = replace(TINY_CONFIGS["rope_and_eps"], dtype="bfloat16", eos_token_ids=(1, 107), tie_word_embeddings=False)
     (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
 
     theirs = transformers_gemma().GemmaConfig.from_pretrained(tmp_path)

@@ -1,0 +1,167 @@
+"""A checkpoint is written whole or not at all."""
+
+import json
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import make_model, transformers_gemma
+from support.configs import TINY_CONFIGS
+
+from graph_model.checkpoint import open_checkpoint, save_checkpoint, writer
+from graph_model.config import read_config
+from graph_model.errors import UserError
+
+CONFIG = TINY_CONFIGS["grouped_kv_heads"]
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, torch.Tensor]:
+    return dict(make_model(CONFIG).named_parameters())
+
+
+def assert_holds(directory: Path, tensors: dict[str, torch.Tensor]) -> None:
+    with open_checkpoint(directory, read_config(directory)) as checkpoint:
+        assert set(checkpoint.names) == set(tensors)
+        for name, tensor in tensors.items():
+            assert torch.equal(checkpoint.read(name), tensor)
+
+
+def everything_in(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*")}
+
+
+def test_written_checkpoint_loads_here_and_in_transformers(tensors: dict[str, Any], tmp_path: Path) -> None:
+    extra = tmp_path / "source.txt"
+    extra.write_text("copied")
+    target = tmp_path / "new" / "checkpoint"
+    save_checkpoint(target, tensors, CONFIG.to_json(), {"a.txt": extra, "b.bin": b"\x00\x01"})
+
+    assert everything_in(target) == {"model.safetensors", "config.json", "a.txt", "b.bin"}
+    assert everything_in(target.parent) == {"checkpoint", *(f"checkpoint/{n}" for n in everything_in(target))}
+    assert (target / "a.txt").read_text() == "copied"
+    assert (target / "b.bin").read_bytes() == b"\x00\x01"
+    assert read_config(target) == CONFIG
+    assert_holds(target, tensors)
+    theirs = transformers_gemma().GemmaForCausalLM.from_pretrained(target)
+    assert all(torch.equal(p, tensors[name]) for name, p in theirs.named_parameters())
+    usual = tmp_path / "usual"
+    usual.mkdir()
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
+
+
+def test_above_the_size_limit_it_is_sharded(tensors: dict[str, Any], tmp_path: Path) -> None:
+    limit = sum(t.nbytes for t in tensors.values()) // 3
+    save_checkpoint(tmp_path / "c", iter(tensors.items()), CONFIG.to_json(), max_shard_bytes=limit)
+
+    shards = sorted((tmp_path / "c").glob("*.safetensors"))
+    assert [path.name for path in shards] == [
+        f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))
+    ]
+    assert 3 <= len(shards) <= 6
+    assert all(path.stat().st_size < limit + 10_000 for path in shards)
+    index = json.loads((tmp_path / "c" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
+    assert_holds(tmp_path / "c", tensors)
+    theirs = transformers_gemma().GemmaForCausalLM.from_pretrained(tmp_path / "c")
+    assert all(torch.equal(p, tensors[name]) for name, p in theirs.named_parameters())
+
+
+def test_views_and_shared_tensors_are_written_in_full(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    paths = writer.write_shards(tmp_path, {"a": base, "b": base, "t": base.T, "param": torch.nn.Parameter(base)})
+    from safetensors.torch import load_file
+
+    assert [path.name for path in paths] == ["model.safetensors"]
+    read = load_file(paths[0])
+    assert torch.equal(read["a"], base)
+    assert torch.equal(read["b"], base)
+    assert torch.equal(read["t"], base.T)
+    assert torch.equal(read["param"], base)
+
+
+def test_existing_target_is_refused_and_untouched(tensors: dict[str, Any], tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", tensors, CONFIG.to_json())
+    before = (tmp_path / "c" / "model.safetensors").stat()
+    with pytest.raises(UserError, match=r"c exists already.*overwrite=true"):
+        save_checkpoint(tmp_path / "c", tensors, CONFIG.to_json())
+    assert (tmp_path / "c" / "model.safetensors").stat() == before
+
+
+def test_overwrite_replaces_the_whole_directory(tensors: dict[str, Any], tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", tensors, CONFIG.to_json(), {"old.txt": b"old"})
+    other = {name: tensor * 2 for name, tensor in tensors.items()}
+    save_checkpoint(tmp_path / "c", other, replace(CONFIG, dtype="float16").to_json(), overwrite=True)
+
+    assert everything_in(tmp_path) == {"c", "c/model.safetensors", "c/config.json"}
+    assert read_config(tmp_path / "c").dtype == "float16"
+    assert_holds(tmp_path / "c", other)
+
+
+def test_overwrite_never_replaces_what_is_no_checkpoint(tensors: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "thesis")
+    for name in ("thesis", "file", "link"):
+        with pytest.raises(UserError, match="is not a checkpoint directory"):
+            save_checkpoint(tmp_path / name, tensors, CONFIG.to_json(), overwrite=True)
+    assert everything_in(tmp_path) == {"thesis", "thesis/chapter1.tex", "file", "link"}
+
+
+class Interrupt(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("error", [Interrupt, OSError("No space left on device")])
+@pytest.mark.parametrize("existing", [False, True])
+def test_failure_leaves_nothing_behind(error: Any, existing: bool, tensors: dict[str, Any], tmp_path: Path) -> None:
+    if existing:
+        save_checkpoint(tmp_path / "c", tensors, CONFIG.to_json())
+    before = everything_in(tmp_path)
+
+    def failing() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from list(tensors.items())[:20]
+        raise error
+
+    expected = Interrupt if error is Interrupt else UserError
+    with pytest.raises(expected, match=None if expected is Interrupt else "No space left.*Nothing was left"):
+        save_checkpoint(tmp_path / "c", failing(), CONFIG.to_json(), max_shard_bytes=20_000, overwrite=existing)
+
+    assert everything_in(tmp_path) == before
+    if existing:
+        assert_holds(tmp_path / "c", tensors)
+
+
+def test_failed_replacement_restores_the_old_checkpoint(
+    tensors: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path / "c", tensors, CONFIG.to_json())
+    rename = writer.os.rename
+
+    def fail_second(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / "c" and Path(source).name == "c":
+            raise OSError("refused")
+        rename(source, target)
+
+    monkeypatch.setattr(writer.os, "rename", fail_second)
+    with pytest.raises(UserError, match="refused"):
+        save_checkpoint(tmp_path / "c", {"x": torch.ones(1)}, CONFIG.to_json(), overwrite=True)
+
+    assert everything_in(tmp_path) == {"c", "c/model.safetensors", "c/config.json"}
+    assert_holds(tmp_path / "c", tensors)
+
+
+def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="given twice"):
+        writer.write_shards(tmp_path, [("a", torch.ones(1)), ("a", torch.ones(1))])
+
+
+def test_target_below_a_file_is_refused(tensors: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="could not be written"):
+        save_checkpoint(tmp_path / "file" / "c", tensors, CONFIG.to_json())
