@@ -15,10 +15,10 @@ _WIDTH = 100
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting's dotted name, its default as YAML, and the comment above or behind it."""
+    """A setting's dotted name, its default as YAML (None: a section of settings), and its comment."""
 
     name: str
-    default: str
+    default: str | None
     comment: str
     options: tuple[str, ...] = ()  # of a config group: the names to choose from
 
@@ -33,8 +33,9 @@ def help_text(config_dir: Path, config_name: str) -> str:
     ]
     for setting in settings_of(config_dir, path):
         options = f"  ({' | '.join(setting.options)})" if setting.options else ""
+        line = f"  {setting.name}:" if setting.default is None else f"  {setting.name}={setting.default}{options}"
         comment = _wrap(setting.comment, indent="      ")
-        blocks.append(f"  {setting.name}={setting.default}{options}" + (f"\n{comment}" if comment else ""))
+        blocks.append(f"{line}\n{comment}" if comment else line)
     blocks.append("Hydra's own options (--cfg job, --multirun, ...): --hydra-help")
     return "\n\n".join(blocks)
 
@@ -91,14 +92,22 @@ def _defaults(
 def _settings(key: yaml.Node, value: yaml.Node, package: str, text: str, lines: list[str]) -> Iterator[Setting]:
     name = f"{package}.{key.value}" if package else key.value
     comment = _comment(key, value, lines)
-    if isinstance(value, yaml.MappingNode) and not value.flow_style and value.value:
+    if isinstance(value, yaml.MappingNode) and value.value:
+        if value.flow_style:  # {a: 1, b: 2} on one line shares the comment
+            for inner_key, inner_value in value.value:
+                yield Setting(f"{name}.{inner_key.value}", _yaml(inner_value, text), comment)
+            return
         if comment:
-            yield Setting(f"{name}.", "...", comment)
+            yield Setting(name, None, comment)
         for inner_key, inner_value in value.value:
             yield from _settings(inner_key, inner_value, name, text, lines)
         return
-    default = " ".join(text[value.start_mark.index : value.end_mark.index].split())
-    yield Setting(name, default or "null", comment)
+    yield Setting(name, _yaml(value, text), comment)
+
+
+def _yaml(value: yaml.Node, text: str) -> str:
+    """The value as it is written in the file, on one line."""
+    return " ".join(text[value.start_mark.index : value.end_mark.index].split()) or "null"
 
 
 def _comment(key: yaml.Node, value: yaml.Node, lines: list[str]) -> str:
