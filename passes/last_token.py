@@ -52,9 +52,7 @@ class LastToken(Pass):
         barriers = _attention_and_before(graph)
         graph.output.args = ((self._take(graph, candidate, barriers, {}),),)
 
-    def _take(
-        self, graph: ModelGraph, node: fx.Node, barriers: set[fx.Node], taken: dict[fx.Node, fx.Node]
-    ) -> fx.Node:
+    def _take(self, graph: ModelGraph, node: fx.Node, barriers: set[fx.Node], taken: dict[fx.Node, fx.Node]) -> fx.Node:
         """The node that computes the last tokens of `node`'s value; `taken` remembers those that exist."""
         if node not in taken:
             arity = 0 if node in barriers else TOKEN_WISE.get(node.target, 0)  # type: ignore[arg-type]

@@ -1,0 +1,142 @@
+"""Check mode: run the graph before and after each pass on the same inputs and hold the pass to its tier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.config import GemmaConfig
+from graph_model.graph import ModelGraph, Pages
+from graph_model.weights import Expression, Read, evaluate
+from passes.contract import Pass, PassError, Tier
+from passes.manager import run_passes
+
+# Largest difference that another order of the same sums may make, relative to the largest logit.
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+_PAGES = Pages(num_blocks=8, block_size=16)
+BUCKETS = (
+    Bucket("prefill", batch=2, chunk=8, table_width=0),
+    Bucket("extend", batch=2, chunk=8, table_width=2),
+    Bucket("decode", batch=2, chunk=1, table_width=2),
+    Bucket("decode", batch=2, chunk=1, table_width=2, selection="sample"),
+)
+
+
+def check_passes(
+    config: GemmaConfig,
+    dtype: torch.dtype,
+    passes: Sequence[Pass],
+    read: Read,
+    buckets: Sequence[Bucket] = BUCKETS,
+) -> list[Comparison]:
+    """Run the passes on a small graph of every phase, comparing before and after each; returns what was found.
+
+    `read` gives the checkpoint's tensors. Raises PassError naming the first pass that breaks its tier.
+    """
+    checker = PassChecker(read)
+    for bucket in buckets:
+        run_passes(capture(config, bucket, _PAGES, dtype), passes, observe=checker)
+    return checker.comparisons
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A pass held its tier in a graph: relative difference of the outputs before and after it, and what is allowed."""
+
+    graph_pass: Pass
+    bucket: Bucket
+    error: float
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.graph_pass.name} on {self.bucket}: difference {self.error:.1e}, allowed {self.bound:.0e}"
+
+
+class PassChecker:
+    """Compares a pass's graphs with reference kernels and the model's weights."""
+
+    def __init__(self, read: Read) -> None:
+        self.comparisons: list[Comparison] = []
+        self._read = read
+        self._weights: dict[Expression, Tensor] = {}
+
+    def __call__(self, graph_pass: Pass, before: ModelGraph, after: ModelGraph) -> None:
+        inputs = example_inputs(after, past=bool(before.placeholders("cache")))
+        caches = _random_caches(after)
+        expected = graph_pass.project(self._run(before, inputs, caches), before, inputs)
+        found = self._run(after, inputs, caches)
+        lens = inputs.get("query_lens")
+        if lens is not None and expected.shape[:2] == (after.bucket.batch, after.bucket.chunk):
+            real = torch.arange(after.bucket.chunk) < lens[:, None]
+            expected, found = expected[real], found[real]
+        error = difference(expected, found)
+        bound = 0.0 if graph_pass.tier is Tier.EXACT else TOLERANCE[after.dtype]
+        comparison = Comparison(graph_pass, after.bucket, error, bound)
+        if not error <= bound:
+            raise PassError(f"{comparison}. The pass breaks its tier, {graph_pass.tier.value}.")
+        self.comparisons.append(comparison)
+
+    def _run(self, graph: ModelGraph, inputs: dict[str, Tensor], caches: list[Tensor]) -> Tensor:
+        """The graph's first output."""
+        plan = graph.weight_plan
+        missing = [expression for expression in plan.values() if expression not in self._weights]
+        self._weights.update(evaluate(missing, self._read, torch.device("cpu")))
+        weights = [self._weights[expression] for expression in plan.values()]
+        own_caches = [cache.clone() for cache in caches[: len(graph.placeholders("cache"))]]
+        names = [node.name for node in graph.placeholders("input")]
+        with torch.no_grad():
+            return graph.module(*weights, *own_caches, *(inputs[name] for name in names))[0]
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """Largest difference relative to the largest expected value; for integers, the share that differs. NaN: inf."""
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return float("inf")
+    if not expected.is_floating_point():
+        return (expected != found).float().mean().item()
+    error = ((expected.double() - found.double()).abs().max() / expected.double().abs().max()).item()
+    return error if error == error else float("inf")
+
+
+def example_inputs(graph: ModelGraph, past: bool) -> dict[str, Tensor]:
+    """Random inputs of the graph's bucket: rows of different lengths, with `past` some tokens in their blocks."""
+    bucket, block_size = graph.bucket, graph.pages.block_size
+    generator = torch.Generator().manual_seed(0)
+    batch, chunk = bucket.batch, bucket.chunk
+    rows = torch.arange(batch)
+    query_lens = chunk - rows % chunk
+    starts = (rows + 1) * block_size // 2 if past and bucket.phase != "prefill" else torch.zeros(batch).long()
+    steps = torch.arange(chunk)
+    positions = starts[:, None] + steps
+    table = 1 + torch.arange(batch * bucket.table_width).view(batch, -1)
+    real = steps < query_lens[:, None]
+    if bucket.table_width:
+        slots = table.gather(1, positions // block_size) * block_size + positions % block_size
+    else:
+        slots = block_size + torch.arange(batch * chunk).view(batch, chunk)
+    scratch = torch.arange(batch * chunk).view(batch, chunk)
+    return {
+        "input_ids": torch.randint(0, graph.config.vocab_size, (batch, chunk), generator=generator) * real,
+        "positions": positions * real,
+        "slot_mapping": torch.where(real, slots, scratch),
+        "query_lens": query_lens,
+        "context_lens": starts + query_lens,
+        "block_table": table,
+        "temperature": torch.linspace(0.0, 1.0, batch),
+        "top_k": rows * 7,
+        "top_p": torch.linspace(0.7, 1.0, batch),
+        "uniform": torch.rand(batch, generator=generator),
+    }
+
+
+def _random_caches(graph: ModelGraph) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(node.meta["val"].shape, generator=generator).to(graph.dtype) for node in graph.placeholders("cache")
+    ]

@@ -1,0 +1,81 @@
+"""check=true: each pass against its tier, and the answers against the plain model."""
+
+from __future__ import annotations
+
+import torch
+
+from graph_model.errors import UserError
+from graph_model.gemma import GemmaForCausalLM
+from passes.check import check_passes
+from passes.contract import PassError
+from runners.engine.result import RequestResult
+from runners.inputs import Inputs
+from runners.load import LoadedModel
+
+
+def check_model_passes(loaded: LoadedModel) -> None:
+    """Compare the graphs before and after every pass, with the model's own weights. Raises UserError at the first."""
+    recipe = loaded.model.recipe
+    try:
+        comparisons = check_passes(recipe.config, recipe.dtype, recipe.passes, loaded.read)
+    except PassError as error:
+        raise UserError(f"check: {error}") from error
+    for graph_pass in recipe.passes:
+        errors = [c.error for c in comparisons if c.graph_pass is graph_pass]
+        print(
+            f"check: {graph_pass.name} ({graph_pass.tier.value}) holds on {len(errors)} graphs, "
+            f"largest difference {max(errors):.1e}"
+        )
+
+
+def check_answers(loaded: LoadedModel, inputs: Inputs, results: list[RequestResult]) -> None:
+    """Hold greedy answers to the token rule: the plain model sees each prefix and must choose the same token.
+
+    In 16 bit a token is excused if the plain model's logits put it within the dtype's rounding of the best one;
+    at most 1 % of the tokens may need that. Raises UserError.
+    """
+    if not all(sampling.greedy for sampling in inputs.sampling):
+        print("check: sampled answers are not compared with the plain model; their passes were")
+        return
+    total = excused = 0
+    model = _plain_model(loaded)
+    for result in results:
+        verdicts = token_verdicts(model, result.prompt_token_ids, result.token_ids)
+        if "wrong" in verdicts:
+            raise UserError(
+                f"check: token {verdicts.index('wrong')} of an answer differs from the plain model's choice, by more "
+                f"than rounding. The prompt's ids are {result.prompt_token_ids}."
+            )
+        total += len(verdicts)
+        excused += verdicts.count("excused")
+    if excused > max(1, total // 100):
+        raise UserError(f"check: {excused} of {total} tokens needed the excuse of rounding; at most 1 % may.")
+    print(f"check: {total} tokens equal the plain model's, {excused} of them within rounding")
+
+
+def token_verdicts(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> list[str]:
+    """'equal', 'excused' or 'wrong' for each token of a greedy answer, by the plain model's logits."""
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        logits = model(ids, torch.arange(ids.shape[1])[None])[0, len(prompt) - 1 : -1]
+    best, choices = logits.max(-1)
+    tokens = torch.tensor(answer)
+    chosen = logits.gather(-1, tokens[:, None])[:, 0]
+    exact = logits.dtype == torch.float32
+    rounding = best.float().abs() * (0.0 if exact else torch.finfo(logits.dtype).eps)
+    close = best.float() - chosen.float() <= rounding
+    return [
+        "equal" if token == choice else "excused" if near and not exact else "wrong"
+        for token, choice, near in zip(answer, choices.tolist(), close.tolist(), strict=True)
+    ]
+
+
+def _plain_model(loaded: LoadedModel) -> GemmaForCausalLM:
+    recipe = loaded.model.recipe
+    with torch.device("meta"):
+        model = GemmaForCausalLM(recipe.config)
+    state = {name: loaded.read(name).to(recipe.dtype) for name in dict(model.named_parameters())}
+    if recipe.config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, assign=True)
+    return model.eval()

@@ -1,0 +1,86 @@
+"""What a run is asked to do: prompts, and how to sample their answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graph_model import demo
+from graph_model.errors import UserError
+from runners.engine.sampling_params import SamplingParams
+from runners.prompts import Prompt, read_prompts
+from runners.settings import ModelSettings
+from runners.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Prompts with their sampling parameters, and the tokenizer where there is one."""
+
+    prompts: list[Prompt]
+    sampling: list[SamplingParams]
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def read_inputs(settings: Any, model: ModelSettings) -> Inputs:
+    """Check and tokenise what the settings ask for. Raises UserError."""
+    sampling = _sampling(settings)
+    tokenizer = _tokenizer(settings, model)
+    prompts = read_prompts(
+        prompts=_prompts(settings, model),
+        prompts_file=settings.prompts_file,
+        prompt_token_ids=settings.prompt_token_ids,
+        tokenizer=tokenizer,
+        config=model.config,
+        max_seq_len=model.max_seq_len,
+        chat=settings.chat,
+        chat_template=settings.chat_template,
+    )
+    return Inputs(prompts, [sampling(index) for index in range(len(prompts))], tokenizer)
+
+
+def _prompts(settings: Any, model: ModelSettings) -> Any:
+    sources = (settings.prompts, settings.prompts_file, settings.prompt_token_ids)
+    if model.checkpoint_dir == demo.CHECKPOINT_DIR and all(source is None for source in sources):
+        from graph_model.demo.world import demo_prompts
+
+        return demo_prompts()
+    return settings.prompts
+
+
+def _tokenizer(settings: Any, model: ModelSettings) -> PreTrainedTokenizerBase | None:
+    """The checkpoint's tokenizer; a run on token ids can do without."""
+    if settings.prompt_token_ids is not None:
+        directory = model.checkpoint_dir
+        if directory is None or not any((directory / f"tokenizer.{kind}").is_file() for kind in ("json", "model")):
+            return None
+    if model.checkpoint_dir is None:
+        raise UserError(
+            "weights=random without model.path has no tokenizer, so prompts must be token ids: give "
+            "prompt_token_ids=[[2,5,7]]."
+        )
+    return load_tokenizer(model.checkpoint_dir, model.config)
+
+
+def _sampling(settings: Any) -> Any:
+    """The sampling parameters of prompt number i, checked once."""
+    values = settings.sampling
+    stop = [settings.stop] if isinstance(settings.stop, str) else list(settings.stop or ())
+
+    def of(index: int) -> SamplingParams:
+        seed = values.seed
+        return SamplingParams(
+            temperature=values.temperature,
+            top_k=values.top_k,
+            top_p=values.top_p,
+            seed=seed + index if isinstance(seed, int) and not isinstance(seed, bool) and index else seed,
+            max_new_tokens=settings.max_new_tokens,
+            ignore_eos=settings.ignore_eos,
+            stop=tuple(stop),
+        )
+
+    of(0)
+    return of

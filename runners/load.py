@@ -1,0 +1,143 @@
+"""From settings to a model that runs steps: weights, KV cache, buckets."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from graph_model.backends import select_backend
+from graph_model.bucket import Bucket, BucketTable, powers_of_two, round_up
+from graph_model.checkpoint import expected_tensors, open_checkpoint
+from graph_model.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
+from graph_model.config import GemmaConfig
+from graph_model.errors import UserError
+from graph_model.graph import Pages
+from graph_model.weights import Read
+from passes.manager import build_passes
+from runners.memory import free_memory
+from runners.random_weights import random_weights
+from runners.settings import SMALLEST_CHUNK, ModelSettings
+
+# Block tables are not made narrower than this many tokens: attention over them costs nothing beside the weights.
+_NARROWEST_TABLE_TOKENS = 256
+
+
+@dataclass
+class LoadedModel:
+    """A model and what it came from."""
+
+    model: CompiledModel
+    read: Read
+    backend: str  # which backend was taken and why
+
+
+def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
+    """Build the model; weights are read when its first buckets are warmed up.
+
+    `resources` keeps the checkpoint open. Raises UserError.
+    """
+    read = _reader(settings, resources)
+    backend, description = select_backend(settings.backend, settings.cache_dir)
+    buckets = bucket_table(settings)
+    recipe = Recipe(
+        config=settings.config,
+        dtype=getattr(torch, settings.dtype),
+        pages=Pages(_num_blocks(settings, buckets, backend.device), settings.block_size),
+        passes=tuple(build_passes(settings.passes)),
+        backend=backend,
+        cache=CompileCache(settings.cache_dir),
+        dump_dir=settings.dump_dir,
+    )
+    return LoadedModel(CompiledModel(recipe, buckets, settings.max_seq_len, read), read, description)
+
+
+def bucket_table(settings: ModelSettings) -> BucketTable:
+    """The sizes that steps are padded up to. Rows grow by fours: a padded row costs little beside the weights."""
+    blocks = -(-settings.max_seq_len // settings.block_size)
+    narrowest = min(blocks, max(1, _NARROWEST_TABLE_TOKENS // settings.block_size))
+    return BucketTable(
+        batch_sizes=_powers_of_four(settings.max_batch_size),
+        prefill_batch_sizes=_powers_of_four(settings.max_prefill_batch_size),
+        chunk_lengths=powers_of_two(SMALLEST_CHUNK, settings.max_prefill_tokens),
+        table_widths=powers_of_two(narrowest, blocks),
+        max_step_tokens=settings.max_prefill_tokens,
+    )
+
+
+def reachable_buckets(
+    table: BucketTable, block_size: int, prompt_lengths: list[int], max_new_tokens: int, max_seq_len: int, sample: bool
+) -> list[Bucket]:
+    """Every bucket that a run of these prompts can come to, preemption and shared prefixes included."""
+    selection = "sample" if sample else "greedy"
+    rows = len(prompt_lengths)
+    longest = min(max(prompt_lengths) + max_new_tokens, max_seq_len)
+    widths = _up_to(table.table_widths, -(-longest // block_size))
+    batches = _up_to(table.batch_sizes, min(rows, table.batch_sizes[-1]))
+    decode = [Bucket("decode", batch, 1, width, selection) for batch in batches for width in widths]
+    # A preempted sequence is computed again with the tokens that it had made.
+    most_computed = max(prompt_lengths) if rows == 1 else longest
+    chunks = _up_to(table.chunk_lengths, min(most_computed, table.chunk_lengths[-1]))
+    prefill_batches = _up_to(table.prefill_batch_sizes, min(rows, table.prefill_batch_sizes[-1]))
+    shapes = [(b, c) for b in prefill_batches for c in chunks if b * c <= table.max_step_tokens]
+    if rows == 1:
+        shapes = [(1, round_up(min(prompt_lengths[0], chunks[-1]), table.chunk_lengths))]
+    prefill = [Bucket("prefill", batch, chunk, 0, selection) for batch, chunk in shapes]
+    if rows == 1 and prompt_lengths[0] <= chunks[-1]:
+        return prefill + decode
+    extend = [Bucket("extend", batch, chunk, width, selection) for batch, chunk in shapes for width in widths]
+    return prefill + extend + decode
+
+
+def _reader(settings: ModelSettings, resources: ExitStack) -> Read:
+    if settings.random_weights:
+        return random_weights(settings.config)
+    assert settings.checkpoint_dir is not None
+    return resources.enter_context(open_checkpoint(settings.checkpoint_dir, settings.config)).read
+
+
+def _num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch.device) -> int:
+    """Blocks of the cache, scratch blocks included."""
+    scratch = num_scratch_blocks(buckets, settings.block_size)
+    per_sequence = -(-settings.max_seq_len // settings.block_size)
+    if settings.num_blocks is not None:
+        usable, limit = settings.num_blocks, "num_blocks"
+    else:
+        usable = settings.max_batch_size * per_sequence
+        room = _blocks_that_fit(settings, device) - scratch
+        limit = "memory_fraction"
+        if room < usable:
+            # Few significant bits, so that the next start finds the same number and its compiled steps.
+            step = 1 << max(0, room.bit_length() - 3)
+            usable = room // step * step
+    if usable < per_sequence:
+        raise UserError(
+            f"{limit}: it leaves {max(usable, 0)} blocks of {settings.block_size} tokens for the KV cache, and one "
+            f"sequence of max_seq_len={settings.max_seq_len} tokens needs {per_sequence}. Lower max_seq_len to "
+            f"{max(usable, 0) * settings.block_size}, or raise {limit}."
+        )
+    return usable + scratch
+
+
+def _blocks_that_fit(settings: ModelSettings, device: torch.device) -> int:
+    element = torch.empty((), dtype=getattr(torch, settings.dtype)).element_size()
+    config = settings.config
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * element
+    room = settings.memory_fraction * free_memory(device) - num_parameters(config) * element
+    return max(0, int(room // (token * settings.block_size)))
+
+
+def num_parameters(config: GemmaConfig) -> int:
+    """Parameters of the model, a tied head counted once."""
+    return sum(prod(shape) for shape in expected_tensors(config).values())
+
+
+def _powers_of_four(largest: int) -> tuple[int, ...]:
+    return tuple(size for index, size in enumerate(powers_of_two(1, largest)) if index % 2 == 0 or size == largest)
+
+
+def _up_to(sizes: tuple[int, ...], value: int) -> list[int]:
+    """The sizes that values from 1 to `value` are rounded up to."""
+    return [size for size in sizes if size <= round_up(value, sizes)]

@@ -1,0 +1,139 @@
+"""The settings that decide which model is built, checked and resolved."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from graph_model import demo
+from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
+from graph_model.errors import UserError
+
+BLOCK_SIZES = (16, 32, 64, 128)
+SMALLEST_CHUNK = 64
+_DEFAULT_MAX_SEQ_LEN = 4096
+_NAMED = {"gemma_2b": GEMMA_2B, "gemma_7b": GEMMA_7B}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What to build, with every default filled in.
+
+    checkpoint_dir is None only with random weights of a named size.
+    """
+
+    config: GemmaConfig
+    checkpoint_dir: Path | None
+    random_weights: bool
+    dtype: str
+    backend: str
+    block_size: int
+    max_batch_size: int
+    max_prefill_batch_size: int
+    max_seq_len: int
+    max_prefill_tokens: int
+    num_blocks: int | None
+    memory_fraction: float
+    passes: dict[str, dict[str, Any]]
+    dump_dir: Path | None
+    cache_dir: Path
+
+
+def resolve_settings(settings: Any) -> ModelSettings:
+    """Check the Hydra settings that concern the model. Raises UserError naming the setting."""
+    from omegaconf import OmegaConf
+
+    weights = settings.weights
+    if weights not in ("checkpoint", "random"):
+        raise UserError(f"weights is {weights!r}; it must be checkpoint or random.")
+    config, directory = _model(settings.model.name, settings.model.path, weights == "random")
+    if settings.dtype is not None and settings.dtype not in DTYPES:
+        raise UserError(f"dtype is {settings.dtype!r}; it must be one of {', '.join(DTYPES)}, or null.")
+    if config.quantize is not None:
+        raise UserError(
+            f"{directory}/config.json: quantize is {config.quantize!r}; quantised checkpoints are not supported in "
+            "this version. Give the floating-point checkpoint."
+        )
+    if settings.world_size != 1:
+        raise UserError(f"world_size is {settings.world_size!r}; this version runs on one device. Leave world_size=1.")
+    if settings.soc is not None and settings.backend != "torchair":
+        raise UserError(f"soc is {settings.soc!r}, which has a meaning with backend=torchair only. Leave it out.")
+    if settings.block_size not in BLOCK_SIZES:
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise UserError(f"block_size is {settings.block_size!r}; it must be one of {sizes}.")
+    fraction = settings.memory_fraction
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
+        raise UserError(f"memory_fraction is {fraction!r}; it must be above 0 and at most 1.")
+    max_prefill_tokens = _at_least(settings, "max_prefill_tokens", SMALLEST_CHUNK)
+    if max_prefill_tokens % SMALLEST_CHUNK:
+        raise UserError(f"max_prefill_tokens is {max_prefill_tokens}; it must be a multiple of {SMALLEST_CHUNK}.")
+    return ModelSettings(
+        config=config,
+        checkpoint_dir=directory,
+        random_weights=weights == "random",
+        dtype=settings.dtype or config.dtype,
+        backend=settings.backend,
+        block_size=settings.block_size,
+        max_batch_size=_at_least(settings, "max_batch_size", 1),
+        max_prefill_batch_size=_at_least(settings, "max_prefill_batch_size", 1),
+        max_seq_len=_max_seq_len(settings, config),
+        max_prefill_tokens=max_prefill_tokens,
+        num_blocks=None if settings.num_blocks is None else _at_least(settings, "num_blocks", 1),
+        memory_fraction=float(fraction),
+        passes=OmegaConf.to_container(settings.passes),  # type: ignore[arg-type]
+        dump_dir=None if settings.dump_dir is None else _writable_directory("dump_dir", settings.dump_dir),
+        cache_dir=Path(settings.cache_dir).expanduser() if settings.cache_dir is not None else default_cache_dir(),
+    )
+
+
+def default_cache_dir() -> Path:
+    """graph_gemma in the user's cache directory (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "graph_gemma"
+
+
+def _model(name: str, path: str | None, random_weights: bool) -> tuple[GemmaConfig, Path | None]:
+    if path is not None:
+        directory = Path(path).expanduser()
+        return read_config(directory), directory
+    if name == "demo":
+        return read_config(demo.CHECKPOINT_DIR), demo.CHECKPOINT_DIR
+    if random_weights:
+        return replace(_NAMED[name]), None
+    raise UserError(
+        f"model.path is not set. model={name} needs the directory of its checkpoint: model.path=DIR. To try the shape "
+        "without a checkpoint, give weights=random."
+    )
+
+
+def _max_seq_len(settings: Any, config: GemmaConfig) -> int:
+    limit = config.max_position_embeddings
+    if settings.max_seq_len is None:
+        return min(limit, _DEFAULT_MAX_SEQ_LEN)
+    value = _at_least(settings, "max_seq_len", 2)
+    if value > limit:
+        raise UserError(
+            f"max_seq_len is {value}, but the model has positions for {limit} tokens (max_position_embeddings in "
+            f"config.json). Give at most {limit}."
+        )
+    return value
+
+
+def _at_least(settings: Any, name: str, smallest: int) -> int:
+    value = settings[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise UserError(f"{name} is {value!r}; it must be an integer of at least {smallest}.")
+    return value
+
+
+def _writable_directory(name: str, value: str) -> Path:
+    path = Path(value).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{name}: {path} cannot be created ({error.strerror}). Name another directory.") from None
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{name}: {path} is not writable. Name another directory.")
+    return path
