@@ -1,11 +1,250 @@
+"""SoC tables: what each supported chip runs, and its rates for cost estimates.
+
+Nothing off the device refuses what the hardware refuses, torchair included, so a configuration is checked against
+these tables when it is composed. Sources: the op documents of ops-transformer and ops-nn, Ascend C's product pages;
+rates come from vendor documents and third parties' measurements and are estimates.
+"""
+
+from __future__ import annotations
+
 from dataclasses import dataclass
+
+from graph_model.bucket import Phase
+from graph_model.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Estimates, for the cost model only: per chip, peak, dense.
+
+    fp16_tflops, int8_tops: matrix unit. bandwidth: memory, GB/s. memory: GB. l2: MB. link: GB/s to another chip of the
+    same server, None where no figure was found.
+    """
+
+    cores: int
+    clock_mhz: int
+    fp16_tflops: float
+    int8_tops: float
+    memory: float
+    l2: float
+    bandwidth: float
+    link: float | None
 
 
 @dataclass(frozen=True)
 class Soc:
+    """One chip of one product.
+
+    name: the configuration's name. cann_name: what CANN calls the chip. dtypes: of a model's matrix products.
+    paged_scatter, fused_infer_attention, gemma_rms_norm, fp32_norm_weight: whether the chip has ScatterPaKvCache,
+    FusedInferAttentionScore, GemmaRmsNorm, and RmsNorm of 16-bit x with an fp32 weight. rotary_head_dim: the largest
+    head_dim of RotaryMul. max_head_dim: of any fused attention.
+    """
+
     name: str
     cann_name: str
+    product: str
+    chips_per_card: int
+    dtypes: tuple[str, ...]
+    paged_scatter: bool
+    fused_infer_attention: bool
+    gemma_rms_norm: bool
+    fp32_norm_weight: bool
+    rotary_head_dim: int
+    max_head_dim: int
+    rates: Rates
 
 
-ATLAS_800I_A2 = Soc("atlas_800i_a2", "Ascend910B3")
-ATLAS_300I_DUO = Soc("atlas_300i_duo", "Ascend310P3")
+ATLAS_800I_A2 = Soc(
+    name="atlas_800i_a2",
+    cann_name="Ascend910B3",
+    product="Atlas 800I A2",
+    chips_per_card=1,
+    dtypes=("float16", "bfloat16"),
+    paged_scatter=True,
+    fused_infer_attention=True,
+    gemma_rms_norm=True,
+    fp32_norm_weight=True,
+    rotary_head_dim=512,
+    max_head_dim=512,
+    rates=Rates(20, 1800, 295.0, 590.0, 64.0, 192.0, 1600.0, 56.0),
+)
+ATLAS_800I_A2_910B4 = Soc(
+    name="atlas_800i_a2_910b4",
+    cann_name="Ascend910B4",
+    product="Atlas 800I A2 (910B4)",
+    chips_per_card=1,
+    dtypes=("float16", "bfloat16"),
+    paged_scatter=True,
+    fused_infer_attention=True,
+    gemma_rms_norm=True,
+    fp32_norm_weight=True,
+    rotary_head_dim=512,
+    max_head_dim=512,
+    rates=Rates(20, 1500, 246.0, 492.0, 32.0, 96.0, 800.0, 56.0),
+)
+ATLAS_300I_DUO = Soc(
+    name="atlas_300i_duo",
+    cann_name="Ascend310P3",
+    product="Atlas 300I DUO",
+    chips_per_card=2,
+    dtypes=("float16",),
+    paged_scatter=False,
+    fused_infer_attention=False,
+    gemma_rms_norm=False,
+    fp32_norm_weight=False,
+    rotary_head_dim=128,
+    max_head_dim=512,
+    rates=Rates(8, 1060, 70.0, 139.0, 44.0, 16.0, 204.0, None),
+)
+SOCS = {soc.name: soc for soc in (ATLAS_800I_A2, ATLAS_800I_A2_910B4, ATLAS_300I_DUO)}
+
+# Limits that no chip exceeds.
+MAX_BLOCK_SIZE = 512
+HEAD_DIM_ALIGNMENT = 16
+GROUPED_HEAD_DIM_310P = 128  # IncreFlashAttention with grouped heads on the 310P
+MAX_ROWS_310P = 256  # batch of IncreFlashAttention on the 310P
+MAX_QUANTISED_SIZE = 65535  # last dimensions of a quantised matrix product
+
+
+def find_soc(name: str) -> Soc:
+    """The SoC of a configuration's name. Raises UserError naming the legal ones."""
+    if name not in SOCS:
+        raise UserError(f"soc={name} is not known; the chips are {', '.join(SOCS)}.")
+    return SOCS[name]
+
+
+def check_model(soc: Soc, dtype: str, head_dim: int, heads: int, kv_heads: int, block_size: int) -> None:
+    """Raise UserError if the chip cannot run the model at all, in whatever way; heads are those of one rank."""
+    if dtype not in soc.dtypes:
+        raise UserError(
+            f"soc={soc.name}: dtype is {dtype}; the {soc.product} multiplies matrices in {' or '.join(soc.dtypes)} "
+            f"only. Set dtype={soc.dtypes[0]}."
+        )
+    if head_dim % HEAD_DIM_ALIGNMENT or head_dim > soc.max_head_dim:
+        raise UserError(
+            f"soc={soc.name}: head_dim is {head_dim}; fused attention takes multiples of {HEAD_DIM_ALIGNMENT} up to "
+            f"{soc.max_head_dim}. No setting changes a checkpoint's head_dim; choose another model or backend."
+        )
+    if heads % kv_heads:
+        raise UserError(
+            f"soc={soc.name}: one rank has {heads} query heads and {kv_heads} key heads; the first must be a multiple "
+            "of the second. Choose another world size."
+        )
+    check_block_size(soc, block_size)
+
+
+def check_block_size(soc: Soc, block_size: int, *, query_tokens: int = 1, int8_cache: bool = False) -> None:
+    """Raise UserError unless paged attention of `query_tokens` per row takes the block size.
+
+    With one query token: multiples of 16 (32 for an int8 cache) up to 512; with more: multiples of 128 up to 512, on
+    the A2 only.
+    """
+    step = 128 if query_tokens > 1 else 32 if int8_cache else 16
+    if block_size <= 0 or block_size % step or block_size > MAX_BLOCK_SIZE:
+        what = "one query token" if query_tokens == 1 else "several query tokens"
+        raise UserError(
+            f"soc={soc.name}: block_size is {block_size}; paged attention of {what} takes multiples of {step} "
+            f"up to {MAX_BLOCK_SIZE}{' with an int8 cache' if int8_cache and query_tokens == 1 else ''}. "
+            f"Set block_size to one of {', '.join(map(str, range(step, MAX_BLOCK_SIZE + 1, step)))}."
+        )
+
+
+@dataclass(frozen=True)
+class AttentionChoice:
+    """How a step's attention runs on a chip.
+
+    op: the GE op type, or "decomposed". paged: it reads the cache through the block table itself; otherwise, except in
+    prefill, blocks are gathered first. fold: query heads that share a key head become rows of the batch, this many
+    per row (1: as they are). cache_passes: how often the row's keys and values are moved. reason: for the dump.
+    """
+
+    op: str
+    paged: bool
+    fold: int
+    cache_passes: int
+    reason: str
+
+
+def choose_attention(
+    soc: Soc, phase: Phase, block_size: int, heads: int, kv_heads: int, head_dim: int, batch: int
+) -> AttentionChoice:
+    """The attention op of a step; heads are those of one rank. Raises UserError where there is none."""
+    check_block_size(soc, block_size)
+    if soc.fused_infer_attention:
+        return _choose_fused_infer(soc, phase, block_size)
+    group = heads // kv_heads
+    if phase != "decode":
+        gathered = phase == "extend"
+        return AttentionChoice(
+            "PromptFlashAttention",
+            paged=False,
+            fold=1,
+            cache_passes=3 if gathered else 1,
+            reason=("the cached blocks are gathered first: " if gathered else "over the fresh keys and values: ")
+            + "PromptFlashAttention has no paging; key heads are expanded, the mask is made in the graph",
+        )
+    if group == 1 or head_dim <= GROUPED_HEAD_DIM_310P:
+        if batch <= MAX_ROWS_310P:
+            return AttentionChoice("IncreFlashAttention", True, 1, 1, f"paged; {group} query heads per key head")
+        return AttentionChoice("decomposed", False, 1, 3, f"a batch of {batch} exceeds {MAX_ROWS_310P} rows")
+    limit = f"grouped heads need head_dim <= {GROUPED_HEAD_DIM_310P}, it is {head_dim}"
+    gather_passes = 3  # read, written gathered, read again
+    if batch * group <= MAX_ROWS_310P and group < gather_passes:
+        return AttentionChoice(
+            "IncreFlashAttention",
+            True,
+            group,
+            group,
+            f"{limit}: {group} query heads become rows, each reads the cache ({group} passes, gathering takes 3)",
+        )
+    return AttentionChoice(
+        "decomposed",
+        False,
+        1,
+        gather_passes,
+        f"{limit}: blocks are gathered ({gather_passes} passes; {group} heads as rows would take {group})",
+    )
+
+
+def _choose_fused_infer(soc: Soc, phase: Phase, block_size: int) -> AttentionChoice:
+    op = "FusedInferAttentionScore"
+    if phase == "prefill":
+        return AttentionChoice(op, False, 1, 1, "unpaged, over the chunk's fresh keys and values")
+    if phase == "decode":
+        return AttentionChoice(op, True, 1, 1, f"paged, block_size {block_size}")
+    try:
+        check_block_size(soc, block_size, query_tokens=2)
+    except UserError:
+        return AttentionChoice(
+            op, False, 1, 3, f"block_size {block_size} is not a multiple of 128: the cached blocks are gathered first"
+        )
+    return AttentionChoice(op, True, 1, 1, f"paged, block_size {block_size}")
+
+
+def fused_rotary(soc: Soc, head_dim: int) -> bool:
+    """Whether RotaryMul takes the head_dim (a multiple of 64); otherwise rotary embedding is decomposed."""
+    return head_dim % 64 == 0 and head_dim <= soc.rotary_head_dim
+
+
+def norm_op(soc: Soc, mode: str) -> str:
+    """The GE op type of a norm after an addition, for norm=exact or norm=fused.
+
+    exact rounds once, as Gemma does: GemmaRmsNorm where the chip has it; elsewhere the norm is decomposed. fused is
+    AddRmsNorm, which rounds x / rms(x) and 1 + weight to 16 bit.
+    """
+    if mode == "fused":
+        return "AddRmsNorm"
+    if mode == "exact":
+        return "GemmaRmsNorm" if soc.gemma_rms_norm else "decomposed"
+    raise UserError(f"norm={mode} is not known; it is exact or fused.")
+
+
+def check_quantised_matmul(soc: Soc, in_features: int, out_features: int, transposed: bool) -> None:
+    """Raise UserError if a quantised product's weight is too wide; transposed: stored [out, in]."""
+    last = in_features if transposed else out_features
+    if last > MAX_QUANTISED_SIZE:
+        raise UserError(
+            f"soc={soc.name}: a quantised weight's last dimension is {last}; the limit is {MAX_QUANTISED_SIZE}. "
+            "Store it as [out_features, in_features], or leave this layer unquantised."
+        )

@@ -60,10 +60,13 @@ def load(soc: Soc, cache_dir: Path) -> bool:
     import torch_npu  # noqa: F401
     from torch_npu.dynamo import torchair  # noqa: F401
 
+    from graph_model.ascend.converters import register_converters
+
+    register_converters()
     if standin:
         from graph_model.ascend.standin.seam import replace_seam
 
-        replace_seam()
+        replace_seam(soc)
     _STATE.soc, _STATE.standin = soc, standin
     return standin
 

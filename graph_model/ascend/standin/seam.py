@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +12,19 @@ from torch import Tensor
 from graph_model.ascend.ge_graph import GE_DTYPES, GeGraphError, read_graph
 from graph_model.ascend.interpreter import Program
 from graph_model.ascend.interpreter.memory import host_view
+from graph_model.ascend.legality import check_graph
+from graph_model.ascend.soc import Soc
 
 
-def replace_seam() -> None:
-    """Let torchair hand its graphs to the GE interpreter. torchair must be imported already."""
+def replace_seam(soc: Soc) -> None:
+    """Let torchair hand its graphs to the GE interpreter, as `soc` would take them; torchair must be imported."""
     from torchair._ge_concrete_graph import compat_ir, fx2ge_converter
     from torchair.core import _backend
 
     _backend.initialize_graph_engine = _no_engine
     fx2ge_converter.initialize_graph_engine = _no_engine
     compat_ir.is_cann_compat = _compatible
-    _backend.TorchNpuGraph = InterpretedGraph
+    _backend.TorchNpuGraph = functools.partial(InterpretedGraph, soc)
 
 
 def _no_engine(global_compile_options: dict[str, str] | None = None) -> None:
@@ -36,9 +39,13 @@ def _compatible(
 
 
 class InterpretedGraph:
-    """What torchair takes for the engine's graph: same methods, executed by the GE interpreter."""
+    """What torchair takes for the engine's graph: same methods, executed by the GE interpreter.
 
-    def __init__(self, name: str = "") -> None:
+    Loading raises GeGraphError if the graph is illegal on the SoC or unknown to the interpreter.
+    """
+
+    def __init__(self, soc: Soc, name: str = "") -> None:
+        self.soc = soc
         self.name = name
         self.program: Program | None = None
         self.options: dict[str, str] = {}
@@ -49,6 +56,7 @@ class InterpretedGraph:
         self.options = dict(options or {})
         graph = read_graph(ge_graph._proto)
         self._output_dtypes = [GE_DTYPES[dtype] for dtype in graph.attrs["_output_dtypes"]]
+        check_graph(graph, self.soc)
         self.program = Program(graph)
 
     def compile(self) -> None:

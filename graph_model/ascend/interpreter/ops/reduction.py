@@ -102,7 +102,7 @@ def arg_max_with_value(x: Tensor, *, dimension: int, keep_dims: bool = False) ->
     return indices.to(torch.int32), x.amax(dimension, keep_dims)
 
 
-@ge_op("TopKV2", "TopK", ignored=("sorted",))
+@ge_op("TopKV2", "TopK", ignored=("sorted", "sort_policy"))
 def top_k_v2(
     x: Tensor, k: Tensor, *, dim: int = -1, largest: bool = True, indices_dtype: int = 3
 ) -> tuple[Tensor, Tensor]:

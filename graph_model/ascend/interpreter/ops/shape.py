@@ -211,9 +211,10 @@ def ones_like(x: Tensor) -> Tensor:
 
 @ge_op("Range", ignored=("is_closed",))
 def range_(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
-    """start, start + delta, ... below `limit`."""
-    require_same_dtype(start=start, limit=limit, delta=delta)
-    return torch.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
+    """start, start + delta, ... below `limit`; the dtype is the widest of the three, all integers or all floats."""
+    require(start.is_floating_point() == limit.is_floating_point() == delta.is_floating_point(), "mixed dtypes")
+    dtype = torch.promote_types(torch.promote_types(start.dtype, limit.dtype), delta.dtype)
+    return torch.arange(start.item(), limit.item(), delta.item(), dtype=dtype)
 
 
 @ge_op("Tril")

@@ -1,0 +1,144 @@
+"""Ops that GE has and torchair cannot lower to: their torch schemas and fake kernels, and converters to GE.
+
+Importing this module defines the ops as ``torch.ops.ascend.*``, without torch_npu, so that passes can write them into
+a graph anywhere. `register_converters` teaches torchair to lower them; the stand-in and the device call it after
+torchair is loaded. The ops have no kernel: they run inside a lowered graph only.
+
+  gemma_rms_norm          RMS norm with 1 + weight, one rounding
+  linear                  x @ weight.T with weight stored [out, in]: no Transpose at run time
+  incre_flash_attention   decode attention with the keys' lengths as a tensor: one graph for all lengths
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIBRARY = torch.library.Library("ascend", "FRAGMENT")
+_SCHEMAS = (
+    "gemma_rms_norm(Tensor x, Tensor weight, float epsilon=1e-06) -> Tensor",
+    "linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
+    "incre_flash_attention(Tensor query, Tensor key, Tensor value, Tensor actual_seq_lengths, *, "
+    "Tensor? atten_mask=None, Tensor? block_table=None, int num_heads, int num_key_value_heads, float scale, "
+    'str input_layout="BSH", int block_size=0) -> Tensor',
+)
+# Inputs of IncreFlashAttention that serve quantised caches and position bias.
+_UNUSED_INPUTS = (
+    "pse_shift",
+    "dequant_scale1",
+    "quant_scale1",
+    "dequant_scale2",
+    "quant_scale2",
+    "quant_offset2",
+    "antiquant_scale",
+    "antiquant_offset",
+    "kv_padding_size",
+)
+for _schema in _SCHEMAS:
+    _LIBRARY.define(_schema)
+
+
+@torch.library.register_fake("ascend::gemma_rms_norm")
+def _gemma_rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """x / rms(x) * (1 + weight) over the last dimension; weight has x's dtype."""
+    torch._check(weight.dtype == x.dtype, lambda: "gemma_rms_norm: weight must have x's dtype")
+    torch._check(weight.shape == x.shape[-1:], lambda: "gemma_rms_norm: weight must be a vector of x's last size")
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("ascend::linear")
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x [rows, in] @ weight [out, in] transposed, + bias [out]."""
+    torch._check(x.dim() == 2 and weight.dim() == 2, lambda: "linear: x and weight must be matrices")
+    torch._check(x.shape[1] == weight.shape[1], lambda: "linear: inner sizes differ")
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.register_fake("ascend::incre_flash_attention")
+def _incre_flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    actual_seq_lengths: Tensor,
+    *,
+    atten_mask: Tensor | None = None,
+    block_table: Tensor | None = None,
+    num_heads: int,
+    num_key_value_heads: int,
+    scale: float,
+    input_layout: str = "BSH",
+    block_size: int = 0,
+) -> Tensor:
+    """One query token per row; layouts and paging as in the GE op IncreFlashAttention."""
+    torch._check(actual_seq_lengths.dtype == torch.int64, lambda: "incre_flash_attention: lengths must be int64")
+    return torch.empty_like(query)
+
+
+def register_converters() -> None:
+    """Register the GE converters with torchair, which must be loaded; a second call changes nothing."""
+    if hasattr(torch.ops.ascend.linear.default, "_ge_converter"):
+        return
+    # torch.ops.air.npu_fused_infer_attention_score, whose lengths are tensors, exists only once this is imported.
+    import torchair.ops._npu_fused_infer_attention_score  # noqa: F401
+    from torchair import register_fx_node_ge_converter
+    from torchair._ge_concrete_graph import ge_apis as ge
+    from torchair._ge_concrete_graph.compat_ir import IrDef, ge_op
+    from torchair.ge import attr
+
+    # GemmaRmsNorm: ops-nn norm/gemma_rms_norm/op_graph/gemma_rms_norm_proto.h
+    gemma_rms_norm_ir = (
+        IrDef("GemmaRmsNorm")
+        .input("x", "")
+        .input("gamma", "")
+        .attr("epsilon", attr.Float(1e-6))
+        .output("y", "")
+        .output("rstd", "")
+    )
+
+    @register_fx_node_ge_converter(torch.ops.ascend.gemma_rms_norm.default)
+    def convert_gemma_rms_norm(x: Any, weight: Any, epsilon: float = 1e-6, meta_outputs: Any = None) -> Any:
+        y, _ = ge_op(
+            "GemmaRmsNorm",
+            inputs={"x": x, "gamma": weight},
+            attrs={"epsilon": attr.Float(epsilon)},
+            outputs=["y", "rstd"],
+            ir=gemma_rms_norm_ir,
+        )
+        return y
+
+    @register_fx_node_ge_converter(torch.ops.ascend.linear.default)
+    def convert_linear(x: Any, weight: Any, bias: Any = None, meta_outputs: Any = None) -> Any:
+        return ge.MatMulV2(x, weight, bias, None, transpose_x2=True)
+
+    @register_fx_node_ge_converter(torch.ops.ascend.incre_flash_attention.default)
+    def convert_incre_flash_attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        actual_seq_lengths: Any,
+        *,
+        atten_mask: Any = None,
+        block_table: Any = None,
+        num_heads: int,
+        num_key_value_heads: int,
+        scale: float,
+        input_layout: str = "BSH",
+        block_size: int = 0,
+        meta_outputs: Any = None,
+    ) -> Any:
+        return ge.IncreFlashAttention(
+            query,
+            [key],
+            [value],
+            atten_mask=atten_mask,
+            actual_seq_lengths=actual_seq_lengths,
+            block_table=block_table,
+            num_heads=num_heads,
+            scale_value=scale,
+            input_layout=input_layout,
+            num_key_value_heads=num_key_value_heads,
+            block_size=block_size,
+            **dict.fromkeys(_UNUSED_INPUTS),
+        )

@@ -1,0 +1,133 @@
+"""Checks a lowered graph against the SoC tables: torchair lowers, off the device, what the chip would refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from graph_model.ascend import soc as tables
+from graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node, TensorDesc
+from graph_model.ascend.soc import Soc
+from graph_model.errors import UserError
+
+Rule = Callable[[Node, dict[str, TensorDesc], Soc], None]
+
+
+def check_graph(graph: GeGraph, soc: Soc) -> None:
+    """Raise GeGraphError naming the first node that `soc` would refuse, and the rule."""
+    nodes = graph.by_name()
+    for node in graph.nodes:
+        inputs = {}
+        for edge in node.inputs:
+            if edge.producer:
+                producer = nodes[edge.producer]
+                inputs[edge.name] = producer.outputs[edge.index]
+        try:
+            _check_dtypes(node, soc)
+            rule = _RULES.get(node.type)
+            if rule is not None:
+                rule(node, inputs, soc)
+        except (GeGraphError, UserError) as error:
+            raise GeGraphError(f"{node.type} {node.name} on {soc.product}: {error}") from None
+
+
+def _check_dtypes(node: Node, soc: Soc) -> None:
+    if "bfloat16" not in soc.dtypes and any(desc.dtype is torch.bfloat16 for desc in node.outputs):
+        raise GeGraphError("the chip has no bfloat16")
+
+
+def _fused_infer(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    _present(soc.fused_infer_attention)
+    query = _shape(inputs, "query")
+    layout = node.attrs.get("input_layout", "BSH")
+    _head_dim(query, layout, node.attrs["num_heads"], soc)
+    if "block_table" in inputs:
+        tokens = query[2 if layout == "BNSD" else 1]
+        int8 = inputs["key0"].dtype is torch.int8
+        if int8 and tokens > 1:
+            raise GeGraphError("a paged int8 cache serves one query token only")
+        tables.check_block_size(soc, node.attrs["block_size"], query_tokens=tokens, int8_cache=int8)
+
+
+def _incre(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    query = _shape(inputs, "query")
+    heads, kv_heads = node.attrs["num_heads"], node.attrs.get("num_key_value_heads", 1) or node.attrs["num_heads"]
+    head_dim = _head_dim(query, node.attrs.get("input_layout", "BSH"), heads, soc)
+    if "block_table" in inputs:
+        tables.check_block_size(soc, node.attrs["block_size"])
+    if soc.fused_infer_attention:
+        return
+    if heads != kv_heads and head_dim > tables.GROUPED_HEAD_DIM_310P:
+        raise GeGraphError(f"grouped heads need head_dim <= {tables.GROUPED_HEAD_DIM_310P}, it is {head_dim}")
+    if query[0] > tables.MAX_ROWS_310P:
+        raise GeGraphError(f"{query[0]} rows; the limit is {tables.MAX_ROWS_310P}")
+
+
+def _prompt(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    heads = node.attrs["num_heads"]
+    _head_dim(_shape(inputs, "query"), node.attrs.get("input_layout", "BSH"), heads, soc)
+    if not soc.fused_infer_attention:
+        if (node.attrs.get("num_key_value_heads", 1) or heads) != heads:
+            raise GeGraphError("PromptFlashAttention takes as many key heads as query heads here")
+        if node.attrs.get("sparse_mode", 0) or {"actual_seq_lengths", "actual_seq_lengths_kv"} & inputs.keys():
+            raise GeGraphError("PromptFlashAttention takes sparse_mode 0 and no lengths here")
+
+
+def _head_dim(query: tuple[int, ...], layout: str, heads: int, soc: Soc) -> int:
+    if layout not in ("BSH", "BSND", "BNSD"):
+        raise GeGraphError(f"input_layout {layout}")
+    head_dim = query[-1] // heads if layout == "BSH" else query[-1]
+    if head_dim % tables.HEAD_DIM_ALIGNMENT or head_dim > soc.max_head_dim:
+        raise GeGraphError(f"head_dim {head_dim}; it takes multiples of 16 up to {soc.max_head_dim}")
+    return head_dim
+
+
+def _scatter_pa(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    _present(soc.paged_scatter)
+
+
+def _gemma_norm(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    _present(soc.gemma_rms_norm)
+
+
+def _rms_norm(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    if not soc.fp32_norm_weight and inputs["x"].dtype != inputs["gamma"].dtype:
+        raise GeGraphError("RmsNorm's weight must have x's dtype here")
+
+
+def _rotary(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    head_dim = _shape(inputs, "x")[-1]
+    if not tables.fused_rotary(soc, head_dim):
+        raise GeGraphError(f"RotaryMul takes multiples of 64 up to {soc.rotary_head_dim}, head_dim is {head_dim}")
+
+
+def _quant_matmul(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    for name in ("x1", "x2"):
+        last = _shape(inputs, name)[-1]
+        if last > tables.MAX_QUANTISED_SIZE:
+            raise GeGraphError(f"{name}'s last dimension is {last}; the limit is {tables.MAX_QUANTISED_SIZE}")
+
+
+def _present(condition: bool) -> None:
+    if not condition:
+        raise GeGraphError("the chip has no such op")
+
+
+def _shape(inputs: dict[str, TensorDesc], name: str) -> tuple[int, ...]:
+    shape = inputs[name].shape
+    if shape is None:
+        raise GeGraphError(f"the shape of {name} is not declared")
+    return shape
+
+
+_RULES: dict[str, Rule] = {
+    "FusedInferAttentionScore": _fused_infer,
+    "IncreFlashAttention": _incre,
+    "PromptFlashAttention": _prompt,
+    "ScatterPaKvCache": _scatter_pa,
+    "GemmaRmsNorm": _gemma_norm,
+    "RmsNorm": _rms_norm,
+    "RotaryMul": _rotary,
+    "QuantBatchMatmulV3": _quant_matmul,
+}
