@@ -14,7 +14,7 @@ def convert(settings: Any) -> None:
 
     path = require(settings, "model.path", str, "the checkpoint's directory")
     written = convert_checkpoint(
-        Path(path),
+        Path(path).expanduser(),
         overwrite=require(settings, "overwrite", bool, "true or false"),
         max_shard_bytes=require(settings, "max_shard_bytes", int, "a number of bytes"),
         report=print,

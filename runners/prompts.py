@@ -58,7 +58,7 @@ def read_prompts(
             else "No prompt is given. Give prompts=[...], prompts_file=FILE or prompt_token_ids=[[...],...]."
         )
     if prompts_file is not None:
-        items = _read_file(Path(prompts_file))
+        items = _read_file(Path(prompts_file).expanduser())
     elif prompts is not None:
         items = _from_setting([prompts] if not _is_list(prompts) else list(prompts))
     else:

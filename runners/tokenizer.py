@@ -81,7 +81,7 @@ def chat_prompt(
 def _template_text(chat_template: str) -> str:
     if "{{" in chat_template or "{%" in chat_template:
         return chat_template
-    path = Path(chat_template)
+    path = Path(chat_template).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError, ValueError) as error:

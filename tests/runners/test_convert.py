@@ -128,6 +128,7 @@ class Runs:
         return (Path.touch, (self.marker,))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_objects_are_never_unpickled(states: Any, tmp_path: Path) -> None:
     marker = tmp_path / "was_run"
     write_bin(tmp_path, {**states["tied"], "x": Runs(marker)})

@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 def test_next_token_depends_on_early_tokens_and_is_not_an_echo(name: str, dtype: torch.dtype) -> None:
     config = TINY_CONFIGS[name]
     model = make_model(config, dtype=dtype)
-    ids = torch.randint(0, config.vocab_size, (48, 40), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, config.vocab_size, (24, 40), generator=torch.Generator().manual_seed(1))
     changed = ids.clone()
     changed[:, 1] = (ids[:, 1] + 17) % config.vocab_size
     with torch.no_grad():
@@ -29,7 +29,7 @@ def test_next_token_depends_on_early_tokens_and_is_not_an_echo(name: str, dtype:
     assert (tokens == ids).float().mean() < 0.1
     assert (tokens != other)[:, 39].float().mean() > 0.3
     assert torch.equal(tokens[:, 0], other[:, 0])  # nothing looks ahead
-    assert tokens.unique().numel() > 100
+    assert tokens.unique().numel() > 50
 
 
 @pytest.mark.parametrize("name", TINY_CONFIGS)
