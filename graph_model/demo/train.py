@@ -1,0 +1,225 @@
+"""Train the demo checkpoint from nothing: tokenizer, model, files, evaluation.
+
+``python -m graph_model.demo.train --output-dir DIR`` does all of it. The texts, their order and the initial weights
+depend on the seed alone; the trained weights also on how the machine rounds, so that another machine's checkpoint is
+as good, but not bit-equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from graph_model.config import GemmaConfig
+from graph_model.demo.documents import (
+    Document,
+    chat_documents,
+    exercise_documents,
+    item_documents,
+    mixed_documents,
+    story_documents,
+)
+from graph_model.demo.evaluate import load_model, measure_accuracy, print_report
+from graph_model.demo.tokenizer import (
+    BOS_ID,
+    END_OF_TURN_ID,
+    EOS_ID,
+    PAD_ID,
+    load_tokenizer,
+    tokenizer_files,
+    train_tokenizer,
+)
+from graph_model.demo.world import held_out_items
+from graph_model.gemma import GemmaForCausalLM
+
+CONFIG = GemmaConfig(
+    vocab_size=1024,
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=1,
+    head_dim=32,
+    max_position_embeddings=1024,
+    bos_token_id=BOS_ID,
+    eos_token_ids=(EOS_ID, END_OF_TURN_ID),
+)
+TOKENIZER_TEXTS = 12000  # enough that every word of the world occurs
+LEARNING_RATE = 2e-3
+WARMUP_STEPS = 100
+EXERCISE_SHARE_OF_STEPS = 0.7  # until then rows hold several questions, afterwards one as in held-out items
+LONG_EVERY = 16  # every 16th step is on rows of whole-context length, in which many documents follow each other
+SHORT_ROWS, LONG_ROWS, CONTEXT_ROWS = (12, 64), (10, 128), (2, CONFIG.max_position_embeddings)  # rows x tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
+    parser.add_argument("--output-dir", type=Path, required=True, help="gets the files when training is done")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (no C++ compiler)")
+    args = parser.parse_args()
+    if args.output_dir.exists() and not args.output_dir.is_dir():
+        parser.error(f"--output-dir: {args.output_dir} is a file; give a directory")
+    torch.set_num_threads(args.threads)
+    tokenizer = train_tokenizer(tokenizer_texts(args.seed), CONFIG.vocab_size)
+    model = train_model(tokenizer, args.steps, args.seed, not args.no_compile)
+    save_checkpoint(model, tokenizer, args.output_dir)
+    print_report(load_model(args.output_dir), load_tokenizer(args.output_dir), 2000, 200)
+
+
+def tokenizer_texts(seed: int) -> list[str]:
+    """Training documents of every sort, without their special tokens."""
+    sources = [(0.5, item_documents), (0.3, story_documents), (0.2, chat_documents)]
+    documents = islice(mixed_documents(sources, seed), TOKENIZER_TEXTS)
+    return [piece.text for document in documents for piece in document if not piece.text.startswith("<")]
+
+
+def train_model(tokenizer: Tokenizer, steps: int, seed: int, use_compile: bool) -> GemmaForCausalLM:
+    """AdamW with a cosine schedule on weighted next-token loss."""
+    torch.manual_seed(seed)
+    model = GemmaForCausalLM(CONFIG)
+    initialise(model)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() != 2]
+    groups = [{"params": matrices, "weight_decay": 0.05}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
+
+    def loss(ids: Tensor, weights: Tensor) -> Tensor:
+        positions = torch.arange(ids.shape[1]).expand_as(ids)
+        logits = model(ids, positions)[:, :-1]
+        losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        return (losses * weights[:, 1:].flatten()).sum() / weights.sum()
+
+    step_loss = torch.compile(loss, dynamic=False) if use_compile else loss
+    exercises = round(steps * EXERCISE_SHARE_OF_STEPS)
+    batches = training_batches(tokenizer, steps, exercises, seed)
+    watched = held_out_items(270)
+    started = time.perf_counter()
+    for step, parts in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * schedule(step, steps)
+        optimizer.zero_grad(set_to_none=True)
+        losses = []
+        for ids, weights in parts:
+            part = step_loss(ids, weights) / len(parts)
+            part.backward()
+            losses.append(part.item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            text = f"step {step + 1} loss {sum(losses):.3f} {time.perf_counter() - started:.0f} s"
+            if (step + 1) % 300 == 0:
+                accuracy = measure_accuracy(model, tokenizer, watched)
+                kinds = " ".join(f"{kind} {share:.2f}" for kind, share in accuracy.by_kind.items())
+                text += f" held-out accuracy {accuracy.total:.3f} ({kinds})"
+            print(text, flush=True)
+    return model.eval()
+
+
+def initialise(model: GemmaForCausalLM) -> None:
+    """Normal weights; what writes to the residual stream is smaller with depth, embeddings suit the tied head."""
+    depth_scale = (2 * CONFIG.num_hidden_layers) ** -0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_tokens" in name:
+                parameter.normal_(std=0.02)
+            elif parameter.dim() == 2:
+                writes = "o_proj" in name or "down_proj" in name
+                parameter.normal_(std=parameter.shape[1] ** -0.5 * (depth_scale if writes else 1.0))
+
+
+def schedule(step: int, steps: int) -> float:
+    """Factor on the learning rate: linear warm-up, then a cosine down to a hundredth."""
+    if step < WARMUP_STEPS:
+        return (step + 1) / WARMUP_STEPS
+    progress = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def training_batches(
+    tokenizer: Tokenizer, steps: int, exercises: int, seed: int
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Per step one or two batches of token ids and loss weights, both [rows, tokens]."""
+    short = mixed_documents([(1.0, item_documents)], seed)
+    early = mixed_documents([(0.6, exercise_documents), (0.3, story_documents), (0.1, chat_documents)], seed + 1000)
+    late = mixed_documents([(0.3, item_documents), (0.5, story_documents), (0.2, chat_documents)], seed + 2000)
+    for step in range(steps):
+        long = early if step < exercises else late
+        if step % LONG_EVERY == LONG_EVERY - 1:
+            yield [fill_rows(tokenizer, late, *CONTEXT_ROWS)]
+        else:
+            yield [document_rows(tokenizer, short, *SHORT_ROWS), document_rows(tokenizer, long, *LONG_ROWS)]
+
+
+def document_rows(tokenizer: Tokenizer, documents: Iterator[Document], rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """A document per row, padded; one that is too long loses its end."""
+    ids = torch.full((rows, tokens), PAD_ID)
+    weights = torch.zeros(rows, tokens)
+    for row in range(rows):
+        document_ids, document_weights = encode_document(tokenizer, next(documents))
+        length = min(tokens, len(document_ids))
+        ids[row, :length] = torch.tensor(document_ids[:length])
+        weights[row, :length] = torch.tensor(document_weights[:length])
+    return ids, weights
+
+
+def fill_rows(tokenizer: Tokenizer, documents: Iterator[Document], rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Rows of documents one after the other, the last one cut off."""
+    all_ids, all_weights = [], []
+    for _ in range(rows):
+        ids: list[int] = []
+        weights: list[float] = []
+        while len(ids) < tokens:
+            document_ids, document_weights = encode_document(tokenizer, next(documents))
+            ids += document_ids
+            weights += document_weights
+        all_ids.append(ids[:tokens])
+        all_weights.append(weights[:tokens])
+    return torch.tensor(all_ids), torch.tensor(all_weights)
+
+
+def encode_document(tokenizer: Tokenizer, document: Document) -> tuple[list[int], list[float]]:
+    """Token ids with <bos> first, and the weight of each as a target; <bos> is never one."""
+    ids, weights = [BOS_ID], [0.0]
+    for piece in document:
+        piece_ids = tokenizer.encode(piece.text, add_special_tokens=False).ids
+        ids += piece_ids
+        weights += [piece.weight] * len(piece_ids)
+    return ids, weights
+
+
+def save_checkpoint(model: GemmaForCausalLM, tokenizer: Tokenizer, output_dir: Path) -> None:
+    """Write the checkpoint's files to a directory beside `output_dir`, then move them there; others stay."""
+    temporary = output_dir.with_name(f".{output_dir.name}.{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        (temporary / "config.json").write_text(json.dumps(CONFIG.to_json(), indent=2) + "\n", encoding="utf-8")
+        for name, text in tokenizer_files(tokenizer, CONFIG.max_position_embeddings).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        state = {n: t.detach().to(torch.bfloat16).contiguous() for n, t in model.state_dict().items()}
+        del state["lm_head.weight"]  # tied: the embedding
+        save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
+        output_dir.mkdir(exist_ok=True)
+        for path in sorted(temporary.iterdir()):
+            os.replace(path, output_dir / path.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
