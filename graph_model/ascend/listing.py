@@ -60,8 +60,9 @@ def list_graph(graph: GeGraph) -> str:
     """The graph as text: one line per node in the protobuf's order, after a summary.
 
     ``%name = Type(input=%producer, ...) {attributes} -> dtype[shape] # FX node``. ``&`` marks an input that the node
-    writes by reference; an index is given to producers of several outputs; constants stand in the place of their use.
-    Names are as torchair gave them, so that the text is comparable with its own dumps.
+    writes by reference; an index is given to producers of several outputs; constants stand in the place of their use;
+    attributes equal to the op's default are left out. Names are as torchair gave them, so that the text is comparable
+    with its own dumps.
     """
     nodes = graph.by_name()
     counts = count_nodes(graph)
@@ -78,13 +79,23 @@ def _line(node: Node, nodes: dict[str, Node]) -> str:
     written = written_inputs(node.type)
     present = [edge for edge in node.inputs if edge.producer]
     inputs = ", ".join(f"{'&' if edge.name in written else ''}{edge.name}={_source(edge, nodes)}" for edge in present)
-    attrs = {key: value for key, value in sorted(node.attrs.items()) if not key.startswith("_")}
+    attrs = {key: value for key, value in sorted(node.attrs.items()) if _is_telling(node.type, key, value)}
     shown = f" {{{', '.join(f'{key}={_value(value)}' for key, value in attrs.items())}}}" if attrs else ""
     after = f" after {', '.join('%' + name for name in node.controls)}" if node.controls else ""
     outputs = " -> " + ", ".join(map(str, node.outputs)) if node.outputs else ""
     origin = next((desc.fx_name for desc in node.outputs if desc.fx_name), None)
     comment = f"  # {fx_node(origin)}" if origin else ""
     return f"%{node.name} = {node.type}({inputs}){shown}{after}{outputs}{comment}"
+
+
+def _is_telling(op_type: str, name: str, value: object) -> bool:
+    """Whether an attribute is worth a place: not torchair's own, and not the op's default."""
+    if name.startswith("_"):
+        return False
+    spec = OPS.get(op_type)
+    if spec is None:
+        return True
+    return bool(value) if name in spec.ignored else name not in spec.defaults or value != spec.defaults[name]
 
 
 def written_inputs(op_type: str) -> tuple[str, ...]:

@@ -25,14 +25,14 @@ class OpSpec:
     """One op type.
 
     inputs: (name, kind) in the function's order, kind one of "required", "optional", "dynamic".
-    attrs: attribute names; ignored: those that do not change the result. by_reference: output index -> name of the
-    input that the op writes and returns there.
+    defaults: values of the attributes that have one; required_attrs: the others; ignored: those that do not change
+    the result. by_reference: output index -> name of the input that the op writes and returns there.
     """
 
     type: str
     kernel: Kernel
     inputs: tuple[tuple[str, str], ...]
-    attrs: frozenset[str]
+    defaults: dict[str, Any]
     required_attrs: frozenset[str]
     by_reference: dict[int, str]
     ignored: frozenset[str]
@@ -53,13 +53,14 @@ def ge_op(
     """
 
     def register(kernel: Kernel) -> Kernel:
-        inputs, attrs, required = [], set(), set()
+        inputs, defaults, required = [], {}, set()
         for parameter_name, parameter in inspect.signature(kernel).parameters.items():
             name = parameter_name.removesuffix("_")
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                attrs.add(name)
                 if parameter.default is inspect.Parameter.empty:
                     required.add(name)
+                else:
+                    defaults[name] = parameter.default
             elif "list[Tensor]" in str(parameter.annotation):
                 inputs.append((name, "dynamic"))
             else:
@@ -70,7 +71,7 @@ def ge_op(
                 op_type,
                 kernel,
                 tuple(inputs),
-                frozenset(attrs),
+                defaults,
                 frozenset(required),
                 by_reference or {},
                 frozenset(ignored),
@@ -136,7 +137,7 @@ def _bind_attrs(node: Node, spec: OpSpec) -> Kernel:
     for name, value in node.attrs.items():
         if name.startswith("_") or name in _ANNOTATIONS or name in spec.ignored:
             continue
-        if name not in spec.attrs:
+        if name not in spec.defaults and name not in spec.required_attrs:
             raise GeGraphError(f"{where(node)}: attribute {name!r} ({value!r}) is not known to the interpreter")
         attrs[name] = value
     missing = spec.required_attrs - attrs.keys()

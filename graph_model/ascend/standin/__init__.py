@@ -8,6 +8,6 @@ Nothing computes on the stand-in's "device" but that interpreter: an eager op on
 Where CANN is present, `load` imports torch_npu and changes nothing.
 """
 
-from graph_model.ascend.standin.load import BANNER, is_standin, load, loaded_soc
+from graph_model.ascend.standin.loader import BANNER, is_standin, load, loaded_soc
 
 __all__ = ["BANNER", "is_standin", "load", "loaded_soc"]

@@ -73,9 +73,9 @@ def tensor_move(x: Tensor) -> Tensor:
 
 
 @ge_op("Bitcast")
-def bitcast(x: Tensor, *, type_: int, keep_dim: bool = False) -> Tensor:
+def bitcast(x: Tensor, *, type: int, keep_dim: bool = False) -> Tensor:
     """x's bytes as another dtype of the same width; widths that change the shape are refused."""
-    dtype = ge_dtype(type_)
+    dtype = ge_dtype(type)
     require(dtype.itemsize == x.dtype.itemsize and not keep_dim, f"Bitcast from {x.dtype} to {dtype}")
     return x.view(dtype)
 

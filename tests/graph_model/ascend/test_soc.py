@@ -1,0 +1,126 @@
+"""The SoC tables: what is chosen, and what is refused with the rule and the legal values."""
+
+from __future__ import annotations
+
+import pytest
+
+from graph_model.ascend.soc import (
+    ATLAS_300I_DUO,
+    ATLAS_800I_A2,
+    SOCS,
+    Soc,
+    check_block_size,
+    check_model,
+    check_quantised_matmul,
+    choose_attention,
+    find_soc,
+    fused_rotary,
+    norm_op,
+)
+from graph_model.errors import UserError
+
+FIA, IFA, PFA = "FusedInferAttentionScore", "IncreFlashAttention", "PromptFlashAttention"
+GEMMA_2B, GEMMA_7B = (8, 1), (16, 16)  # query heads, key heads
+
+
+def test_names_are_found_and_others_refused() -> None:
+    assert find_soc("atlas_300i_duo").cann_name == "Ascend310P3"
+    with pytest.raises(UserError, match="atlas_800i_a2, atlas_800i_a2_910b4, atlas_300i_duo"):
+        find_soc("h100")
+
+
+@pytest.mark.parametrize("soc", SOCS.values(), ids=SOCS)
+@pytest.mark.parametrize("heads", [GEMMA_2B, GEMMA_7B])
+def test_gemma_runs_on_every_chip_in_fp16(soc: Soc, heads: tuple[int, int]) -> None:
+    check_model(soc, "float16", 256, *heads, block_size=64)
+
+
+@pytest.mark.parametrize(
+    ("soc", "changes", "message"),
+    [
+        (ATLAS_300I_DUO, {"dtype": "bfloat16"}, "float16 only. Set dtype=float16"),
+        (ATLAS_800I_A2, {"dtype": "float32"}, "float16 or bfloat16 only"),
+        (ATLAS_800I_A2, {"head_dim": 72}, "multiples of 16 up to 512"),
+        (ATLAS_800I_A2, {"head_dim": 528}, "multiples of 16 up to 512"),
+        (ATLAS_800I_A2, {"heads": 3, "kv_heads": 2}, "world size"),
+        (ATLAS_800I_A2, {"block_size": 24}, "multiples of 16 up to 512"),
+        (ATLAS_300I_DUO, {"block_size": 1024}, "multiples of 16 up to 512"),
+        (ATLAS_300I_DUO, {"block_size": 0}, "multiples of 16 up to 512"),
+    ],
+)
+def test_illegal_models_are_refused_with_the_rule(soc: Soc, changes: dict[str, object], message: str) -> None:
+    model = {"dtype": "float16", "head_dim": 256, "heads": 8, "kv_heads": 1, "block_size": 64} | changes
+    with pytest.raises(UserError, match=message):
+        check_model(soc, **model)  # type: ignore[arg-type]
+
+
+def test_block_sizes_depend_on_the_query_tokens_and_the_caches_dtype() -> None:
+    check_block_size(ATLAS_800I_A2, 48)
+    check_block_size(ATLAS_800I_A2, 384, query_tokens=5)
+    with pytest.raises(UserError, match="128, 256, 384, 512"):
+        check_block_size(ATLAS_800I_A2, 64, query_tokens=5)
+    with pytest.raises(UserError, match=r"multiples of 32 .*int8"):
+        check_block_size(ATLAS_800I_A2, 48, int8_cache=True)
+
+
+@pytest.mark.parametrize(
+    ("phase", "block_size", "paged", "passes"),
+    [
+        ("prefill", 64, False, 1),
+        ("extend", 64, False, 3),
+        ("decode", 64, True, 1),
+        ("prefill", 128, False, 1),
+        ("extend", 128, True, 1),
+        ("decode", 128, True, 1),
+    ],
+)
+def test_attention_on_the_a2(phase: str, block_size: int, paged: bool, passes: int) -> None:
+    choice = choose_attention(ATLAS_800I_A2, phase, block_size, 8, 1, 256, batch=4)  # type: ignore[arg-type]
+    assert (choice.op, choice.paged, choice.fold, choice.cache_passes) == (FIA, paged, 1, passes)
+
+
+@pytest.mark.parametrize(
+    ("heads", "head_dim", "batch", "op", "fold"),
+    [
+        (GEMMA_7B, 256, 8, IFA, 1),  # 1:1 is accepted
+        ((1, 1), 256, 8, IFA, 1),  # Gemma-2B on eight ranks
+        ((2, 1), 256, 8, IFA, 2),  # on four: two passes beat gathering's three
+        ((4, 1), 256, 8, "decomposed", 1),
+        (GEMMA_2B, 256, 8, "decomposed", 1),
+        (GEMMA_2B, 128, 8, IFA, 1),  # grouped heads up to 128
+        (GEMMA_7B, 256, 257, "decomposed", 1),
+        ((2, 1), 256, 129, "decomposed", 1),
+    ],
+)
+def test_decode_attention_on_the_300i_duo(
+    heads: tuple[int, int], head_dim: int, batch: int, op: str, fold: int
+) -> None:
+    choice = choose_attention(ATLAS_300I_DUO, "decode", 64, *heads, head_dim, batch)
+    assert (choice.op, choice.fold) == (op, fold)
+    assert choice.paged == (op == IFA)
+    assert choice.reason
+
+
+def test_prefill_on_the_300i_duo_gathers_only_after_earlier_context() -> None:
+    prefill, extend = (
+        choose_attention(ATLAS_300I_DUO, phase, 64, 8, 1, 256, batch=1) for phase in ("prefill", "extend")
+    )
+    assert (prefill.op, prefill.cache_passes, prefill.paged) == (PFA, 1, False)
+    assert (extend.op, extend.cache_passes, extend.paged) == (PFA, 3, False)
+
+
+def test_norms_and_rotary_by_chip() -> None:
+    assert norm_op(ATLAS_800I_A2, "exact") == "GemmaRmsNorm"
+    assert norm_op(ATLAS_300I_DUO, "exact") == "decomposed"
+    assert norm_op(ATLAS_300I_DUO, "fused") == "AddRmsNorm"
+    with pytest.raises(UserError, match="exact or fused"):
+        norm_op(ATLAS_800I_A2, "fast")
+    assert fused_rotary(ATLAS_800I_A2, 256)
+    assert not fused_rotary(ATLAS_800I_A2, 48)
+    assert not fused_rotary(ATLAS_300I_DUO, 256)
+
+
+def test_quantised_weights_are_bounded_in_their_last_dimension() -> None:
+    check_quantised_matmul(ATLAS_800I_A2, 2048, 256000, transposed=True)
+    with pytest.raises(UserError, match="65535"):
+        check_quantised_matmul(ATLAS_800I_A2, 2048, 256000, transposed=False)
