@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+from torch import Tensor
 
 from graph_model.backends import select_backend
 from graph_model.bucket import Bucket, BucketTable, powers_of_two, round_up
-from graph_model.checkpoint import expected_tensors, open_checkpoint
+from graph_model.checkpoint import Checkpoint, expected_tensors, open_checkpoint
 from graph_model.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
@@ -95,7 +96,21 @@ def _reader(settings: ModelSettings, resources: ExitStack) -> Read:
     if settings.random_weights:
         return random_weights(settings.config)
     assert settings.checkpoint_dir is not None
-    return resources.enter_context(open_checkpoint(settings.checkpoint_dir, settings.config)).read
+    checkpoint = resources.enter_context(open_checkpoint(settings.checkpoint_dir, settings.config))
+    return _one_at_a_time(checkpoint)
+
+
+def _one_at_a_time(checkpoint: Checkpoint) -> Read:
+    """Read tensors, giving back the mapped pages of one when the next is asked for: they count as used memory."""
+    last: list[str] = []
+
+    def read(name: str) -> Tensor:
+        while last:
+            checkpoint.release(last.pop())
+        last.append(name)
+        return checkpoint.read(name)
+
+    return read
 
 
 def _num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch.device) -> int:

@@ -56,7 +56,10 @@ def make_model(
     transformers = transformers_gemma()
     model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**config.to_json())).eval()
     randomise(model, seed, gains or (SENSITIVE if dtype == torch.float32 else CALM))
-    return model.to(dtype)
+    # Parameters only: from_pretrained leaves the rotary frequencies, a buffer, in float32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 @torch.no_grad()

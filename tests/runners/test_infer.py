@@ -1,0 +1,143 @@
+"""runners/infer.py: a checkpoint saved by transformers gives the tokens that transformers gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import make_checkpoint
+from support.cli import CommandResult, run_command
+from support.configs import TINY_CONFIGS
+from support.token_rule import greedy_agreement
+
+from runners.infer import infer
+
+Run = Callable[..., CommandResult]
+
+# From one token to several blocks of 16, on and beside their boundaries, and beyond one chunk of 64 tokens.
+LENGTHS = (1, 2, 15, 16, 17, 32, 47, 63, 64, 65, 100, 131)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    def call(*arguments: str) -> CommandResult:
+        settings = [f"cache_dir={tmp_path / 'cache'}", *arguments]
+        return run_command(infer, "infer", settings, capsys, monkeypatch)
+
+    return call
+
+
+def random_prompts(vocab_size: int, lengths: tuple[int, ...] = LENGTHS) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(3, vocab_size, (length,), generator=generator).tolist() for length in lengths]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda line: line["index"])
+
+
+@pytest.mark.parametrize("name", TINY_CONFIGS)
+def test_tokens_equal_those_of_transformers_in_float32(name: str, run: Run, tmp_path: Path) -> None:
+    config = TINY_CONFIGS[name]
+    model = make_checkpoint(tmp_path / "checkpoint", config)
+    prompts = random_prompts(config.vocab_size)
+    output = tmp_path / "out.jsonl"
+    result = run(
+        f"model.path={tmp_path / 'checkpoint'}",
+        f"prompt_token_ids={json.dumps(prompts)}",
+        f"output_file={output}",
+        "backend=eager",
+        "block_size=16",
+        "max_prefill_tokens=64",
+        "max_batch_size=3",
+        "max_new_tokens=24",
+        "ignore_eos=true",
+    )
+    assert result.status == 0, result.stderr
+    answers = lines(output)
+    assert [answer["prompt_token_ids"] for answer in answers] == prompts
+    assert all(len(answer["token_ids"]) == 24 for answer in answers)
+    for answer in answers:
+        agreement = greedy_agreement(model, answer["prompt_token_ids"], answer["token_ids"])
+        assert agreement.excused == agreement.wrong == 0, answer
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_tokens_follow_the_token_rule_in_16_bit(dtype: str, run: Run, tmp_path: Path) -> None:
+    config = TINY_CONFIGS["one_kv_head"]
+    model = make_checkpoint(tmp_path / "checkpoint", config, dtype=getattr(torch, dtype))
+    output = tmp_path / "out.jsonl"
+    result = run(
+        f"model.path={tmp_path / 'checkpoint'}",
+        f"prompt_token_ids={json.dumps(random_prompts(config.vocab_size))}",
+        f"output_file={output}",
+        "backend=eager",
+        "block_size=16",
+        "max_prefill_tokens=64",
+        "max_new_tokens=32",
+        "ignore_eos=true",
+    )
+    assert result.status == 0, result.stderr
+    verdicts = [greedy_agreement(model, a["prompt_token_ids"], a["token_ids"]) for a in lines(output)]
+    total = sum(v.equal + v.excused for v in verdicts)
+    assert sum(v.wrong for v in verdicts) == 0
+    assert total == len(LENGTHS) * 32
+    assert sum(v.excused for v in verdicts) <= 0.01 * total
+
+
+def test_check_mode_reports_every_pass_and_the_answers(run: Run, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, TINY_CONFIGS["grouped_kv_heads"])
+    result = run(
+        f"model.path={tmp_path}", "backend=eager", "prompt_token_ids=[[5,6,7]]", "max_new_tokens=8", "check=true"
+    )
+    assert result.status == 0, result.stderr
+    assert "check: paged_attention (tolerant) holds on 4 graphs" in result.stdout
+    assert "tokens equal the plain model's, 0 of them within rounding" in result.stdout
+
+
+def test_sampling_is_repeatable_by_seed_and_differs_between_prompts(run: Run, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, TINY_CONFIGS["one_kv_head"])
+
+    def sample(seed: int) -> list[list[int]]:
+        output = tmp_path / f"{seed}.jsonl"
+        result = run(
+            f"model.path={tmp_path}",
+            "backend=eager",
+            "prompt_token_ids=[[5,6,7],[5,6,7]]",
+            "max_new_tokens=12",
+            "ignore_eos=true",
+            "sampling.temperature=1",
+            f"sampling.seed={seed}",
+            f"output_file={output}",
+        )
+        assert result.status == 0, result.stderr
+        return [line["token_ids"] for line in lines(output)]
+
+    first = sample(0)
+    assert first == sample(0)
+    assert first[0] != first[1]
+    assert sample(1)[0] == first[1]
+
+
+def test_dumps_are_written_for_each_pass_of_each_bucket(run: Run, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, TINY_CONFIGS["one_kv_head"])
+    dumps = tmp_path / "dumps"
+    arguments = ("backend=eager", "prompt_token_ids=[[5,6,7]]", "max_new_tokens=2", f"dump_dir={dumps}")
+    result = run(f"model.path={tmp_path}", *arguments)
+    assert result.status == 0, result.stderr
+    assert sorted(folder.name for folder in dumps.iterdir()) == ["decode-b1-w4", "prefill-b1-t64"]
+    files = sorted(file.name for file in (dumps / "decode-b1-w4").iterdir())
+    assert files[0] == "00_capture.txt"
+    assert files[-1] == "11_select_token.txt"
+
+
+def test_random_weights_need_no_checkpoint(run: Run) -> None:
+    result = run(
+        "model=gemma_2b", "weights=random", "backend=eager", "prompt_token_ids=[[2,3]]", "max_seq_len=99999"
+    )
+    assert result.status == 2
+    assert "max_seq_len is 99999" in result.stderr
