@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,15 +14,12 @@ from typing import Any
 
 from graph_model.errors import UserError
 
-ARTIFACT = "artifact"
-_META = "meta.json"
-
 
 @dataclass(frozen=True)
 class CompileCache:
-    """Entries under `root`, one folder each: the backend's artifact and a JSON description.
+    """Entries under `root`: a JSON file named by the key, which names the backend's artifact by its digest.
 
-    An entry appears at once or not at all, and is used only if its artifact has the digest that was written with it.
+    An entry appears at once or not at all, and is used only if its artifact still has the digest.
     Artifacts hold code, so a root that other users can write to is refused.
     """
 
@@ -45,32 +41,31 @@ class CompileCache:
 
     def find(self, key: str) -> tuple[dict[str, Any], Path] | None:
         """Description and artifact path of an entry, or None if there is none or it is damaged."""
-        folder = self._folder(key)
         try:
-            meta = json.loads((folder / _META).read_text(encoding="utf-8"))
-            digest = hashlib.sha256((folder / ARTIFACT).read_bytes()).hexdigest()
-        except (OSError, ValueError):
+            entry = json.loads(self._entry(key).read_text(encoding="utf-8"))
+            artifact = self._artifact(entry["artifact"])
+            intact = hashlib.sha256(artifact.read_bytes()).hexdigest() == entry["artifact"]
+            return (entry["description"], artifact) if intact else None
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        return (meta["description"], folder / ARTIFACT) if meta.get("sha256") == digest else None
 
     def store(self, key: str, description: dict[str, Any], write: Callable[[Path], None]) -> None:
         """Add an entry; `write` writes the artifact to the path that it is given."""
-        folder = self._folder(key)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
-        try:
-            write(temporary / ARTIFACT)
-            digest = hashlib.sha256((temporary / ARTIFACT).read_bytes()).hexdigest()
-            meta = {"sha256": digest, "description": description}
-            (temporary / _META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
-            if folder.exists():  # damaged, or written by another process in the meantime
-                shutil.rmtree(folder)
-            os.replace(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        folder = self._entry(key).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
+            artifact, entry = Path(temporary) / "artifact", Path(temporary) / "entry"
+            write(artifact)
+            digest = hashlib.sha256(artifact.read_bytes()).hexdigest()
+            entry.write_text(json.dumps({"artifact": digest, "description": description}, indent=1), encoding="utf-8")
+            os.replace(artifact, self._artifact(digest))
+            os.replace(entry, self._entry(key))
 
-    def _folder(self, key: str) -> Path:
-        return self.root / "steps" / key
+    def _entry(self, key: str) -> Path:
+        return self.root / "steps" / f"{key}.json"
+
+    def _artifact(self, digest: str) -> Path:
+        return self.root / "steps" / digest
 
 
 def cache_key(ingredients: Mapping[str, Any]) -> str:

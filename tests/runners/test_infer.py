@@ -136,8 +136,6 @@ def test_dumps_are_written_for_each_pass_of_each_bucket(run: Run, tmp_path: Path
 
 
 def test_random_weights_need_no_checkpoint(run: Run) -> None:
-    result = run(
-        "model=gemma_2b", "weights=random", "backend=eager", "prompt_token_ids=[[2,3]]", "max_seq_len=99999"
-    )
+    result = run("model=gemma_2b", "weights=random", "backend=eager", "prompt_token_ids=[[2,3]]", "max_seq_len=99999")
     assert result.status == 2
     assert "max_seq_len is 99999" in result.stderr

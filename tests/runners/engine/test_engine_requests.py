@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import pytest
 from engine_fakes import FakeModel, assert_nothing_held, expected_tokens, small_buckets
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,8 +42,7 @@ def requests(draw: st.DrawFn) -> Request:
     return Request(draw(st.integers(0, 25)), beginning + ending, sampling, abort_after)
 
 
-@settings(max_examples=120, deadline=None)
-@given(
+mixtures = st.tuples(
     st.lists(requests(), min_size=1, max_size=14),
     st.sampled_from([2, 4, 8]),
     st.integers(0, 8),
@@ -49,7 +50,22 @@ def requests(draw: st.DrawFn) -> Request:
     st.sampled_from([1, 2, 4]),
     st.sampled_from([2, 8, 16]),
 )
-def test_each_request_gets_the_tokens_it_gets_alone(
+
+
+@settings(max_examples=80, deadline=None)
+@given(mixtures)
+def test_each_request_gets_the_tokens_it_gets_alone(mixture: tuple[Any, ...]) -> None:
+    serve_and_check(*mixture)
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None)
+@given(mixtures)
+def test_each_request_gets_the_tokens_it_gets_alone_in_many_mixtures(mixture: tuple[Any, ...]) -> None:
+    serve_and_check(*mixture)
+
+
+def serve_and_check(
     batch: list[Request], block_size: int, spare: int, decode_rows: int, prefill_rows: int, chunk: int
 ) -> None:
     # The pool holds one longest request and little more, so that sequences are preempted all the time.
@@ -84,6 +100,7 @@ def test_each_request_gets_the_tokens_it_gets_alone(
         assert step < 5000, "the requests come to no end"
     assert_nothing_held(engine)
     assert results.keys() == ids.keys()
+    assert results[min(ids)].num_preemptions == 0, "the oldest is never preempted"
     for request_id, request in ids.items():
         result = results[request_id]
         expected = expected_tokens(request.prompt, request.sampling, MAX_SEQ_LEN, EOS)

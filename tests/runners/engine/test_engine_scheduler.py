@@ -12,9 +12,11 @@ from runners.engine import Engine, RequestResult, SamplingParams
 
 def finish(engine: Engine) -> dict[int, RequestResult]:
     results = {}
-    while engine.has_unfinished():
+    for _ in range(2000):
         results.update({event.request_id: event.result for event in engine.step() if event.result})
-    return results
+        if not engine.has_unfinished():
+            return results
+    raise AssertionError("the requests come to no end")
 
 
 def phases(model: FakeModel) -> list[str]:
@@ -125,6 +127,28 @@ def test_a_request_that_has_to_wait_for_blocks_waits_and_then_runs() -> None:
     assert engine.statistics.preemptions == 0
     assert {bucket.batch for bucket, _, _ in model.steps} == {1}
     assert [results[i].token_ids for i in range(2)] == [expected_tokens(prompt, sampling, 32) for prompt in prompts]
+
+
+def test_a_newcomer_leaves_those_that_run_a_block_to_grow_into() -> None:
+    engine = Engine(FakeModel(usable_blocks=8, max_seq_len=32))
+    engine.add_request([1] * 14, SamplingParams(max_new_tokens=10))  # 4 blocks at first, 6 at last
+    engine.add_request([2] * 15, SamplingParams(max_new_tokens=1))  # 4 blocks
+    finish(engine)
+    assert engine.statistics.preemptions == 0
+
+
+def test_a_prompt_being_computed_gives_way_to_those_older() -> None:
+    model = FakeModel(small_buckets(batch=2, chunk=4, width=32), block_size=2, usable_blocks=24)
+    engine = Engine(model)
+    first = engine.add_request([1] * 4, SamplingParams(max_new_tokens=30))
+    engine.step()
+    engine.add_request([2] * 40, SamplingParams(max_new_tokens=1))
+    for _ in range(10):
+        engine.step()
+    assert engine.statistics.preemptions == 1
+    assert not engine.scheduler.prefilling
+    assert [sequence.request_id for sequence in engine.scheduler.decoding] == [first]
+    finish(engine)
 
 
 def test_prompts_of_like_length_share_a_step_and_unlike_ones_do_not() -> None:
