@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def read_config(checkpoint_dir: Path) -> GemmaConfig:
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}). Copy it again from the original.") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} holds a JSON {type(raw).__name__}; a config.json holds an object.")
@@ -132,7 +133,7 @@ def from_json(raw: dict[str, Any], source: str) -> GemmaConfig:
         attention_bias=reader.flag("attention_bias", default.attention_bias),
         tie_word_embeddings=reader.flag("tie_word_embeddings", default.tie_word_embeddings),
         dtype=_dtype(raw, source),
-        bos_token_id=raw.get("bos_token_id", default.bos_token_id),
+        bos_token_id=_bos(raw, source, default.bos_token_id),
         eos_token_ids=_eos(raw, source),
         quantize=raw.get("quantize"),
     )
@@ -154,7 +155,7 @@ class _FieldReader:
 
     def check_positive(self, name: str, value: Any) -> float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value <= 0:
+        if not number or not 0 < value <= sys.float_info.max:
             raise UserError(f"{self.source}: {name} is {value!r}; it must be a finite number above 0.")
         return float(value)
 
@@ -200,6 +201,13 @@ def _dtype(raw: dict[str, Any], source: str) -> str:
     value = raw.get("dtype", raw.get("torch_dtype")) or "float32"
     if value not in DTYPES:
         raise UserError(f"{source}: dtype is {value!r}; it must be one of {', '.join(DTYPES)}.")
+    return value
+
+
+def _bos(raw: dict[str, Any], source: str, default: int | None) -> int | None:
+    value = raw.get("bos_token_id", default)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise UserError(f"{source}: bos_token_id is {value!r}; it must be an id or null.")
     return value
 
 
