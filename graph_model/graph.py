@@ -57,8 +57,13 @@ class ModelGraph:
         return {node.name: node.meta["expression"] for node in self.placeholders("weight")}
 
     @property
-    def output(self) -> fx.Node:
-        return self.graph.output_node()
+    def outputs(self) -> tuple[fx.Node, ...]:
+        """The nodes whose values the graph returns."""
+        return tuple(self.graph.output_node().args[0])  # type: ignore[arg-type]
+
+    def set_outputs(self, *nodes: fx.Node) -> None:
+        """Return the values of `nodes` instead."""
+        self.graph.output_node().args = (nodes,)
 
     def add_placeholder(self, name: str, kind: Kind, value: torch.Tensor) -> fx.Node:
         """Append a placeholder of a kind behind those of its kind (inputs last); `value` is its fake tensor."""

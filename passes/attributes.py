@@ -65,12 +65,13 @@ def attribute_value(graph: ModelGraph, attribute: str) -> float:
 
 def _scales_embedding(node: fx.Node, graph: ModelGraph) -> bool:
     scale = attribute_value(graph, "embedding_scale")
-    return node.target == aten.mul.Tensor and node.args[1] == scale and _calls(node.args[0], aten.embedding.default)
+    is_scaling = node.target == aten.mul.Tensor and _calls(node.args[0], aten.embedding.default)
+    return is_scaling and bool(node.args[1] == scale)
 
 
 def _holds_theta(node: fx.Node, config: GemmaConfig) -> bool:
     if node.target == aten.pow.Scalar:
-        return node.args[0] == config.rope_theta
+        return bool(node.args[0] == config.rope_theta)
     expression = node.meta.get("expression")
     return expression == InverseFrequencies(config.rope_theta, config.head_dim)
 
@@ -92,7 +93,7 @@ def _norm_eps(node: fx.Node, graph: ModelGraph) -> object:
 def _adds_norm_offset(node: fx.Node, graph: ModelGraph) -> bool:
     if isinstance(node.meta.get("expression"), OnePlus):
         return True
-    return node.target == aten.add.Tensor and node.args[1] == 1.0
+    return node.target == aten.add.Tensor and bool(node.args[1] == 1.0)
 
 
 def _calls(value: object, target: object) -> bool:

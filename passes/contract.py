@@ -83,6 +83,14 @@ class Pass(ABC):
         return outcome
 
 
+def operand(node: fx.Node, index: int) -> fx.Node:
+    """Argument `index` of `node`, which must be a node. Raises NearMiss."""
+    value = node.args[index] if index < len(node.args) else None
+    if isinstance(value, fx.Node):
+        return value
+    raise NearMiss(node, f"argument {index} is {value!r}, expected a tensor")
+
+
 def argument(node: fx.Node, index: int, target: object) -> fx.Node:
     """Argument `index` of `node`, which must be a call of `target`. Raises NearMiss."""
     value = node.args[index] if index < len(node.args) else None
@@ -101,7 +109,7 @@ def sole_user(node: fx.Node, target: object) -> fx.Node:
     raise NearMiss(node, f"is used by {found}, expected one call of {describe_target(target)}")
 
 
-def require(condition: bool, node: fx.Node, reason: str) -> None:
+def require(condition: object, node: fx.Node, reason: str) -> None:
     """Raise NearMiss with `reason` unless `condition` holds."""
     if not condition:
         raise NearMiss(node, reason)

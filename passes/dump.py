@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from graph_model.graph import ModelGraph
+from graph_model.graph import Kind, ModelGraph
 from passes.contract import describe_target
 
 _DTYPES = {
@@ -22,8 +22,9 @@ _DTYPES = {
 def dump(graph: ModelGraph, title: str) -> str:
     """The graph's weights with their expressions, caches, inputs, and its calls grouped by the model's layers."""
     lines = [f"# {title}", f"# bucket {graph.bucket}, {len(graph.calls())} calls", ""]
-    for kind in ("weight", "cache", "input"):
-        placeholders = graph.placeholders(kind)  # type: ignore[arg-type]
+    kinds: tuple[Kind, ...] = ("weight", "cache", "input")
+    for kind in kinds:
+        placeholders = graph.placeholders(kind)
         if placeholders:
             lines.append(f"{kind}s:")
             lines += [f"    {_declaration(node)}" for node in placeholders]
@@ -34,7 +35,7 @@ def dump(graph: ModelGraph, title: str) -> str:
             layer = node.meta["layer"]
             lines.append(f"{layer or 'step'}:")
         lines.append(f"    {node.name}: {type_text(node.meta['val'])} = {_call(node)}")
-    lines += ["", f"return {_text(graph.output.args[0])}", ""]
+    lines += ["", f"return {_text(graph.outputs)}", ""]
     return "\n".join(lines)
 
 

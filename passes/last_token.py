@@ -11,7 +11,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import NearMiss, Pass, Tier
+from passes.contract import NearMiss, Pass, Tier, operand
 
 aten = torch.ops.aten
 
@@ -40,8 +40,7 @@ class LastToken(Pass):
     required: ClassVar[bool] = True
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        (logits,) = graph.output.args[0]  # type: ignore[misc]
-        return [logits]  # type: ignore[list-item]
+        return list(graph.outputs)
 
     def expected_matches(self, graph: ModelGraph) -> int:
         return 1
@@ -50,15 +49,14 @@ class LastToken(Pass):
         if candidate.target != aten.linear.default:
             raise NearMiss(candidate, "the graph does not end in the head's linear")
         barriers = _attention_and_before(graph)
-        graph.output.args = ((self._take(graph, candidate, barriers, {}),),)
+        graph.set_outputs(self._take(graph, candidate, barriers, {}))
 
     def _take(self, graph: ModelGraph, node: fx.Node, barriers: set[fx.Node], taken: dict[fx.Node, fx.Node]) -> fx.Node:
         """The node that computes the last tokens of `node`'s value; `taken` remembers those that exist."""
         if node not in taken:
             arity = 0 if node in barriers else TOKEN_WISE.get(node.target, 0)  # type: ignore[arg-type]
             if arity and isinstance(node.args[arity - 1], fx.Node):
-                sources = node.args[:arity]
-                inputs = [self._take(graph, source, barriers, taken) for source in sources]  # type: ignore[arg-type]
+                inputs = [self._take(graph, operand(node, index), barriers, taken) for index in range(arity)]
                 last = graph.insert(node.target, *inputs, *node.args[arity:], at=node.next)  # type: ignore[arg-type]
             elif graph.bucket.phase == "decode":
                 last = graph.insert(aten.select.int, node, 1, 0, at=node.next)

@@ -11,7 +11,7 @@ from torch import fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from graph_model.weights import OnePlus, Source
-from passes.contract import NearMiss, Pass, Tier, argument, require, sole_user
+from passes.contract import NearMiss, Pass, Tier, argument, operand, require, sole_user
 
 aten = torch.ops.aten
 
@@ -48,8 +48,7 @@ class RMSNorm(Pass):
         require(mean.args[1:] == ([-1], True), mean, f"reduces {mean.args[1:]}, expected the last dimension, kept")
         square = argument(mean, 0, aten.pow.Tensor_Scalar)
         require(square.args[1] == 2, square, f"the power is {square.args[1]}, expected 2")
-        x32 = square.args[0]
-        assert isinstance(x32, fx.Node)
+        x32 = operand(square, 0)
         normed = sole_user(candidate, aten.mul.Tensor)
         require(normed.args == (x32, candidate), normed, "does not scale the tensor that was squared")
         scaled = sole_user(normed, aten.mul.Tensor)
@@ -57,7 +56,7 @@ class RMSNorm(Pass):
         x, output = x32, scaled
         if graph.dtype != torch.float32:
             require(x32.target == aten.to.dtype, x32, "the norm is not computed in float32")
-            x = x32.args[0]  # type: ignore[assignment]
+            x = operand(x32, 0)
             output = sole_user(scaled, aten.to.dtype)
         result = graph.insert(ops.rms_norm, x, weight, eps, at=output)
         output.replace_all_uses_with(result)
@@ -66,10 +65,9 @@ class RMSNorm(Pass):
         """The weight 1 + float32(w) for the factor of `scaled`."""
         factor = argument(scaled, 1, aten.add.Tensor)
         require(factor.args[1] == 1.0, factor, f"adds {factor.args[1]!r} to the weight, Gemma's norm adds 1.0")
-        weight = factor.args[0]
-        assert isinstance(weight, fx.Node)
+        weight = operand(factor, 0)
         if graph.dtype != torch.float32:
-            weight = argument(factor, 0, aten.to.dtype).args[0]  # type: ignore[assignment]
+            weight = operand(argument(factor, 0, aten.to.dtype), 0)
         expression = weight.meta.get("expression")
         if not isinstance(expression, Source):
             raise NearMiss(factor, "its weight is not a weight of the checkpoint")

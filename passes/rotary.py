@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import Pass, Tier, argument, require, sole_user
+from passes.contract import Pass, Tier, argument, operand, require, sole_user
 
 aten = torch.ops.aten
 
@@ -38,8 +38,7 @@ class Rotary(Pass):
         first = parts[1]
         assert isinstance(first, fx.Node)
         require(first.target == aten.slice.Tensor, rotated, "the other half is not a slice")
-        x = second.args[0]
-        assert isinstance(x, fx.Node)
+        x = operand(second, 0)
         size = x.meta["val"].shape[-1]
         halves = (first.args, second.args)
         expected = ((x, -1, 0, size // 2), (x, -1, size // 2, size))

@@ -34,15 +34,15 @@ class SelectToken(Pass):
     required: ClassVar[bool] = True
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return [graph.output]
+        return list(graph.outputs)
 
     def expected_matches(self, graph: ModelGraph) -> int:
         return 1
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        (logits,) = candidate.args[0]  # type: ignore[misc]
+        end = graph.graph.output_node()
         if graph.bucket.selection == "greedy":
-            chosen = graph.insert(ops.greedy_token, logits, at=candidate)
+            chosen = graph.insert(ops.greedy_token, candidate, at=end)
         else:
             with graph.fake_mode:
                 fakes = [torch.empty(graph.bucket.batch, dtype=dtype) for _, dtype in SAMPLING_INPUTS]
@@ -50,12 +50,12 @@ class SelectToken(Pass):
                 graph.add_placeholder(name, "input", fake)
                 for (name, _), fake in zip(SAMPLING_INPUTS, fakes, strict=True)
             ]
-            chosen = graph.insert(ops.sample_token, logits, *settings, at=candidate)
+            chosen = graph.insert(ops.sample_token, candidate, *settings, at=end)
         outputs = [chosen]
         if graph.bucket.logprobs >= 0:
-            logprobs = graph.insert(ops.token_logprobs, logits, chosen, graph.bucket.logprobs, at=candidate)
-            outputs += [graph.insert(operator.getitem, logprobs, index, at=candidate) for index in range(3)]
-        candidate.args = (tuple(outputs),)
+            logprobs = graph.insert(ops.token_logprobs, candidate, chosen, graph.bucket.logprobs, at=end)
+            outputs += [graph.insert(operator.getitem, logprobs, index, at=end) for index in range(3)]
+        graph.set_outputs(*outputs)
 
     def project(self, output: Any, graph: ModelGraph, inputs: dict[str, torch.Tensor]) -> Any:
         if graph.bucket.selection == "greedy":

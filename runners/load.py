@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from graph_model.backends import select_backend
-from graph_model.bucket import Bucket, BucketTable, powers_of_two, round_up
+from graph_model.bucket import Bucket, BucketTable, Selection, powers_of_two, round_up
 from graph_model.checkpoint import Checkpoint, expected_tensors, open_checkpoint
 from graph_model.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
 from graph_model.config import GemmaConfig
@@ -72,7 +72,7 @@ def reachable_buckets(
     table: BucketTable, block_size: int, prompt_lengths: list[int], max_new_tokens: int, max_seq_len: int, sample: bool
 ) -> list[Bucket]:
     """Every bucket that a run of these prompts can come to, preemption and shared prefixes included."""
-    selection = "sample" if sample else "greedy"
+    selection: Selection = "sample" if sample else "greedy"
     rows = len(prompt_lengths)
     longest = min(max(prompt_lengths) + max_new_tokens, max_seq_len)
     widths = _up_to(table.table_widths, -(-longest // block_size))
