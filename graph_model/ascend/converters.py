@@ -7,6 +7,8 @@ torchair is loaded. The ops have no kernel: they run inside a lowered graph only
   gemma_rms_norm          RMS norm with 1 + weight, one rounding
   linear                  x @ weight.T with weight stored [out, in]: no Transpose at run time
   incre_flash_attention   decode attention with the keys' lengths as a tensor: one graph for all lengths
+
+and ``torch.ops.npu.npu_add_rms_norm_quant``, an op of torch_npu that torchair has no converter for.
 """
 
 from __future__ import annotations
@@ -97,6 +99,25 @@ def register_converters() -> None:
         .output("rstd", "")
     )
 
+    # AddRmsNormQuant: ops-nn norm/add_rms_norm_quant/op_graph/add_rms_norm_quant_proto.h
+    add_rms_norm_quant_ir = (
+        IrDef("AddRmsNormQuant")
+        .input("x1", "")
+        .input("x2", "")
+        .input("gamma", "")
+        .input("scales1", "")
+        .optional_input("scales2", "")
+        .optional_input("zero_points1", "")
+        .optional_input("zero_points2", "")
+        .optional_input("beta", "")
+        .attr("axis", attr.Int(-1))
+        .attr("epsilon", attr.Float(1e-6))
+        .attr("div_mode", attr.Bool(True))
+        .output("y1", "")
+        .output("y2", "")
+        .output("x", "")
+    )
+
     @register_fx_node_ge_converter(torch.ops.ascend.gemma_rms_norm.default)
     def convert_gemma_rms_norm(x: Any, weight: Any, epsilon: float = 1e-6, meta_outputs: Any = None) -> Any:
         y, _ = ge_op(
@@ -107,6 +128,33 @@ def register_converters() -> None:
             ir=gemma_rms_norm_ir,
         )
         return y
+
+    @register_fx_node_ge_converter(torch.ops.npu.npu_add_rms_norm_quant.default)
+    def convert_add_rms_norm_quant(
+        x1: Any,
+        x2: Any,
+        gamma: Any,
+        scales1: Any,
+        zero_points1: Any = None,
+        beta: Any = None,
+        scales2: Any = None,
+        zero_points2: Any = None,
+        *,
+        axis: int = -1,
+        epsilon: float = 1e-6,
+        div_mode: bool = True,
+        dst_type: int | None = None,
+        meta_outputs: Any = None,
+    ) -> Any:
+        inputs = {"x1": x1, "x2": x2, "gamma": gamma, "scales1": scales1, "scales2": scales2}
+        inputs |= {"zero_points1": zero_points1, "zero_points2": zero_points2, "beta": beta}
+        return ge_op(
+            "AddRmsNormQuant",
+            inputs=inputs,
+            attrs={"axis": attr.Int(axis), "epsilon": attr.Float(epsilon), "div_mode": attr.Bool(div_mode)},
+            outputs=["y1", "y2", "x"],
+            ir=add_rms_norm_quant_ir,
+        )
 
     @register_fx_node_ge_converter(torch.ops.ascend.linear.default)
     def convert_linear(x: Any, weight: Any, bias: Any = None, meta_outputs: Any = None) -> Any:

@@ -45,11 +45,10 @@ def case_names(soc: str) -> list[str]:
 
 
 def main() -> None:
-    soc, cache_dir, results = sys.argv[1:4]
+    soc, cache_dir, results, *only = sys.argv[1:]
     torch.set_num_threads(1)
     assert standin.load(tables.find_soc(soc), Path(cache_dir)) == standin.is_standin()
     outcome = {}
-    only = sys.argv[4:]
     for name in only or case_names(soc):
         torch._dynamo.reset()
         torch.manual_seed(0)
@@ -248,6 +247,74 @@ def our_converters_lower_to_ops_without_copies() -> None:
 
 
 @case(A2)
+def a_quantised_projection_is_exact_in_integers() -> None:
+    """Norm and quantise, then a quantised product per column; and a quantise, then a product per token."""
+    x, residual = torch.randn(5, HIDDEN).half(), torch.randn(5, HIDDEN).half()
+    gamma, weight = torch.rand(HIDDEN).half() + 0.5, torch.randint(-127, 128, (HIDDEN, 32), dtype=torch.int8)
+    scale, zero = torch.full((HIDDEN,), 0.03), torch.full((HIDDEN,), -3, dtype=torch.int32)
+    deq = torch.rand(32) * 1e-3 + 1e-4
+    packed = (deq.view(torch.int32).long() & 0xFFFFE000) | (1 << 46)
+    bias = torch.randint(-1000, 1000, (32,), dtype=torch.int32)
+
+    def block(x: Tensor, residual: Tensor, gamma: Tensor, scale: Tensor, zero: Tensor, weight: Tensor, packed: Tensor,
+              bias: Tensor, deq: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
+        npu_ops = torch.ops.npu
+        q, _, total = npu_ops.npu_add_rms_norm_quant(x, residual, gamma, scale, zero)
+        out = npu_ops.npu_quant_matmul(q, weight, packed, bias=bias, output_dtype=torch.float16)
+        per_token, s = npu_ops.npu_dynamic_quant(total)
+        dynamic = npu_ops.npu_quant_matmul(per_token, weight, deq, pertoken_scale=s, output_dtype=torch.float16)
+        static = npu_ops.npu_quantize(total, scale[:1].half() * 500, None, torch.qint8, -1, False)
+        return q, total, out, per_token, s, dynamic, static
+
+    with recorded_graphs() as loaded:
+        got = compiled(block)(*npu(x, residual, gamma, scale, zero, weight, packed, bias, deq))
+    q, total, out, per_token, s, dynamic, static = (tensor.cpu() for tensor in got)
+    assert torch.equal(total, x + residual)
+    normed = rms(total, torch.ones(HIDDEN), 1e-6).half().double() * gamma.double()
+    exact = (normed.half().double() / scale.double() + zero.double()).round().clamp(-128, 127)
+    assert (q.double() - exact).abs().max() <= 1
+    assert ((q.double() - exact) != 0).double().mean() < 0.02
+    truncated = (packed & 0xFFFFE000).int().view(torch.float32)
+    integers = q.int().long() @ weight.long() + bias
+    assert torch.equal(out, (integers.float() * truncated).half())
+    assert torch.equal(s, total.float().abs().amax(-1) / 127)
+    assert (per_token.double() * s[:, None].double() - total.double()).abs().max() <= 0.51 * s.max()
+    assert torch.equal(dynamic, ((per_token.long() @ weight.long()).float() * deq * s[:, None]).half())
+    assert torch.equal(static, (total.float() * (scale[0].half() * 500).float()).round().clamp(-128, 127).char())
+    counts = count_nodes(loaded[0].graph).by_type
+    assert counts["AddRmsNormQuant"] == 1
+    assert counts["QuantBatchMatmulV3"] == 2
+
+
+@case(A2)
+def a_norm_and_attention_written_out_match() -> None:
+    """What a chip without the fused ops runs: RMS norm, rotary and masked attention over gathered blocks."""
+    heads, dim, block = 2, 16, 4
+
+    def step(
+        x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, kc: Tensor, vc: Tensor, table: Tensor, lens: Tensor
+    ) -> Tensor:
+        x32 = x.float()
+        normed = (x32 * torch.rsqrt(x32.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + weight.float())).to(x.dtype)
+        q = normed.view(2, heads, dim)
+        first, second = q.chunk(2, -1)
+        q = q * cos + torch.cat((-second, first), -1) * sin
+        k = kc.index_select(0, table.reshape(-1)).view(2, -1, heads, dim).transpose(1, 2)
+        v = vc.index_select(0, table.reshape(-1)).view(2, -1, heads, dim).transpose(1, 2)
+        scores = torch.matmul(q.unsqueeze(2), k.transpose(-1, -2)).float() * 0.25
+        hidden = torch.arange(table.shape[1] * block, device=x.device) >= lens[:, None]
+        weights = scores.masked_fill(hidden[:, None, None], float("-inf")).softmax(-1).to(x.dtype)
+        return torch.matmul(weights, v).reshape(2, heads * dim)
+
+    half = torch.float16
+    x, weight = torch.randn(2, heads * dim, dtype=half), torch.randn(heads * dim, dtype=half)
+    angle = torch.rand(2, 1, dim)
+    caches = [torch.randn(6, block, heads * dim, dtype=half) for _ in range(2)]
+    table, lens = torch.tensor([[3, 0, 5], [1, 2, 4]]), torch.tensor([5, 12])
+    compare(step, x, weight, angle.cos().to(half), angle.sin().to(half), *caches, table, lens, tolerance=2e-3)
+
+
+@case(A2)
 def sampling_ops_match() -> None:
     def sample(logits: Tensor, uniform: Tensor, top_k: Tensor) -> tuple[Tensor, ...]:
         scores, order = logits.sort(dim=-1, descending=True)
@@ -402,5 +469,35 @@ def what_the_chip_lacks_is_refused_when_the_graph_is_loaded() -> None:
             compiled(lambda *args, function=function: function(*args))(*npu(*inputs))
 
 
-if __name__ == "__main__":
+def collectives(rank: int, store: str, cache_dir: str) -> None:
+    """One rank of two: the collectives of a tensor-parallel step, lowered and executed."""
+    import torch.distributed as dist
+    import torch.distributed._functional_collectives as functional
+
+    standin.load(tables.ATLAS_800I_A2, Path(cache_dir))
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+
+    def step(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        group = dist.group.WORLD
+        return (
+            functional.all_reduce(x, "sum", group),
+            functional.all_gather_tensor(x, 0, group),
+            functional.reduce_scatter_tensor(x, "sum", 0, group),
+        )
+
+    parts = [torch.arange(4.0).bfloat16() + 1, torch.arange(4.0).bfloat16() * 10]
+    with recorded_graphs() as loaded, torch.no_grad():
+        reduced, gathered, scattered = compiled(step)(parts[rank].to("npu"))
+    total = parts[0] + parts[1]
+    assert torch.equal(reduced.cpu(), total)
+    assert torch.equal(gathered.cpu(), torch.cat(parts))
+    assert torch.equal(scattered.cpu(), total.chunk(2)[rank])
+    kinds = count_nodes(loaded[0].graph).by_type
+    assert {"HcomAllReduce", "HcomAllGather", "HcomReduceScatter"} <= kinds.keys(), kinds
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__" and sys.argv[1] == "collectives":
+    collectives(int(sys.argv[2]), *sys.argv[3:])
+elif __name__ == "__main__":
     main()

@@ -36,6 +36,19 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
     return results
 
 
+@pytest.mark.slow
+def test_collectives_of_two_ranks_are_lowered_and_executed(tmp_path: Path) -> None:
+    script = [sys.executable, str(Path(lowered_cases.__file__)), "collectives"]
+    arguments = [str(tmp_path / "store"), str(tmp_path / "cache")]
+    ranks = [
+        subprocess.Popen([*script, str(rank), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for rank in range(2)
+    ]
+    for process in ranks:
+        output, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, output
+
+
 @pytest.mark.parametrize("name", lowered_cases.CASES)
 def test_lowered(name: str, outcomes: dict[str, dict[str, str]]) -> None:
     soc, _ = lowered_cases.CASES[name]

@@ -16,6 +16,7 @@ from graph_model.ascend.interpreter.ops import (
     indexing,
     matmul,
     norm,
+    quant,
     reduction,
     shape,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "indexing",
     "matmul",
     "norm",
+    "quant",
     "reduction",
     "shape",
 ]

@@ -1,0 +1,163 @@
+"""Quantisation to int8 and quantised matrix products.
+
+Integers are exact; every scaling is in fp32 and rounded once. A value is rounded to the nearest integer, ties to even,
+and saturates at -128 and 127. Source: prototypes; ops-nn quant/ascend_quant_v2, norm/add_rms_norm_quant,
+matmul/quant_batch_matmul_v3 and their op documents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from graph_model.ascend.interpreter.ops.checks import (
+    FLOATS,
+    ge_dtype,
+    require,
+    require_dtype,
+    require_same_dtype,
+)
+from graph_model.ascend.interpreter.registry import ge_op
+
+_INT8 = 2  # GE's number of int8
+
+
+@ge_op("AscendQuantV2")
+def ascend_quant_v2(
+    x: Tensor,
+    scale: Tensor,
+    offset: Tensor | None = None,
+    *,
+    sqrt_mode: bool = False,
+    round_mode: str = "round",
+    dst_type: int = _INT8,
+    axis: int = -1,
+) -> Tensor:
+    """int8 of x * scale + offset; scale and offset have x's dtype and one element or the size of the last axis."""
+    require((sqrt_mode, round_mode, dst_type) == (False, "round", _INT8), "AscendQuantV2 other than rounding to int8")
+    require(axis in (-1, x.dim() - 1), f"axis {axis}; the interpreter knows the last")
+    require_dtype("x", x, *FLOATS)
+    require_same_dtype(x=x, scale=scale, offset=offset)
+    scaled = x.float() * scale.float()
+    return _to_int8(scaled if offset is None else scaled + offset.float())
+
+
+@ge_op("Quantize", ignored=("axis",))
+def quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None = None, *, dtype: str) -> Tensor:
+    """int8 of x / scales + zero_points; both broadcast to x (torchair unsqueezes them to x's rank)."""
+    require(dtype == "torch.qint8", f"dtype {dtype!r}; the interpreter knows torch.qint8")
+    require_dtype("x", x, *FLOATS)
+    require_dtype("scales", scales, torch.float32, torch.bfloat16)
+    scaled = x.float() / scales.float()
+    return _to_int8(scaled if zero_points is None else scaled + zero_points.float())
+
+
+@ge_op("DynamicQuant")
+def dynamic_quant(x: Tensor, smooth_scales: Tensor | None = None, *, dst_type: int = _INT8) -> tuple[Tensor, Tensor]:
+    """int8 of x / s and s, the row's largest |x| / 127 in fp32; smooth_scales multiply x first.
+
+    A quotient that lies within fp32 rounding of a tie may go to the other side on the chip: one unit.
+    """
+    require(dst_type == _INT8, f"DynamicQuant to {ge_dtype(dst_type)}")
+    require_dtype("x", x, torch.float16, torch.bfloat16)
+    wide = x.float() if smooth_scales is None else x.float() * smooth_scales.float()
+    scale = wide.abs().amax(-1) / 127.0
+    return _to_int8(wide / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]), scale
+
+
+@ge_op("AddRmsNormQuant")
+def add_rms_norm_quant(
+    x1: Tensor,
+    x2: Tensor,
+    gamma: Tensor,
+    scales1: Tensor,
+    zero_points1: Tensor | None = None,
+    *,
+    axis: int = -1,
+    epsilon: float = 1e-6,
+    div_mode: bool = True,
+    dst_type: int = _INT8,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The RMS norm of x1 + x2, times gamma, quantised: / scales1 (div_mode) or * scales1, + zero_points1.
+
+    Outputs y1, y2 (not computed without scales2: zeros here) and the sum, rounded. Rounding: fp16 rounds the sum,
+    x * rstd and its product with gamma; bf16 none of them. Scales of one element (per tensor): none in either, and
+    division multiplies by the reciprocal. Source: add_rms_norm_quant_kernel.h.
+    """
+    require(axis == -1 and dst_type == _INT8, f"axis {axis}, dst_type {dst_type}")
+    require_dtype("x1", x1, torch.float16, torch.bfloat16)
+    require_same_dtype(x1=x1, x2=x2, gamma=gamma)
+    per_tensor = scales1.numel() == 1
+    wide = x1.float() + x2.float()
+    total = wide.to(x1.dtype)
+    rounds = x1.dtype is torch.float16 and not per_tensor
+    if rounds:
+        wide = total.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon)
+    normed = (normed.half() * gamma).float() if rounds else normed * gamma.float()
+    if per_tensor:
+        require(div_mode, "per-tensor scales with div_mode off")
+        normed = normed * (1.0 / scales1.float())
+    else:
+        normed = normed / scales1.float() if div_mode else normed * scales1.float()
+    if zero_points1 is not None:
+        normed = normed + zero_points1.float()
+    y1 = _to_int8(normed)
+    return y1, torch.zeros_like(y1), total
+
+
+@ge_op("QuantBatchMatmulV3", ignored=("op_impl_mode_enum",))
+def quant_batch_matmul_v3(
+    x1: Tensor,
+    x2: Tensor,
+    scale: Tensor,
+    offset: Tensor | None = None,
+    bias: Tensor | None = None,
+    pertoken_scale: Tensor | None = None,
+    *,
+    dtype: int,
+    transpose_x1: bool = False,
+    transpose_x2: bool = False,
+    group_size: int = 0,
+) -> Tensor:
+    """(x1 @ x2 + bias) * scale * pertoken_scale: int8 inputs, int32 accumulation and bias, fp16 or bf16 output.
+
+    scale is fp32 or bf16, per column or one; or the int64 that TransQuantParamV2 makes, which fp16 output without
+    pertoken_scale needs. pertoken_scale fp32 has one value per row. int8 output (offset) is not known here.
+    """
+    require(offset is None and group_size == 0, "QuantBatchMatmulV3 with an offset or groups")
+    output = ge_dtype(dtype)
+    require(output in (torch.float16, torch.bfloat16), f"output dtype {output}; the interpreter knows 16-bit floats")
+    require_dtype("x1", x1, torch.int8)
+    require_dtype("x2", x2, torch.int8)
+    packed = scale.dtype in (torch.int64, torch.uint64)
+    require(packed or output is torch.bfloat16 or pertoken_scale is not None, "fp16 output needs an int64 scale")
+    # Sums of products of int8 are exact in float64.
+    product = (x1.mT if transpose_x1 else x1).double() @ (x2.mT if transpose_x2 else x2).double()
+    if bias is not None:
+        require_dtype("bias", bias, torch.int32)
+        product = product + bias.double()
+    require(bool((product.abs() < 2**31).all()), "the int32 accumulator overflows")
+    result = product.float() * (unpack_scale(scale) if packed else scale.float())
+    if pertoken_scale is not None:
+        require_dtype("pertoken_scale", pertoken_scale, torch.float32)
+        result = result * pertoken_scale[..., None]
+    return result.to(output)
+
+
+@ge_op("TransQuantParamV2")
+def trans_quant_param_v2(scale: Tensor, offset: Tensor | None = None, *, round_mode: int = 0) -> Tensor:
+    """The int64 form of an fp32 scale: its bits without the last 13, and bit 46 set."""
+    require(offset is None and round_mode == 0, "TransQuantParamV2 with an offset or rounding")
+    require_dtype("scale", scale, torch.float32)
+    return (scale.view(torch.int32).long() & 0xFFFFE000) | (1 << 46)
+
+
+def unpack_scale(packed: Tensor) -> Tensor:
+    """The fp32 scale in an int64 of TransQuantParamV2."""
+    bits = packed.view(torch.int64) & 0xFFFFFFFF
+    return torch.where(bits >= 2**31, bits - 2**32, bits).to(torch.int32).view(torch.float32)
+
+
+def _to_int8(x: Tensor) -> Tensor:
+    return x.round().clamp(-128, 127).to(torch.int8)
