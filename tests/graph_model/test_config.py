@@ -205,9 +205,7 @@ def test_named_configs_survive_writing_and_reading(config: GemmaConfig) -> None:
 sizes = st.integers(1, 1 << 20)
 positive = st.floats(1e-12, 1e12, allow_nan=False)
 configs = st.builds(
-    lambda group, **fields: replace(
-        GemmaConfig(**fields), num_attention_heads=fields["num_key_value_heads"] * group
-    ),
+    lambda group, **fields: replace(GemmaConfig(**fields), num_attention_heads=fields["num_key_value_heads"] * group),
     group=st.integers(1, 16),
     vocab_size=sizes,
     hidden_size=sizes,
