@@ -54,10 +54,10 @@ class LastToken(Pass):
     def _take(self, graph: ModelGraph, node: fx.Node, barriers: set[fx.Node], taken: dict[fx.Node, fx.Node]) -> fx.Node:
         """The node that computes the last tokens of `node`'s value; `taken` remembers those that exist."""
         if node not in taken:
-            arity = 0 if node in barriers else TOKEN_WISE.get(node.target, 0)  # type: ignore[arg-type]
+            arity = 0 if node in barriers else TOKEN_WISE.get(node.target, 0)
             if arity and isinstance(node.args[arity - 1], fx.Node):
                 inputs = [self._take(graph, operand(node, index), barriers, taken) for index in range(arity)]
-                last = graph.insert(node.target, *inputs, *node.args[arity:], at=node.next)  # type: ignore[arg-type]
+                last = graph.insert(node.target, *inputs, *node.args[arity:], at=node.next)
             elif graph.bucket.phase == "decode":
                 last = graph.insert(aten.select.int, node, 1, 0, at=node.next)
             else:
