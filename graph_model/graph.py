@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,7 +84,7 @@ class ModelGraph:
         node.meta["expression"] = expression
         return node
 
-    def insert(self, target: Callable[..., Any], *args: Any, at: fx.Node, **kwargs: Any) -> fx.Node:
+    def insert(self, target: Any, *args: Any, at: fx.Node, **kwargs: Any) -> fx.Node:
         """Insert a call before `at`, with its fake value; it inherits the layer of `at`."""
         with self.graph.inserting_before(at):
             node = self.graph.create_node("call_function", target, args, kwargs, name=_short_name(target))
@@ -120,6 +119,6 @@ class ModelGraph:
         return ModelGraph(fx.GraphModule({}, graph), self.config, self.bucket, self.pages, self.dtype)
 
 
-def _short_name(target: Callable[..., Any]) -> str:
+def _short_name(target: Any) -> str:
     """The name of a new node: that of the op, without namespace and overload."""
     return target._opname if isinstance(target, torch._ops.OpOverload) else target.__name__
