@@ -32,6 +32,9 @@ class Detokenizer:
         text = self._decode(self._window)
         if not text.endswith(_INCOMPLETE):
             return self._show(text)
+        if not self._decode([token_id]):  # a special token; it neither completes a character nor gives one up
+            self._window.pop()
+            return ""
         if len(self._window) - self._num_shown <= _MAX_HELD:
             return ""
         return self._show_invalid(text)
@@ -67,22 +70,25 @@ class Detokenizer:
         return self._decode(self._window)
 
     def _show_invalid(self, text: str) -> str:
-        """Give out invalid bytes, but for the last tokens, which may begin a character.
+        """Give out invalid bytes, but for the last tokens, which may begin a character."""
+        cut = self._find_cut(text)
+        head = self._decode(self._window[:cut])
+        if not head.startswith(self._shown):
+            head = self._shown + self._decode(self._window[self._num_shown : cut])
+        piece = head[len(self._shown) :]
+        del self._window[:cut]
+        self._num_shown, self._shown = 0, ""
+        return piece
 
-        A cut within a character shows in the halves having another text than the whole.
+    def _find_cut(self, text: str) -> int:
+        """Where the window can be cut. A cut within a character shows: the halves have another text than the whole.
+
+        Some decoders take a run of bytes as invalid altogether, so that any cut shows; then one is as good as another.
         """
-        for tail in range(3, 7):
-            cut = len(self._window) - tail
-            head = self._decode(self._window[:cut])
-            if head + self._decode(self._window[cut:]) != text:
-                continue
-            if not head.startswith(self._shown):
-                head = self._shown + self._decode(self._window[self._num_shown : cut])
-            piece = head[len(self._shown) :]
-            del self._window[:cut]
-            self._num_shown, self._shown = 0, ""
-            return piece
-        return ""
+        for cut in range(len(self._window) - 1, len(self._window) - 7, -1):
+            if self._decode(self._window[:cut]) + self._decode(self._window[cut:]) == text:
+                return cut
+        return len(self._window) - 3
 
 
 def make_decode(tokenizer: Any) -> Decode:

@@ -57,8 +57,10 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def decode_steps(batch: int, context: int, sampling: SamplingParams, with_text: bool = True) -> Iterator[float]:
-    """Seconds of each decode step of a full batch that begins at `context` tokens."""
+def decode_steps(
+    batch: int, context: int, sampling: SamplingParams, with_text: bool = True
+) -> Iterator[tuple[float, float]]:
+    """(wall, CPU) seconds of each decode step of a full batch that begins at `context` tokens."""
     engine = Engine(NullModel(batch), byte_tokenizer() if with_text else None)
     rng = np.random.default_rng(0)
     for _ in range(batch):
@@ -66,9 +68,9 @@ def decode_steps(batch: int, context: int, sampling: SamplingParams, with_text: 
     while engine.statistics.decode_steps == 0 or len(engine.scheduler.decoding) < batch:
         engine.step()
     for _ in range(_STEPS):
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.thread_time()
         engine.step()
-        yield time.perf_counter() - start
+        yield time.perf_counter() - wall, time.thread_time() - cpu
 
 
 def main() -> None:
@@ -77,14 +79,14 @@ def main() -> None:
     if parser.parse_args().profile:
         _profile()
         return
-    print("host time per decode step in us: median (mean)")
+    print("host time per decode step in us: median of wall time (mean of CPU time)")
     print(f"{'batch':>5} {'context':>8} {'greedy':>14} {'no text':>14} {'sampled':>14} {'stop strings':>14}")
     for batch in (1, 8, 64):
         for context in (100, 1000, 4000, 7500):
             cells = []
             for sampling, with_text in _settings():
-                times = [seconds * 1e6 for seconds in decode_steps(batch, context, sampling, with_text)]
-                cells.append(f"{statistics.median(times):.0f} ({statistics.fmean(times):.0f})")
+                wall, cpu = zip(*decode_steps(batch, context, sampling, with_text), strict=True)
+                cells.append(f"{statistics.median(wall) * 1e6:.0f} ({statistics.fmean(cpu) * 1e6:.0f})")
             print(f"{batch:>5} {context:>8} " + " ".join(f"{cell:>14}" for cell in cells), flush=True)
 
 

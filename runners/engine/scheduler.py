@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from graph_model.bucket import BucketTable, round_up
-from runners.engine.block_manager import ROOT, BlockManager
+from runners.engine.block_manager import BlockManager
 from runners.engine.row_state import RowState
 from runners.engine.sequence import Sequence
 from runners.engine.statistics import Statistics
@@ -114,8 +114,6 @@ class Scheduler:
         self._blocks.release(sequence.blocks)
         self._rows.release(sequence)
         sequence.blocks = []
-        sequence.num_computed = sequence.num_registered = 0
-        sequence.content = ROOT
 
     def _plan_prefill(self) -> Plan | None:
         self._admit()

@@ -12,29 +12,23 @@ class StopMatcher:
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = stop
+        self._beginnings = tuple({text[:length] for text in stop for length in range(1, len(text))})
         self._held = ""
 
     def feed(self, piece: str) -> tuple[str, bool]:
         """Take the next piece; returns the text that may be shown and whether a stop string was found."""
         text = self._held + piece
-        starts = [(text.find(stop), len(stop)) for stop in self._stop]
-        found = [(start + length, start) for start, length in starts if start >= 0]
+        self._held = ""
+        found = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stop if stop in text]
         if found:
-            self._held = ""
             return text[: min(found)[1]], True
-        held = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held], False
+        if not text.endswith(self._beginnings):
+            return text, False
+        held = max(len(beginning) for beginning in self._beginnings if text.endswith(beginning))
+        self._held = text[-held:]
+        return text[:-held], False
 
     def flush(self) -> str:
         """What is still held back, when no more text comes."""
         held, self._held = self._held, ""
         return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`, but not all of it."""
-    for length in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0

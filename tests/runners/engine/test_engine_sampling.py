@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from engine_fakes import FakeModel
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph_model.errors import UserError
@@ -50,6 +50,7 @@ def test_values_at_the_edge_of_the_range_are_taken() -> None:
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 200))
 def test_a_number_is_the_word_at_its_position_in_the_seed_s_stream(seed: int, index: int) -> None:
     words = np.random.Philox(key=seed).advance(index * CHUNK // 4).random_raw(CHUNK)

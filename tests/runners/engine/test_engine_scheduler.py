@@ -132,7 +132,7 @@ def test_a_request_that_has_to_wait_for_blocks_waits_and_then_runs() -> None:
 def test_a_newcomer_leaves_those_that_run_a_block_to_grow_into() -> None:
     engine = Engine(FakeModel(usable_blocks=8, max_seq_len=32))
     engine.add_request([1] * 14, SamplingParams(max_new_tokens=10))  # 4 blocks at first, 6 at last
-    engine.add_request([2] * 15, SamplingParams(max_new_tokens=1))  # 4 blocks
+    engine.add_request([2] * 15, SamplingParams(max_new_tokens=8))  # 4 blocks
     finish(engine)
     assert engine.statistics.preemptions == 0
 
@@ -185,7 +185,7 @@ def test_a_chunk_that_chooses_no_token_needs_no_sampling() -> None:
     assert [bucket.logprobs for bucket, _, _ in model.steps] == [-1, -1, 1, 1]
 
 
-@pytest.mark.parametrize("batch", [8, 32])
+@pytest.mark.parametrize("batch", [8, 32, pytest.param(64, marks=pytest.mark.slow)])
 def test_the_decode_batch_stays_full_while_work_waits(batch: int) -> None:
     """Prompts of 16 to 1,000 tokens, answers of 16 to 256, arriving at random and faster than they are served."""
     rng = np.random.default_rng(batch)
