@@ -14,7 +14,7 @@ from graph_model.bucket import StepOutput
 from graph_model.errors import UserError
 from runners.engine.block_manager import BlockManager
 from runners.engine.detokenizer import Detokenizer, make_decode
-from runners.engine.model import StepModel
+from runners.engine.model import StepModel, check_model
 from runners.engine.result import FinishReason, RequestResult, TokenEvent, TokenLogprobs
 from runners.engine.row_state import RowState
 from runners.engine.sampling_params import SamplingParams
@@ -40,7 +40,7 @@ class Engine:
         eos_token_ids: Iterable[int] = (),
         vocab_size: int | None = None,
     ) -> None:
-        _check_model(model)
+        check_model(model)
         self.model = model
         self.statistics = Statistics()
         self.blocks = BlockManager(model.num_blocks, model.num_scratch_blocks, model.block_size)
@@ -301,19 +301,3 @@ def _logprobs(output: StepOutput, index: int, count: int) -> TokenLogprobs:
         ids, values = output.top_ids[index, :count].tolist(), output.top_logprobs[index, :count].tolist()
         top = list(zip(ids, values, strict=True))
     return TokenLogprobs(float(output.logprob[index]), top)
-
-
-def _check_model(model: StepModel) -> None:
-    buckets = model.buckets
-    if model.num_scratch_blocks * model.block_size < buckets.num_scratch_slots:
-        raise ValueError(
-            f"{model.num_scratch_blocks} scratch blocks of {model.block_size} slots cannot take the padding of a step, "
-            f"up to {buckets.num_scratch_slots} tokens"
-        )
-    if buckets.table_widths[-1] * model.block_size < model.max_seq_len:
-        raise ValueError(
-            f"a block table of {buckets.table_widths[-1]} blocks of {model.block_size} tokens does not hold "
-            f"max_seq_len, {model.max_seq_len} tokens"
-        )
-    if not buckets.fits(1, buckets.chunk_lengths[0]):
-        raise ValueError(f"no prefill step fits in {buckets.max_step_tokens} tokens")

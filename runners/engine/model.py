@@ -31,3 +31,20 @@ class StepModel(Protocol):
 
     def run(self, bucket: Bucket) -> StepOutput:
         """Execute the step that ``inputs(bucket)`` describes."""
+
+
+def check_model(model: StepModel) -> None:
+    """Raise ValueError if the model's numbers do not fit together."""
+    buckets = model.buckets
+    if model.num_scratch_blocks * model.block_size < buckets.num_scratch_slots:
+        raise ValueError(
+            f"{model.num_scratch_blocks} scratch blocks of {model.block_size} slots cannot take the padding of a step, "
+            f"up to {buckets.num_scratch_slots} tokens"
+        )
+    if buckets.table_widths[-1] * model.block_size < model.max_seq_len:
+        raise ValueError(
+            f"a block table of {buckets.table_widths[-1]} blocks of {model.block_size} tokens does not hold "
+            f"max_seq_len, {model.max_seq_len} tokens"
+        )
+    if not buckets.fits(1, buckets.chunk_lengths[0]):
+        raise ValueError(f"no prefill step fits in {buckets.max_step_tokens} tokens")

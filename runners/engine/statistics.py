@@ -10,8 +10,8 @@ class Statistics:
     """Counts and seconds since the engine was made or `reset` was called.
 
     A prefill step (of a `prefill` or an `extend` bucket) computes prompt tokens, or the tokens of a preempted
-    sequence again; a decode step makes one token per row. host_s: the part of prefill_s and decode_s that passed
-    outside the model.
+    sequence again; a decode step makes one token per row. prefill_host_s, decode_host_s: the part that passed outside
+    ``StepModel.run``; a model that compiles a bucket in ``inputs``, for want of a warm-up, does so in that time.
     """
 
     prefill_steps: int = 0
