@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies
-from passes.contract import Pass, Tier, argument, require
+from passes.contract import NearMiss, Pass, Tier, argument, require
 
 aten = torch.ops.aten
 
@@ -32,12 +32,13 @@ class FoldInvFreq(Pass):
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         power = argument(candidate, 0, aten.pow.Scalar)
         theta = power.args[0]
-        require(isinstance(theta, float), power, f"the base {theta!r} is not a constant")
-        assert isinstance(theta, float)
+        if not isinstance(theta, float):
+            raise NearMiss(power, f"the base {theta!r} is not a constant")
         exponent = argument(power, 1, aten.div.Tensor)
         steps = argument(exponent, 0, aten.arange.start_step)
         head_dim = exponent.args[1]
-        assert isinstance(head_dim, int)
+        if not isinstance(head_dim, int):
+            raise NearMiss(exponent, f"divides by {head_dim!r}, expected head_dim")
         require(steps.args == (0, head_dim, 2), steps, f"counts {steps.args}, expected (0, {head_dim}, 2)")
         weight = graph.add_weight("inv_freq", InverseFrequencies(theta, head_dim))
         candidate.replace_all_uses_with(weight)

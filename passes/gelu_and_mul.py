@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import Pass, Tier, require, sole_user
+from passes.contract import Pass, Tier, operand, require, sole_user
 
 aten = torch.ops.aten
 
@@ -34,5 +34,5 @@ class GeluAndMul(Pass):
         require(form == "tanh", candidate, f"uses the {form!r} form of GELU, Gemma's is 'tanh'")
         product = sole_user(candidate, aten.mul.Tensor)
         require(product.args[0] is candidate, product, "the activated tensor is not the first factor")
-        result = graph.insert(ops.gelu_and_mul, candidate.args[0], product.args[1], at=product)
+        result = graph.insert(ops.gelu_and_mul, operand(candidate, 0), operand(product, 1), at=product)
         product.replace_all_uses_with(result)

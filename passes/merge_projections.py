@@ -50,12 +50,16 @@ class MergeProjections(Pass):
         x = candidate.args[0]
         assert isinstance(x, fx.Node)
         linears = [user for user in x.users if user.target == aten.linear.default and user.args[0] is x]
-        names = tuple(linear.meta["layer"].rsplit(".", 1)[-1] for linear in linears)
-        if names != self.projections:
+        names = tuple(_module_name(linear) for linear in linears)
+        if sorted(names) != sorted(self.projections):
             raise NearMiss(candidate, f"its input feeds {names}, expected {self.projections}")
         if len({len(linear.args) for linear in linears}) != 1:
             raise NearMiss(candidate, "some of the projections have a bias and some have none")
-        return linears
+        return sorted(linears, key=lambda linear: self.projections.index(_module_name(linear)))
+
+
+def _module_name(linear: fx.Node) -> str:
+    return linear.meta["layer"].rsplit(".", 1)[-1]
 
 
 def _merge(graph: ModelGraph, linears: list[fx.Node], index: int, name: str) -> fx.Node:

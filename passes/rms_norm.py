@@ -55,9 +55,11 @@ class RMSNorm(Pass):
         weight = self._factor(graph, scaled)
         x, output = x32, scaled
         if graph.dtype != torch.float32:
-            require(x32.target == aten.to.dtype, x32, "the norm is not computed in float32")
+            is_cast = x32.target == aten.to.dtype and x32.args[1] == torch.float32
+            require(is_cast, x32, "the norm is not computed in float32")
             x = operand(x32, 0)
             output = sole_user(scaled, aten.to.dtype)
+            require(output.args[1] == graph.dtype, output, f"rounds to {output.args[1]}, expected {graph.dtype}")
         result = graph.insert(ops.rms_norm, x, weight, eps, at=output)
         output.replace_all_uses_with(result)
 

@@ -47,5 +47,5 @@ class Rotary(Pass):
         output = sole_user(by_sin, aten.add.Tensor)
         by_cos = argument(output, 0, aten.mul.Tensor)
         require(by_cos.args[0] is x, by_cos, "the cosine does not scale the tensor that is rotated")
-        result = graph.insert(ops.rotary, x, by_cos.args[1], by_sin.args[1], at=output)
+        result = graph.insert(ops.rotary, x, operand(by_cos, 1), operand(by_sin, 1), at=output)
         output.replace_all_uses_with(result)

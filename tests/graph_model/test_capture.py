@@ -64,7 +64,7 @@ def test_inputs_and_output_have_the_buckets_shape(bucket: Bucket) -> None:
     assert list(inputs) == ["input_ids", "positions"]
     assert all(value.shape == (bucket.batch, bucket.chunk) for value in inputs.values())
     assert all(value.dtype == torch.int64 for value in inputs.values())
-    (logits,) = graph.output.args[0]
+    (logits,) = graph.outputs
     assert logits.meta["val"].shape == (bucket.batch, bucket.chunk, 251)
     assert not graph.placeholders("cache")
 
@@ -73,7 +73,7 @@ def test_inputs_and_output_have_the_buckets_shape(bucket: Bucket) -> None:
 def test_weights_and_logits_have_the_dtype_asked_for(dtype: torch.dtype) -> None:
     graph = captured("wide_heads", dtype=dtype)
     assert {e.dtype for e in graph.weight_plan.values()} == {dtype}
-    assert graph.output.args[0][0].meta["val"].dtype == dtype
+    assert graph.outputs[0].meta["val"].dtype == dtype
     assert torch.get_default_dtype() == torch.float32
 
 
