@@ -16,5 +16,11 @@ add_rms_norm        exact     residual sum and norm -> gemma.add_rms_norm
 select_token        exact     logits -> token ids (greedy or sampled), log-probabilities on request
 ==================  ========  ==========================================================================
 
+and, chosen by the backend, to select kernels:
+
+==================  ========  ==========================================================================
+onednn_linear       tolerant  linear layers -> oneDNN, on CPUs
+==================  ========  ==========================================================================
+
 Exact passes keep every bit; tolerant ones change the order of sums and stay within rounding (passes.check).
 """

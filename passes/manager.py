@@ -83,8 +83,15 @@ def build_passes(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass]:
         cls = PASSES.get(name)
         if cls is None:
             raise UserError(f"passes.{name}: there is no such pass. The passes are {', '.join(PASSES)}.")
+        if not isinstance(options, Mapping):
+            raise UserError(
+                f"passes.{name} is {options!r}; it must hold the pass's options. To leave the pass out, "
+                f"set passes.{name}.enabled=false."
+            )
         options = dict(options)
         enabled = options.pop("enabled", True)
+        if not isinstance(enabled, bool):
+            raise UserError(f"passes.{name}.enabled is {enabled!r}; it must be true or false.")
         known = {field.name for field in dataclasses.fields(cls)}
         if options.keys() - known:
             unknown = sorted(options.keys() - known)

@@ -43,11 +43,12 @@ def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
     read = _reader(settings, resources)
     backend, description = select_backend(settings.backend, settings.cache_dir)
     buckets = bucket_table(settings)
+    dtype = getattr(torch, settings.dtype)
     recipe = Recipe(
         config=settings.config,
-        dtype=getattr(torch, settings.dtype),
+        dtype=dtype,
         pages=Pages(_num_blocks(settings, buckets, backend.device), settings.block_size),
-        passes=tuple(build_passes(settings.passes)),
+        passes=(*build_passes(settings.passes), *backend.kernel_passes(dtype)),
         backend=backend,
         cache=CompileCache(settings.cache_dir),
         dump_dir=settings.dump_dir,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graph_model.graph import ModelGraph
+from passes.contract import Pass
 
 StepFunction = Callable[..., Sequence[Tensor]]
 
@@ -22,6 +23,9 @@ class Backend(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """What, besides graph and versions of Python and torch, decides the result of `compile`."""
+
+    def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
+        """The passes that select this backend's kernels; they run after all others."""
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         """A function of the graph's placeholders that returns its outputs and writes its caches in place.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graph_model.backends.base import StepFunction
 from graph_model.graph import ModelGraph
+from passes.contract import Pass
 
 
 class EagerBackend:
@@ -23,6 +24,9 @@ class EagerBackend:
 
     def fingerprint(self) -> dict[str, Any]:
         return {}
+
+    def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
+        return ()
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         return graph.module.forward

@@ -11,9 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from graph_model import ops
 from graph_model.backends.base import StepFunction
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
+from passes.contract import Pass
+from passes.onednn_linear import OneDNNLinear
 
 
 class InductorBackend:
@@ -42,6 +45,10 @@ class InductorBackend:
             "threads": torch.get_num_threads(),
             "compiler": cpp_compiler(),
         }
+
+    def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
+        on_cpu = self.device.type == "cpu"
+        return (OneDNNLinear(),) if on_cpu and ops.onednn_supports(dtype) else ()
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         from torch._inductor import standalone_compile

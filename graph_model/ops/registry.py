@@ -30,6 +30,21 @@ def canonical_op(schema: str) -> Callable[[Callable[..., Any]], torch._ops.OpOve
     return register
 
 
+def kernel_op(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
+    """Decorator: define `gemma::<schema>` as an op that backends call as it is; `fake` gives its result's metadata."""
+    name = schema.split("(", 1)[0]
+
+    def register(kernel: Callable[..., Any]) -> torch._ops.OpOverload:
+        _library.define(schema)
+        _library.impl(name, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+        overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+        overload.__doc__ = kernel.__doc__
+        return overload
+
+    return register
+
+
 def is_canonical(target: object) -> bool:
     """Whether a node's target is one of the canonical ops."""
     return isinstance(target, torch._ops.OpOverload) and target.namespace == NAMESPACE

@@ -49,6 +49,9 @@ class RecordingBackend:
     def fingerprint(self) -> dict[str, Any]:
         return {"options": self.options}
 
+    def kernel_passes(self, dtype: torch.dtype) -> tuple[()]:
+        return ()
+
     def compile(self, graph: ModelGraph, arguments: Any, artifact: Path | None) -> Any:
         self.compiled += 1
         assert artifact is not None
