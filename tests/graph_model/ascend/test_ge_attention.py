@@ -186,7 +186,9 @@ def decode(**changes: object) -> None:
 
 
 def test_unused_entries_of_a_block_table_are_not_read() -> None:
-    decode(block_table=torch.tensor([[1, 2, 999]], dtype=torch.int32))
+    for length in (17, 32):
+        table = torch.tensor([[1, 2, 999]], dtype=torch.int32)
+        decode(block_table=table, actual_seq_lengths_kv=torch.tensor([length]))
 
 
 @pytest.mark.parametrize(
@@ -226,12 +228,15 @@ def test_a_query_that_sees_no_key_is_refused() -> None:
 def test_softmax_weights_are_rounded_before_they_meet_the_values() -> None:
     """Two keys of weights 1 and exp(-scale): in bf16 the second is rounded, the sum is not."""
     q = torch.ones(1, 1, 16).bfloat16()
-    k = torch.zeros(1, 2, 16).bfloat16()
+    k, v = torch.zeros(1, 2, 16).bfloat16(), torch.zeros(1, 2, 16).bfloat16()
     k[0, 0, 0] = 1.0
-    v = torch.zeros(1, 2, 16).bfloat16()
     v[0, 1] = 1.0
-    out, _ = fused_infer_attention_score(q, [k], [v], num_heads=1, scale=0.7)
-    weight = math.exp(-0.7)
-    rounded = torch.tensor(weight).bfloat16().item()
-    assert rounded != weight
-    assert out[0, 0, 0] == torch.tensor(rounded / (1.0 + weight)).bfloat16()
+    differing = 0
+    for step in range(1, 40):
+        scale = step / 16  # exact in fp32
+        out, _ = fused_infer_attention_score(q, [k], [v], num_heads=1, scale=scale)
+        weight = math.exp(-scale)
+        rounded = torch.tensor(weight).bfloat16().item()
+        assert out[0, 0, 0] == torch.tensor(rounded / (1.0 + weight)).bfloat16()
+        differing += bool(out[0, 0, 0] != torch.tensor(weight / (1.0 + weight)).bfloat16())
+    assert differing
