@@ -15,10 +15,11 @@ def infer(settings: Any) -> None:
     from runners.check import check_answers, check_model_passes
     from runners.engine.llm import LLM
     from runners.inputs import read_inputs
-    from runners.load import load_model, reachable_buckets
+    from runners.load import load_model
     from runners.output import OutputFile
     from runners.report import print_report
     from runners.settings import resolve_settings
+    from runners.warm_up import reachable_buckets
 
     model_settings = resolve_settings(settings)
     inputs = read_inputs(settings, model_settings)
@@ -29,16 +30,9 @@ def infer(settings: Any) -> None:
             check_model_passes(loaded)
         model = loaded.model
         llm = LLM(model, inputs.tokenizer, model_settings.config.eos_token_ids, model_settings.config.vocab_size)
-        model.warm_up(
-            reachable_buckets(
-                model.buckets,
-                model.block_size,
-                [len(prompt.token_ids) for prompt in inputs.prompts],
-                inputs.sampling[0].max_new_tokens,
-                model.max_seq_len,
-                sample=not inputs.sampling[0].greedy,
-            )
-        )
+        first = inputs.sampling[0]
+        ids = [prompt.token_ids for prompt in inputs.prompts]
+        model.warm_up(reachable_buckets(model, ids, first.max_new_tokens, sample=not first.greedy))
         results = answer(llm, inputs, output)
         print_report(loaded, llm, results)
         if settings.check:

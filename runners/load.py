@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from graph_model.backends import select_backend
-from graph_model.bucket import Bucket, BucketTable, Selection, powers_of_two, round_up
+from graph_model.bucket import BucketTable, powers_of_two
 from graph_model.checkpoint import Checkpoint, expected_tensors, open_checkpoint
 from graph_model.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
 from graph_model.config import GemmaConfig
@@ -67,30 +67,6 @@ def bucket_table(settings: ModelSettings) -> BucketTable:
         table_widths=powers_of_two(narrowest, blocks),
         max_step_tokens=settings.max_prefill_tokens,
     )
-
-
-def reachable_buckets(
-    table: BucketTable, block_size: int, prompt_lengths: list[int], max_new_tokens: int, max_seq_len: int, sample: bool
-) -> list[Bucket]:
-    """Every bucket that a run of these prompts can come to, preemption and shared prefixes included."""
-    selection: Selection = "sample" if sample else "greedy"
-    rows = len(prompt_lengths)
-    longest = min(max(prompt_lengths) + max_new_tokens, max_seq_len)
-    widths = _up_to(table.table_widths, -(-longest // block_size))
-    batches = _up_to(table.batch_sizes, min(rows, table.batch_sizes[-1]))
-    decode = [Bucket("decode", batch, 1, width, selection) for batch in batches for width in widths]
-    # A preempted sequence is computed again with the tokens that it had made.
-    most_computed = max(prompt_lengths) if rows == 1 else longest
-    chunks = _up_to(table.chunk_lengths, min(most_computed, table.chunk_lengths[-1]))
-    prefill_batches = _up_to(table.prefill_batch_sizes, min(rows, table.prefill_batch_sizes[-1]))
-    shapes = [(b, c) for b in prefill_batches for c in chunks if b * c <= table.max_step_tokens]
-    if rows == 1:
-        shapes = [(1, round_up(min(prompt_lengths[0], chunks[-1]), table.chunk_lengths))]
-    prefill = [Bucket("prefill", batch, chunk, 0, selection) for batch, chunk in shapes]
-    if rows == 1 and prompt_lengths[0] <= chunks[-1]:
-        return prefill + decode
-    extend = [Bucket("extend", batch, chunk, width, selection) for batch, chunk in shapes for width in widths]
-    return prefill + extend + decode
 
 
 def _reader(settings: ModelSettings, resources: ExitStack) -> Read:
@@ -152,8 +128,3 @@ def num_parameters(config: GemmaConfig) -> int:
 
 def _powers_of_four(largest: int) -> tuple[int, ...]:
     return tuple(size for index, size in enumerate(powers_of_two(1, largest)) if index % 2 == 0 or size == largest)
-
-
-def _up_to(sizes: tuple[int, ...], value: int) -> list[int]:
-    """The sizes that values from 1 to `value` are rounded up to."""
-    return [size for size in sizes if size <= round_up(value, sizes)]

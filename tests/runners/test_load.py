@@ -1,0 +1,96 @@
+"""Loading: memory, bucket sizes, blocks, and which buckets a run can reach."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from graph_model.checkpoint import expected_tensors
+from graph_model.config import GemmaConfig
+
+LARGE = GemmaConfig(
+    vocab_size=36000,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=1,
+    head_dim=128,
+    dtype="bfloat16",
+)
+
+LOAD = """
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+from runners.infer import infer
+from hydra import compose, initialize_config_dir
+from runners.entry import CONF
+from runners.load import load_model
+from runners.settings import resolve_settings
+import graph_model.compile, torch._dynamo
+
+with initialize_config_dir(str(CONF), version_base="1.3"):
+    settings = compose("infer", sys.argv[1:])
+resolved = resolve_settings(settings)
+from graph_model.bucket import Bucket
+with ExitStack() as resources:
+    loaded = load_model(resolved, resources)
+    from graph_model.compile.step import prepare_step
+    step = prepare_step(loaded.model.recipe, Bucket("decode", 1, 1, 4))
+    baseline = status("VmRSS")
+    loaded.model._load_weights([step])
+    print(baseline, status("VmHWM"), loaded.model.weight_bytes)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_loading_peaks_little_above_the_checkpoint(dtype: str, tmp_path: Path) -> None:
+    """Weights of the checkpoint's dtype, and of another one of the same size: at most 1.15 S + 300 MB."""
+    tensors = {name: torch.randn(shape).to(torch.bfloat16) for name, shape in expected_tensors(LARGE).items()}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(LARGE.to_json()))
+    arguments = [f"model.path={tmp_path}", "backend=eager", f"dtype={dtype}", f"cache_dir={tmp_path / 'cache'}"]
+    result = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    baseline, peak, weight_bytes = map(int, result.stdout.split())
+    assert size > 250e6
+    assert weight_bytes == pytest.approx(size, rel=0.01)
+    assert peak - baseline < 1.15 * size + 300e6
+
+
+def test_settings_decide_the_sizes(tmp_path: Path) -> None:
+    from runners.load import bucket_table
+
+    class Settings:
+        max_seq_len = 1000
+        block_size = 64
+        max_batch_size = 8
+        max_prefill_batch_size = 4
+        max_prefill_tokens = 512
+
+    settings: Any = Settings()
+    table = bucket_table(settings)
+    assert table.batch_sizes == (1, 4, 8)
+    assert table.prefill_batch_sizes == (1, 4)
+    assert table.chunk_lengths == (64, 128, 256, 512)
+    assert table.table_widths == (4, 8, 16)
+    assert table.fits(4, 128)
+    assert not table.fits(4, 256)
+    with ExitStack():
+        assert table.num_scratch_slots == 512
