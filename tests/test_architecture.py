@@ -1,0 +1,128 @@
+"""The layering of design: who may import whom, where torch_npu may appear, and how long a file may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("graph_model", "passes", "conf", "runners")
+OURS = tuple(f"{package}." for package in PACKAGES)
+MAX_LINES = 350
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules that a file imports, at the top or inside functions; names that are modules included."""
+    package = module_name(path).split(".") if path.name == "__init__.py" else module_name(path).split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            source = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{source}.{alias.name}"
+                yield inner if is_module(inner) else source
+
+
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def own_imports(path: Path) -> set[str]:
+    return {name for name in imports(path) if f"{name}.".startswith(OURS)}
+
+
+def within(name: str, *packages: str) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def sources(*packages: str) -> list[Path]:
+    found = [path for path in SOURCES if within(module_name(path), *packages)]
+    assert found, packages
+    return found
+
+
+def test_the_plain_definition_imports_its_config_only() -> None:
+    assert own_imports(ROOT / "graph_model" / "gemma.py") == {"graph_model.config"}
+
+
+def test_config_and_canonical_ops_stand_alone() -> None:
+    assert own_imports(ROOT / "graph_model" / "config.py") == {"graph_model.errors"}
+    for path in sources("graph_model.ops"):
+        assert all(within(name, "graph_model.ops") for name in own_imports(path)), path
+
+
+PASSES_MAY_IMPORT = ("bucket", "capture", "config", "errors", "gemma", "graph", "ops", "weights")
+
+
+@pytest.mark.parametrize("path", sources("passes"), ids=module_name)
+def test_passes_know_the_graph_and_not_who_runs_it(path: Path) -> None:
+    allowed = ("passes", *(f"graph_model.{name}" for name in PASSES_MAY_IMPORT))
+    assert {name for name in own_imports(path) if not within(name, *allowed)} == set()
+
+
+BELOW_PASSES = ("bucket", "capture", "checkpoint", "config", "errors", "gemma", "graph", "ops", "weights")
+
+
+@pytest.mark.parametrize("name", BELOW_PASSES)
+def test_what_passes_build_on_does_not_import_passes(name: str) -> None:
+    for path in sources(f"graph_model.{name}"):
+        assert not [found for found in own_imports(path) if within(found, "passes", "runners")], path
+
+
+def test_graph_model_never_imports_runners() -> None:
+    for path in sources("graph_model"):
+        assert not [name for name in own_imports(path) if within(name, "runners", "conf")], path
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_torch_npu_is_imported_in_the_ascend_part_only(path: Path) -> None:
+    if not within(module_name(path), "graph_model.ascend"):
+        assert not [name for name in imports(path) if within(name, "torch_npu", "torchair")]
+
+
+def top_level_imports(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    lines = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {alias.name for n in lines if isinstance(n, ast.Import) for alias in n.names} | {
+        n.module for n in lines if isinstance(n, ast.ImportFrom) and n.module
+    }
+
+
+def test_torch_npu_is_imported_lazily() -> None:
+    for path in SOURCES:
+        assert not [name for name in top_level_imports(path) if within(name, "torch_npu", "torchair")], path
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_name)
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_every_folder_of_python_is_a_package() -> None:
+    folders = {path.parent for path in SOURCES}
+    assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_test_modules_have_unique_names_and_no_package() -> None:
+    """pytest puts them all into one namespace."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
+    support = ROOT / "tests" / "support"
+    assert [p for p in (ROOT / "tests").rglob("__init__.py") if support not in p.parents] == []
+
+
+def test_every_module_says_what_it_is() -> None:
+    undocumented = [path for path in SOURCES if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    assert [path for path in undocumented if path.read_text().strip()] == []
