@@ -2,6 +2,8 @@
 
 import pytest
 
+import graph_model  # noqa: F401 (before torch, which would load an installed torch_npu)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
