@@ -55,7 +55,7 @@ def assert_equal_within_rounding(case: Case, phase: str, left_out: frozenset[str
         assert (left.float() - right.float()).abs().max() <= TOLERANCE[case.dtype] * left.abs().max()
 
 
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("phase", ["prefill", "extend", "decode"])
 @pytest.mark.parametrize("left_out", OPTIONAL)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_one_pass_left_out(case: Case, left_out: str, phase: str) -> None:

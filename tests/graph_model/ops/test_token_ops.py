@@ -119,6 +119,7 @@ def test_uniform_just_below_one_draws_the_last_kept_id() -> None:
     logits = torch.tensor([-50.0, 1.0, 0.0, 1.0, -50.0])
     drawn = draw(logits, EXTREMES, 1.0, 3, 1.0)
     assert drawn.tolist() == [1, 1, 1, 3, 3]
+    assert draw(logits, torch.ones(1), 1.0, 3, 1.0).tolist() == [3]  # as would 1, which rounding may make of it
 
 
 def test_temperature_zero_is_greedy_whatever_else_is_set() -> None:
