@@ -99,21 +99,63 @@ class InverseFrequencies:
         return f"inverse_frequencies(theta={self.theta}, head_dim={self.head_dim})"
 
 
-Expression = Source | Concat | OnePlus | InverseFrequencies
+@dataclass(frozen=True)
+class Rounded:
+    """An expression's value, rounded to a narrower dtype."""
+
+    x: OnePlus
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.x.shape
+
+    def write(self, out: Tensor, read: Read) -> None:
+        wide = torch.empty(self.shape, dtype=self.x.dtype)
+        self.x.write(wide, read)
+        out.copy_(wide)
+
+    def __str__(self) -> str:
+        return f"{str(self.dtype).removeprefix('torch.')}({self.x})"
+
+
+@dataclass(frozen=True)
+class CausalMask:
+    """True above the diagonal of [size, size], in bool: what a query may not see."""
+
+    size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.size, self.size)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bool
+
+    def write(self, out: Tensor, read: Read) -> None:
+        out.fill_(True).triu_(1)
+
+    def __str__(self) -> str:
+        return f"causal_mask({self.size})"
+
+
+Expression = Source | Concat | OnePlus | InverseFrequencies | Rounded | CausalMask
 WeightPlan = dict[str, Expression]
 
 
 def evaluate(expressions: Iterable[Expression], read: Read, device: torch.device) -> dict[Expression, Tensor]:
     """The tensor of every distinct expression, contiguous on `device`.
 
-    `read` returns a checkpoint tensor by name; it is called once for each use of a Source.
+    `read` returns a checkpoint tensor by name; it is called once for each use of a Source. Expressions are computed
+    on the host: a device that runs whole graphs only has no kernels for them.
     """
     tensors: dict[Expression, Tensor] = {}
     for expression in expressions:
         if expression not in tensors:
-            out = torch.empty(expression.shape, dtype=expression.dtype, device=device)
+            out = torch.empty(expression.shape, dtype=expression.dtype)
             expression.write(out, read)
-            tensors[expression] = out
+            tensors[expression] = out.to(device)
     return tensors
 
 
@@ -126,6 +168,10 @@ def to_json(expression: Expression) -> dict[str, Any]:
         return {"cat": [to_json(part) for part in expression.parts]}
     if isinstance(expression, OnePlus):
         return {"one_plus": to_json(expression.x)}
+    if isinstance(expression, Rounded):
+        return {"rounded": to_json(expression.x), "dtype": str(expression.dtype).removeprefix("torch.")}
+    if isinstance(expression, CausalMask):
+        return {"causal_mask": expression.size}
     return {"inverse_frequencies": [expression.theta, expression.head_dim]}
 
 
@@ -137,6 +183,12 @@ def from_json(raw: dict[str, Any]) -> Expression:
         return Concat(tuple(from_json(part) for part in raw["cat"]))
     if "inverse_frequencies" in raw:
         return InverseFrequencies(*raw["inverse_frequencies"])
+    if "causal_mask" in raw:
+        return CausalMask(raw["causal_mask"])
+    if "rounded" in raw:
+        factor = from_json(raw["rounded"])
+        assert isinstance(factor, OnePlus)
+        return Rounded(factor, getattr(torch, raw["dtype"]))
     inner = from_json(raw["one_plus"])
     assert isinstance(inner, Source)
     return OnePlus(inner)

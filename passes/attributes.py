@@ -13,10 +13,18 @@ from graph_model import ops
 from graph_model.config import GemmaConfig
 from graph_model.gemma import round_to_dtype
 from graph_model.graph import ModelGraph
-from graph_model.weights import InverseFrequencies, OnePlus
+from graph_model.weights import InverseFrequencies, OnePlus, Rounded
 from passes.contract import PassError
 
 aten = torch.ops.aten
+
+# Attention kernels of Ascend chips, with the keyword that holds the softmax scale; norms whose last argument is eps.
+_FUSED_ATTENTION = {
+    "air::npu_fused_infer_attention_score": "scale",
+    "ascend::incre_flash_attention": "scale",
+    "npu::npu_prompt_flash_attention": "scale_value",
+}
+_FUSED_NORMS = ("ascend::gemma_rms_norm", "npu::npu_rms_norm", "npu::npu_add_rms_norm")
 
 
 def find_attributes(graph: ModelGraph) -> dict[str, list[str]]:
@@ -77,13 +85,15 @@ def _holds_theta(node: fx.Node, config: GemmaConfig) -> bool:
 
 
 def _softmax_scale(node: fx.Node) -> object:
-    if node.target == aten.scaled_dot_product_attention.default:
-        return node.kwargs.get("scale")
+    if node.target == aten.scaled_dot_product_attention.default or _op(node) in _FUSED_ATTENTION:
+        return node.kwargs.get(_FUSED_ATTENTION.get(_op(node), "scale"))
+    if node.target == aten.mul.Tensor and node.meta.get("attribute") == "softmax_scale":
+        return node.args[1]
     return node.args[-1] if node.target == ops.paged_attention else None
 
 
 def _norm_eps(node: fx.Node, graph: ModelGraph) -> object:
-    if node.target in (ops.rms_norm, ops.add_rms_norm):
+    if node.target in (ops.rms_norm, ops.add_rms_norm) or _op(node) in _FUSED_NORMS:
         return node.args[-1]
     if node.target == aten.rsqrt.default and _calls(node.args[0], aten.add.Tensor):
         return node.args[0].args[1]  # type: ignore[union-attr]
@@ -91,9 +101,14 @@ def _norm_eps(node: fx.Node, graph: ModelGraph) -> object:
 
 
 def _adds_norm_offset(node: fx.Node, graph: ModelGraph) -> bool:
-    if isinstance(node.meta.get("expression"), OnePlus):
+    if isinstance(node.meta.get("expression"), OnePlus | Rounded) or _op(node) == "ascend::gemma_rms_norm":
         return True
     return node.target == aten.add.Tensor and bool(node.args[1] == 1.0)
+
+
+def _op(node: fx.Node) -> str:
+    """Namespace and name of the op that a node calls; chips' ops are known by it, as they need not be loaded."""
+    return str(node.target.name()) if isinstance(node.target, torch._ops.OpOverload) else ""
 
 
 def _calls(value: object, target: object) -> bool:

@@ -48,6 +48,7 @@ class Pass(ABC):
     tier: ClassVar[Tier]
     required: ClassVar[bool] = False  # without it no backend could run the graph
     removes: ClassVar[tuple[object, ...]] = ()  # ops that may not remain
+    introduces: ClassVar[tuple[str, ...]] = ()  # names of ops that no other pass knows, as dumps write them
 
     @abstractmethod
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:

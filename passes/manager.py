@@ -125,14 +125,17 @@ def run_passes(
         before = graph.copy() if observe else None
         expected = graph_pass.expected_matches(graph)
         outcome = graph_pass.apply(graph)
-        _check_contract(graph, graph_pass, expected, outcome)
+        introduced = frozenset(op for earlier in passes[:index] for op in earlier.introduces)
+        _check_contract(graph, graph_pass, expected, outcome, introduced)
         title = f"after {graph_pass.name} ({graph_pass.tier.value}, {outcome.matches} matches)"
         _write(dump_dir, index, graph_pass.name, graph, title)
         if observe and before:
             observe(graph_pass, before, graph)
 
 
-def _check_contract(graph: ModelGraph, graph_pass: Pass, expected: int, outcome: Outcome) -> None:
+def _check_contract(
+    graph: ModelGraph, graph_pass: Pass, expected: int, outcome: Outcome, introduced: frozenset[str]
+) -> None:
     name = graph_pass.name
     if outcome.matches != expected:
         nearest = "; ".join(outcome.near_misses[:3]) or "there was no candidate"
@@ -145,6 +148,7 @@ def _check_contract(graph: ModelGraph, graph_pass: Pass, expected: int, outcome:
         raise PassError(f"{name} left {left[0].name}, a call of {describe_target(left[0].target)}, in the graph")
     for node in graph.calls():
         known = node.target in VOCABULARY or ops.is_canonical(node.target)
+        known = known or describe_target(node.target) in introduced
         if not known and getattr(node.target, "__name__", "") != "getitem":
             raise PassError(f"after {name}: {node.name} calls {describe_target(node.target)}, which is no op of a step")
     check_attributes(graph, name)

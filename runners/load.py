@@ -41,7 +41,9 @@ def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
     `resources` keeps the checkpoint open. Raises UserError.
     """
     read = _reader(settings, resources)
-    backend, description = select_backend(settings.backend, settings.cache_dir)
+    backend, description = select_backend(
+        settings.backend, settings.cache_dir, settings.soc, settings.norm, settings.dump_dir
+    )
     buckets = bucket_table(settings)
     dtype = getattr(torch, settings.dtype)
     recipe = Recipe(

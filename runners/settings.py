@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from graph_model import demo
+from graph_model.ascend.soc import Soc, check_model, find_soc
 from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
 from graph_model.errors import UserError
 
 BLOCK_SIZES = (16, 32, 64, 128)
 SMALLEST_CHUNK = 64
 _DEFAULT_MAX_SEQ_LEN = 4096
+_DEFAULT_SOC = "atlas_800i_a2"
 _NAMED = {"gemma_2b": GEMMA_2B, "gemma_7b": GEMMA_7B}
 
 
@@ -21,7 +23,7 @@ _NAMED = {"gemma_2b": GEMMA_2B, "gemma_7b": GEMMA_7B}
 class ModelSettings:
     """What to build, with every default filled in.
 
-    checkpoint_dir is None only with random weights of a named size.
+    checkpoint_dir is None only with random weights of a named size. soc is None unless the backend is torchair.
     """
 
     config: GemmaConfig
@@ -29,6 +31,8 @@ class ModelSettings:
     random_weights: bool
     dtype: str
     backend: str
+    soc: Soc | None
+    norm: str
     block_size: int
     max_batch_size: int
     max_prefill_batch_size: int
@@ -58,11 +62,11 @@ def resolve_settings(settings: Any) -> ModelSettings:
         )
     if settings.world_size != 1:
         raise UserError(f"world_size is {settings.world_size!r}; this version runs on one device. Leave world_size=1.")
-    if settings.soc is not None and settings.backend != "torchair":
-        raise UserError(f"soc is {settings.soc!r}, which has a meaning with backend=torchair only. Leave it out.")
     if settings.block_size not in BLOCK_SIZES:
         sizes = ", ".join(map(str, BLOCK_SIZES))
         raise UserError(f"block_size is {settings.block_size!r}; it must be one of {sizes}.")
+    dtype = settings.dtype or config.dtype
+    soc = _soc(settings, config, dtype)
     fraction = settings.memory_fraction
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise UserError(f"memory_fraction is {fraction!r}; it must be above 0 and at most 1.")
@@ -73,8 +77,10 @@ def resolve_settings(settings: Any) -> ModelSettings:
         config=config,
         checkpoint_dir=directory,
         random_weights=weights == "random",
-        dtype=settings.dtype or config.dtype,
+        dtype=dtype,
         backend=settings.backend,
+        soc=soc,
+        norm=settings.norm,
         block_size=settings.block_size,
         max_batch_size=_at_least(settings, "max_batch_size", 1),
         max_prefill_batch_size=_at_least(settings, "max_prefill_batch_size", 1),
@@ -106,6 +112,30 @@ def _model(name: str, path: str | None, random_weights: bool) -> tuple[GemmaConf
         f"model.path is not set. model={name} needs the directory of its checkpoint: model.path=DIR. To try the shape "
         "without a checkpoint, give weights=random."
     )
+
+
+def _soc(settings: Any, config: GemmaConfig, dtype: str) -> Soc | None:
+    """The chip to lower for, which must be able to run the model; None unless the backend is torchair."""
+    if settings.norm not in ("exact", "fused"):
+        raise UserError(f"norm is {settings.norm!r}; it must be exact or fused.")
+    if settings.backend != "torchair":
+        if settings.soc is not None:
+            raise UserError(f"soc is {settings.soc!r}, which has a meaning with backend=torchair only. Leave it out.")
+        if settings.norm != "exact":
+            raise UserError(f"norm is {settings.norm!r}; it has a meaning with backend=torchair only. Leave it out.")
+        return None
+    soc = find_soc(settings.soc or _DEFAULT_SOC)
+    if not soc.fused_infer_attention:
+        raise UserError(f"soc={soc.name}: its kernels are not selected in this version. Use soc={_DEFAULT_SOC}.")
+    check_model(
+        soc,
+        dtype,
+        config.head_dim,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        settings.block_size,
+    )
+    return soc
 
 
 def _max_seq_len(settings: Any, config: GemmaConfig) -> int:

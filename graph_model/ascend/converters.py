@@ -2,10 +2,11 @@
 
 Importing this module defines the ops as ``torch.ops.ascend.*``, without torch_npu, so that passes can write them into
 a graph anywhere. `register_converters` teaches torchair to lower them; the stand-in and the device call it after
-torchair is loaded. The ops have no kernel: they run inside a lowered graph only.
+torchair is loaded. On the device the ops run inside a lowered graph only; kernels.py gives them a meaning on the CPU.
 
   gemma_rms_norm          RMS norm with 1 + weight, one rounding
   linear                  x @ weight.T with weight stored [out, in]: no Transpose at run time
+  batch_matmul            a batched product with a factor stored transposed: no Transpose of gathered keys
   incre_flash_attention   decode attention with the keys' lengths as a tensor: one graph for all lengths
 
 and ``torch.ops.npu.npu_add_rms_norm_quant``, an op of torch_npu that torchair has no converter for.
@@ -22,6 +23,7 @@ _LIBRARY = torch.library.Library("ascend", "FRAGMENT")
 _SCHEMAS = (
     "gemma_rms_norm(Tensor x, Tensor weight, float epsilon=1e-06) -> Tensor",
     "linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
+    "batch_matmul(Tensor x1, Tensor x2, bool adj_x2=False) -> Tensor",
     "incre_flash_attention(Tensor query, Tensor key, Tensor value, Tensor actual_seq_lengths, *, "
     "Tensor? atten_mask=None, Tensor? block_table=None, int num_heads, int num_key_value_heads, float scale, "
     'str input_layout="BSH", int block_size=0) -> Tensor',
@@ -56,6 +58,12 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     torch._check(x.dim() == 2 and weight.dim() == 2, lambda: "linear: x and weight must be matrices")
     torch._check(x.shape[1] == weight.shape[1], lambda: "linear: inner sizes differ")
     return x.new_empty(x.shape[0], weight.shape[0])
+
+
+@torch.library.register_fake("ascend::batch_matmul")
+def _batch_matmul(x1: Tensor, x2: Tensor, adj_x2: bool = False) -> Tensor:
+    """x1 [..., m, k] @ x2 [..., k, n], or x2 stored [..., n, k] with adj_x2."""
+    return torch.matmul(x1, x2.mT if adj_x2 else x2)
 
 
 @torch.library.register_fake("ascend::incre_flash_attention")
@@ -159,6 +167,10 @@ def register_converters() -> None:
     @register_fx_node_ge_converter(torch.ops.ascend.linear.default)
     def convert_linear(x: Any, weight: Any, bias: Any = None, meta_outputs: Any = None) -> Any:
         return ge.MatMulV2(x, weight, bias, None, transpose_x2=True)
+
+    @register_fx_node_ge_converter(torch.ops.ascend.batch_matmul.default)
+    def convert_batch_matmul(x1: Any, x2: Any, adj_x2: bool = False, meta_outputs: Any = None) -> Any:
+        return ge.BatchMatMul(x1, x2, adj_x1=False, adj_x2=adj_x2)
 
     @register_fx_node_ge_converter(torch.ops.ascend.incre_flash_attention.default)
     def convert_incre_flash_attention(

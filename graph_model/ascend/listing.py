@@ -23,7 +23,8 @@ _FREE = (*_STRUCTURE, "Reshape", "Squeeze", "Unsqueeze", "ExpandDims", "Identity
 class GraphCounts:
     """by_type: nodes of each op type, without inputs, constants and the output. compute: nodes that are kernels
     (no views). copies: nodes of each type of COPIES. inputs, constants: how many. host_inputs: inputs placed on the
-    CPU. weight_copies: Transpose or Cast of an input of two or more dimensions that nothing writes: a weight."""
+    CPU. weight_copies: Transpose or Cast of an input that looks like a weight: a matrix, not of indices, that nothing
+    writes."""
 
     by_type: dict[str, int]
     compute: int
@@ -42,8 +43,7 @@ def count_nodes(graph: GeGraph) -> GraphCounts:
     for node in graph.nodes:
         if node.type in ("Transpose", "Cast"):
             source = nodes[next(iter_edges(node))[0]]
-            shape = source.outputs[0].shape or ()
-            weight_copies += source.type == "Data" and source.name not in written and len(shape) > 1
+            weight_copies += source.type == "Data" and source.name not in written and _may_be_weight(source)
     placements = graph.attrs.get("_input_placements") or []
     return GraphCounts(
         by_type={name: types[name] for name in sorted(types) if name not in _STRUCTURE},
@@ -54,6 +54,11 @@ def count_nodes(graph: GeGraph) -> GraphCounts:
         host_inputs=sum(placement == 0 for placement in placements),
         weight_copies=weight_copies,
     )
+
+
+def _may_be_weight(data: Node) -> bool:
+    desc = data.outputs[0]
+    return len(desc.shape or ()) > 1 and desc.dtype not in (torch.int64, torch.int32, torch.bool)
 
 
 def list_graph(graph: GeGraph) -> str:

@@ -16,9 +16,13 @@ StepFunction = Callable[..., Sequence[Tensor]]
 
 
 class Backend(Protocol):
-    """Compiles graphs for one device."""
+    """Compiles graphs for one device.
+
+    leaves_artifacts: whether `compile` leaves files that `load` takes; without them nothing is cached.
+    """
 
     name: ClassVar[str]
+    leaves_artifacts: ClassVar[bool]
     device: torch.device
 
     def fingerprint(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ class EagerBackend:
     """Needs nothing but torch; the yardstick of every other backend."""
 
     name: ClassVar[str] = "eager"
+    leaves_artifacts: ClassVar[bool] = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -26,6 +26,7 @@ class InductorBackend:
     """
 
     name: ClassVar[str] = "inductor"
+    leaves_artifacts: ClassVar[bool] = True
 
     def __init__(self, device: torch.device, kernel_dir: Path) -> None:
         self.device = device

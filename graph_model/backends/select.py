@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from graph_model.ascend.soc import Soc
 from graph_model.backends.base import Backend
 from graph_model.backends.eager import EagerBackend
 from graph_model.backends.inductor import InductorBackend, cpp_compiler
@@ -14,19 +15,24 @@ from graph_model.errors import UserError
 NAMES = ("auto", "eager", "inductor", "torchair")
 
 
-def select_backend(name: str, cache_dir: Path) -> tuple[Backend, str]:
+def select_backend(
+    name: str, cache_dir: Path, soc: Soc | None = None, norm: str = "exact", dump_dir: Path | None = None
+) -> tuple[Backend, str]:
     """The backend for the setting `backend` and a sentence that says which one was taken and why.
 
+    soc, norm, dump_dir: for torchair only, see AscendOptions; soc must be given then.
     auto takes inductor where it can compile (a CUDA GPU, or a C++ compiler), else eager. Raises UserError.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name not in NAMES:
         raise UserError(f"backend: {name!r} is unknown; it must be one of {', '.join(NAMES)}.")
     if name == "torchair":
-        raise UserError(
-            "backend=torchair: lowering to an Ascend graph is not available in this version. "
-            "Use backend=inductor or backend=eager."
-        )
+        # torch_npu is an extra; nothing else needs it.
+        from graph_model.backends.torchair import AscendOptions, TorchairBackend
+
+        assert soc is not None
+        torchair = TorchairBackend(AscendOptions(soc, norm, dump_dir), cache_dir / "cann_standin")
+        return torchair, torchair.description
     if name == "eager":
         return EagerBackend(device), f"eager on {device.type}"
     if name == "auto" and device.type == "cpu" and cpp_compiler() is None:

@@ -102,7 +102,7 @@ class CompiledModel:
             config, pages = self.recipe.config, self.recipe.pages
             shape = (pages.num_blocks, pages.block_size, config.num_key_value_heads, config.head_dim)
             self._caches = [
-                torch.zeros(shape, dtype=self.recipe.dtype, device=self._device) for _ in range(step.num_caches)
+                torch.zeros(shape, dtype=self.recipe.dtype).to(self._device) for _ in range(step.num_caches)
             ]
         inputs = make_inputs(step.bucket)
         arrays = inputs.arrays()

@@ -93,7 +93,7 @@ def prepare_step(recipe: Recipe, bucket: Bucket) -> Step:
     graph = recipe.graph(bucket)
 
     def compile_graph(arguments: Sequence[Tensor]) -> StepFunction:
-        if recipe.cache is None or recipe.backend.name == "eager":
+        if recipe.cache is None or not recipe.backend.leaves_artifacts:
             return recipe.backend.compile(graph, arguments, None)
         compiled: list[StepFunction] = []
         recipe.cache.store(

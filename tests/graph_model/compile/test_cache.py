@@ -40,6 +40,7 @@ class RecordingBackend:
     """Runs eagerly, but leaves and loads an artifact: its text is what the loaded function answers with."""
 
     name: ClassVar[str] = "recording"
+    leaves_artifacts: ClassVar[bool] = True
     device = torch.device("cpu")
 
     def __init__(self, options: str = "") -> None:

@@ -1,0 +1,142 @@
+"""Lowering: a ModelGraph whose kernels were selected becomes a GE graph, by torchair, without running anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from graph_model.ascend.ge_graph import GeGraph, read_graph
+from graph_model.graph import ModelGraph
+
+aten = torch.ops.aten
+_VIEWS = (aten.reshape.default, aten.view.default)
+
+
+@dataclass
+class LoweredStep:
+    """torchair's graph of a step.
+
+    concrete: torchair's object, a function of the placeholders' tensors on the device. views: the shape in which the
+    graph reads a cache, by the position of its placeholder.
+    """
+
+    concrete: Any
+    views: dict[int, tuple[int, ...]]
+
+    @property
+    def graph(self) -> GeGraph:
+        """The graph that the engine gets."""
+        return read_graph(self.concrete.graph._proto)
+
+    def write_pbtxt(self, path: Path) -> None:
+        """torchair's own text of the graph."""
+        self.concrete.dump(str(path))
+
+    def load(self, arguments: Sequence[Tensor]) -> LoadedStep:
+        """Hand the graph to the engine, which compiles it for tensors like `arguments`."""
+        from torchair.core._backend import initialize_graph_engine
+
+        concrete, tensors = self.concrete, self.as_read(arguments)
+        functions = [info.func for info in concrete._input_info_list]
+        concrete._input_process = concrete._gen_input_process(
+            concrete._fx_input_names, concrete._all_sym_input_idx, functions
+        )
+        concrete.update_graph_with_runtime(concrete._input_process(*tensors), tensors)
+        local_options, global_options = concrete._normalize_ge_option()
+        initialize_graph_engine(global_options)
+        concrete.graph.load(local_options)
+        concrete.compile()
+        return LoadedStep(self)
+
+    def as_read(self, arguments: Sequence[Tensor]) -> list[Tensor]:
+        """The arguments as the graph reads them: caches under the graph's shape, over the same memory."""
+        return [
+            argument.view(self.views[index]) if index in self.views else argument
+            for index, argument in enumerate(arguments)
+        ]
+
+
+class LoadedStep:
+    """Runs a loaded graph on the tensors of its placeholders."""
+
+    def __init__(self, lowered: LoweredStep) -> None:
+        self._lowered = lowered
+        self._seen: tuple[Tensor, ...] = ()
+        self._tensors: list[Tensor] = []
+
+    def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
+        if len(arguments) != len(self._seen) or any(a is not b for a, b in zip(arguments, self._seen, strict=True)):
+            self._seen, self._tensors = arguments, self._lowered.as_read(arguments)
+        return self._lowered.concrete(*self._tensors)
+
+
+def lower(graph: ModelGraph) -> LoweredStep:
+    """The GE graph of a step, on fake tensors; torch_npu must be loaded (`standin.load`).
+
+    Weights are frozen parameters: the engine may rearrange them when it compiles. Caches are written by reference.
+    """
+    from torchair import CompilerConfig, get_compiler
+    from torchair.npu_fx_compiler import _get_merged_decompositions
+
+    config = CompilerConfig()
+    config.mode = "max-autotune"
+    config.experimental_config.frozen_parameter = True
+    config.experimental_config.topology_sorting_strategy = "StableRDFS"
+    # With it, torchair loses transposes in some chains of views.
+    config.experimental_config.enable_view_optimize = False
+
+    copy = graph.copy()
+    views = _read_caches_in_one_shape(copy)
+    _create_on_device(copy)
+    copy.module.recompile()
+    placeholders = [node for node in copy.graph.nodes if node.op == "placeholder"]
+    fake_mode = FakeTensorMode()
+    fakes = []
+    with fake_mode:
+        for node in placeholders:
+            value = node.meta["val"]
+            fakes.append(torch.empty(views_shape(node), dtype=value.dtype, device="npu"))
+            if node.meta["kind"] == "weight":
+                fakes[-1]._torchair_is_parameter = True  # type: ignore[attr-defined]
+    functional = torch.func.functionalize(lambda *arguments: copy.module(*arguments))
+    # The mode is left on for torchair, which infers shapes with tensors that it would allocate otherwise.
+    with torch.no_grad(), fake_mode:
+        module = make_fx(functional, _get_merged_decompositions(config), tracing_mode="fake")(*fakes)
+        concrete = get_compiler(config)(module, fakes).runner
+    return LoweredStep(concrete, views)
+
+
+def views_shape(placeholder: fx.Node) -> tuple[int, ...]:
+    """The shape in which a prepared graph reads a placeholder."""
+    return placeholder.meta.get("read_as", tuple(placeholder.meta["val"].shape))
+
+
+def _read_caches_in_one_shape(graph: ModelGraph) -> dict[int, tuple[int, ...]]:
+    """Where a cache is read under one other shape only, let the placeholder have that shape.
+
+    torchair keeps a by-reference write free of copies only if it writes an input itself, not a view of it.
+    """
+    shapes = {}
+    for index, node in enumerate(n for n in graph.graph.nodes if n.op == "placeholder"):
+        users = list(node.users)
+        if node.meta["kind"] != "cache" or len(users) != 1 or users[0].target not in _VIEWS:
+            continue
+        view = users[0]
+        view.replace_all_uses_with(node)
+        graph.graph.erase_node(view)
+        node.meta["read_as"] = shapes[index] = tuple(view.meta["val"].shape)
+    return shapes
+
+
+def _create_on_device(graph: ModelGraph) -> None:
+    """Tensors that the graph itself makes, such as ranges, are made on the device."""
+    for node in graph.graph.nodes:
+        if "device" in node.kwargs:
+            node.kwargs = {**node.kwargs, "device": torch.device("npu")}

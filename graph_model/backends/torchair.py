@@ -1,0 +1,89 @@
+"""torchair: one static Ascend graph per step, on a device or on the CANN stand-in."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from graph_model.ascend import standin
+from graph_model.ascend.kernels import register_kernels
+from graph_model.ascend.listing import list_graph
+from graph_model.ascend.lower import LoweredStep, lower
+from graph_model.ascend.soc import Soc
+from graph_model.backends.base import StepFunction
+from graph_model.graph import ModelGraph
+from passes.ascend_attention import AscendFusedAttention, attention_choice
+from passes.ascend_geglu import AscendGeGlu
+from passes.ascend_last_token import AscendLastToken
+from passes.ascend_linear import AscendLinear
+from passes.ascend_norm import AscendNormExact, AscendNormFused
+from passes.ascend_rotary import AscendRotary
+from passes.contract import Pass
+
+
+@dataclass(frozen=True)
+class AscendOptions:
+    """soc: the chip to lower for. norm: exact or fused. dump_dir: where lowered graphs are written as text."""
+
+    soc: Soc
+    norm: str
+    dump_dir: Path | None = None
+
+
+class TorchairBackend:
+    """Lowers to GE through torchair. Without CANN the graph runs in the GE interpreter, on the CPU.
+
+    standin_dir: where the stand-in's libraries are kept.
+    """
+
+    name: ClassVar[str] = "torchair"
+    leaves_artifacts: ClassVar[bool] = False
+
+    def __init__(self, options: AscendOptions, standin_dir: Path) -> None:
+        standin.load(options.soc, standin_dir)
+        register_kernels()
+        self.options = options
+        self.device = torch.device("npu:0")
+
+    @property
+    def description(self) -> str:
+        """The chip, and whether it is one."""
+        soc = self.options.soc
+        where = standin.BANNER if standin.is_standin() else "on the device"
+        return f"torchair for {soc.product} ({soc.cann_name}), norm={self.options.norm}; {where}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        versions = {"torch_npu": importlib.metadata.version("torch_npu"), "standin": standin.is_standin()}
+        return {"soc": self.options.soc.name, "norm": self.options.norm, **versions}
+
+    def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
+        soc = self.options.soc
+        norm = AscendNormFused() if self.options.norm == "fused" else AscendNormExact(soc)
+        return (AscendFusedAttention(soc), norm, AscendRotary(soc), AscendGeGlu(), AscendLinear(), AscendLastToken())
+
+    def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
+        lowered = lower(graph)
+        if self.options.dump_dir is not None:
+            self._dump(graph, lowered, self.options.dump_dir / str(graph.bucket))
+        return lowered.load(arguments)
+
+    def load(self, artifact: Path) -> StepFunction | None:
+        return None
+
+    def _dump(self, graph: ModelGraph, lowered: LoweredStep, folder: Path) -> None:
+        """torchair's text of the lowered graph, and a listing that says where it runs and which attention was taken."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lowered.write_pbtxt(folder / "lowered.pbtxt")
+        choice = attention_choice(graph, self.options.soc)
+        header = [
+            f"# {self.description}",
+            f"# bucket {graph.bucket}",
+            f"# attention: {choice.op}, {choice.reason}",
+        ]
+        (folder / "lowered.txt").write_text("\n".join(header) + "\n" + list_graph(lowered.graph), encoding="utf-8")

@@ -1,0 +1,184 @@
+"""Select the attention kernels of the Atlas 800I A2: paged cache writes and fused infer attention."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.ascend.soc import AttentionChoice, Soc, choose_attention
+from graph_model.graph import ModelGraph
+from graph_model.weights import CausalMask
+from passes.contract import Pass, Tier, operand
+
+aten = torch.ops.aten
+
+# The form that sparse_mode 3 takes the causal mask in, whatever the lengths.
+CAUSAL_MASK_SIZE = 2048
+
+
+@dataclass(frozen=True)
+class AscendAttention(Pass):
+    """Replaces every canonical attention; which way is taken is `attention_choice`'s answer."""
+
+    soc: Soc
+    tier: ClassVar[Tier] = Tier.TOLERANT
+    removes: ClassVar[tuple[object, ...]] = (ops.paged_attention,)
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(ops.paged_attention)
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return graph.config.num_hidden_layers
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        attention = Attention(graph, candidate)
+        self.write_cache(attention)
+        candidate.replace_all_uses_with(self.attend(attention, attention_choice(graph, self.soc)))
+        graph.graph.erase_node(candidate)
+
+    def write_cache(self, attention: Attention) -> None:
+        """Write the new keys and values into the caches."""
+        raise NotImplementedError
+
+    def attend(self, attention: Attention, choice: AttentionChoice) -> fx.Node:
+        """The attended values, [batch, tokens, heads, head_dim]."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class AscendFusedAttention(AscendAttention):
+    """ScatterPaKvCache writes the new keys and values, FusedInferAttentionScore attends, all in BSND.
+
+    ::
+
+        gemma.paged_attention(q, k, v, key_cache, value_cache, slots, query_lens, context_lens, block_table, scale)
+    ->
+        npu_scatter_pa_kv_cache(k, v, key_cache, value_cache, slots)
+        npu_fused_infer_attention_score(q, k, v, causal mask, query_lens, query_lens)                    prefill
+        npu_fused_infer_attention_score(q, key_cache, value_cache, context_lens, block_table)            decode
+        the same with the causal mask and query_lens; over gathered blocks where paging is not legal     extend
+
+    The block table's cast to int32 and the causal mask are shared by all layers.
+    """
+
+    name: ClassVar[str] = "ascend_fused_attention"
+    introduces: ClassVar[tuple[str, ...]] = (
+        "npu.npu_scatter_pa_kv_cache",
+        "air.npu_fused_infer_attention_score",
+        "aten.index_select",
+    )
+
+    def write_cache(self, attention: Attention) -> None:
+        slots = attention.shared("slots", lambda at: attention.call(aten.reshape.default, attention.slots, [-1], at=at))
+        tokens = [-1, attention.kv_heads, attention.head_dim]
+        key, value = (attention.call(aten.reshape.default, new, tokens) for new in (attention.key, attention.value))
+        caches = (attention.key_cache, attention.value_cache)
+        attention.call(torch.ops.npu.npu_scatter_pa_kv_cache.default, key, value, *caches, slots, cache_mode="Norm")
+
+    def attend(self, attention: Attention, choice: AttentionChoice) -> fx.Node:
+        options: dict[str, Any] = {"actual_seq_lengths_kv": attention.context_lens}
+        if attention.block_table is None:
+            key, value = attention.key, attention.value
+            options["actual_seq_lengths_kv"] = attention.query_lens
+        elif choice.paged:
+            key, value = (attention.blocks(cache) for cache in (attention.key_cache, attention.value_cache))
+            table = attention.block_table
+            options["block_table"] = attention.shared(
+                "table", lambda at: attention.call(aten.to.dtype, table, torch.int32, at=at)
+            )
+            options["block_size"] = attention.block_size
+        else:
+            key, value = (attention.gathered(cache) for cache in (attention.key_cache, attention.value_cache))
+        if attention.graph.bucket.phase != "decode":
+            options["atten_mask"] = causal_mask(attention.graph)
+            options["actual_seq_lengths"] = attention.query_lens
+            options["sparse_mode"] = 3
+        result = attention.call(
+            torch.ops.air.npu_fused_infer_attention_score.default,
+            attention.query,
+            key,
+            value,
+            **options,
+            num_heads=attention.heads,
+            num_key_value_heads=attention.kv_heads,
+            scale=attention.scale,
+            input_layout="BSND",
+        )
+        return attention.call(operator.getitem, result, 0)
+
+
+def attention_choice(graph: ModelGraph, soc: Soc) -> AttentionChoice:
+    """How the graph's attention runs on the chip, and why."""
+    config, bucket = graph.config, graph.bucket
+    return choose_attention(
+        soc,
+        bucket.phase,
+        graph.pages.block_size,
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+        bucket.batch,
+    )
+
+
+def causal_mask(graph: ModelGraph) -> fx.Node:
+    """The causal mask's weight, one for the whole graph."""
+    expression = CausalMask(CAUSAL_MASK_SIZE)
+    found = [node for node in graph.placeholders("weight") if node.meta["expression"] == expression]
+    return found[0] if found else graph.add_weight("causal_mask", expression)
+
+
+class Attention:
+    """The operands of one canonical attention, and shorthands for what replaces it."""
+
+    def __init__(self, graph: ModelGraph, node: fx.Node) -> None:
+        self.graph = graph
+        self.node = node
+        self.query, self.key, self.value, self.key_cache, self.value_cache, self.slots = (
+            operand(node, index) for index in range(6)
+        )
+        self.query_lens, self.context_lens, self.block_table, scale = node.args[6:]
+        assert isinstance(scale, float)
+        self.scale = scale
+        self.batch, self.tokens, self.heads, self.head_dim = self.query.meta["val"].shape
+        self.num_blocks, self.block_size, self.kv_heads, _ = self.key_cache.meta["val"].shape
+
+    def call(self, target: Any, *args: Any, at: fx.Node | None = None, **kwargs: Any) -> fx.Node:
+        """Insert a call before the attention, or before `at`."""
+        return self.graph.insert(target, *args, at=at or self.node, **kwargs)
+
+    def shared(self, name: str, make: Callable[[fx.Node], fx.Node]) -> fx.Node:
+        """The value `name`, which all layers share: made in front of the graph's calls when it is first asked for.
+
+        `make` inserts the calls that compute it before the node that it is given.
+        """
+        calls = self.graph.calls()
+        found = [node for node in calls if node.meta.get("shared") == name]
+        if found:
+            return found[0]
+        known = set(calls)
+        made = make(next(node for node in calls if "shared" not in node.meta))
+        for node in self.graph.calls():
+            if node not in known:
+                node.meta.update(layer="", shared=name if node is made else f"{name}, in part")
+        return made
+
+    def blocks(self, cache: fx.Node) -> fx.Node:
+        """A cache as [blocks, block_size, kv_heads * head_dim]."""
+        return self.call(
+            aten.reshape.default, cache, [self.num_blocks, self.block_size, self.kv_heads * self.head_dim]
+        )
+
+    def gathered(self, cache: fx.Node) -> fx.Node:
+        """The keys or values of each row's blocks, [batch, width * block_size, kv_heads, head_dim]."""
+        table = self.block_table
+        assert isinstance(table, fx.Node)
+        flat = self.shared("flat table", lambda at: self.call(aten.reshape.default, table, [-1], at=at))
+        blocks = self.call(aten.index_select.default, cache, 0, flat)
+        return self.call(aten.reshape.default, blocks, [self.batch, -1, self.kv_heads, self.head_dim])
