@@ -171,9 +171,7 @@ class Attention:
 
     def blocks(self, cache: fx.Node) -> fx.Node:
         """A cache as [blocks, block_size, kv_heads * head_dim]."""
-        return self.call(
-            aten.reshape.default, cache, [self.num_blocks, self.block_size, self.kv_heads * self.head_dim]
-        )
+        return self.call(aten.reshape.default, cache, [self.num_blocks, self.block_size, self.kv_heads * self.head_dim])
 
     def gathered(self, cache: fx.Node) -> fx.Node:
         """The keys or values of each row's blocks, [batch, width * block_size, kv_heads, head_dim]."""

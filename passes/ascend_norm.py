@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.ascend.soc import Soc
+from graph_model.ascend.soc import Soc, norm_op
 from graph_model.graph import ModelGraph
 from graph_model.weights import OnePlus, Rounded
 from passes.contract import NearMiss, Pass, Tier, operand
@@ -54,7 +54,7 @@ class AscendNormExact(AscendNorm):
         x = operand(candidate, 0)
         if fused:
             x = graph.insert(aten.add.Tensor, *candidate.args[:2], at=candidate)
-        if self.soc.gemma_rms_norm:
+        if norm_op(self.soc, "exact") == "GemmaRmsNorm":
             raw = graph.add_weight(weight.name.removesuffix("_factor"), factor.x)
             normed = graph.insert(torch.ops.ascend.gemma_rms_norm.default, x, raw, eps, at=candidate)
         else:

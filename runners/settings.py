@@ -125,8 +125,6 @@ def _soc(settings: Any, config: GemmaConfig, dtype: str) -> Soc | None:
             raise UserError(f"norm is {settings.norm!r}; it has a meaning with backend=torchair only. Leave it out.")
         return None
     soc = find_soc(settings.soc or _DEFAULT_SOC)
-    if not soc.fused_infer_attention:
-        raise UserError(f"soc={soc.name}: its kernels are not selected in this version. Use soc={_DEFAULT_SOC}.")
     check_model(
         soc,
         dtype,

@@ -68,9 +68,7 @@ def _add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6) 
 
 
 @_kernel("npu::npu_rotary_mul")
-def _rotary_mul(
-    x: Tensor, cos: Tensor, sin: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None
-) -> Tensor:
+def _rotary_mul(x: Tensor, cos: Tensor, sin: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None) -> Tensor:
     assert rotary_mode == "half"
     assert rotate is None
     half = x.shape[-1] // 2

@@ -105,12 +105,18 @@ def lower(graph: ModelGraph) -> LoweredStep:
             fakes.append(torch.empty(views_shape(node), dtype=value.dtype, device="npu"))
             if node.meta["kind"] == "weight":
                 fakes[-1]._torchair_is_parameter = True  # type: ignore[attr-defined]
+    decompositions = {**_get_merged_decompositions(config), aten.rsub.Scalar: _subtract_from}
     functional = torch.func.functionalize(lambda *arguments: copy.module(*arguments))
     # The mode is left on for torchair, which infers shapes with tensors that it would allocate otherwise.
     with torch.no_grad(), fake_mode:
-        module = make_fx(functional, _get_merged_decompositions(config), tracing_mode="fake")(*fakes)
+        module = make_fx(functional, decompositions, tracing_mode="fake")(*fakes)
         concrete = get_compiler(config)(module, fakes).runner
     return LoweredStep(concrete, views)
+
+
+def _subtract_from(x: Tensor, number: float, alpha: float = 1) -> Tensor:
+    """number - alpha * x; torchair would take Sxpy, whose integer form no op document describes."""
+    return torch.neg(x * alpha if alpha != 1 else x) + number
 
 
 def views_shape(placeholder: fx.Node) -> tuple[int, ...]:

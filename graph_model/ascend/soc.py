@@ -230,13 +230,13 @@ def fused_rotary(soc: Soc, head_dim: int) -> bool:
 def norm_op(soc: Soc, mode: str) -> str:
     """The GE op type of a norm after an addition, for norm=exact or norm=fused.
 
-    exact rounds once, as Gemma does: GemmaRmsNorm where the chip has it; elsewhere the norm is decomposed. fused is
-    AddRmsNorm, which rounds x / rms(x) and 1 + weight to 16 bit.
+    exact rounds once, as Gemma does: GemmaRmsNorm where the chip has it; elsewhere RmsNorm in fp32, between two casts.
+    fused is AddRmsNorm, which rounds x / rms(x) and 1 + weight to 16 bit.
     """
     if mode == "fused":
         return "AddRmsNorm"
     if mode == "exact":
-        return "GemmaRmsNorm" if soc.gemma_rms_norm else "decomposed"
+        return "GemmaRmsNorm" if soc.gemma_rms_norm else "RmsNorm"
     raise UserError(f"norm={mode} is not known; it is exact or fused.")
 
 

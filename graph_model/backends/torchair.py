@@ -19,6 +19,7 @@ from graph_model.ascend.soc import Soc
 from graph_model.backends.base import StepFunction
 from graph_model.graph import ModelGraph
 from passes.ascend_attention import AscendFusedAttention, attention_choice
+from passes.ascend_flat_attention import AscendFlatAttention
 from passes.ascend_geglu import AscendGeGlu
 from passes.ascend_last_token import AscendLastToken
 from passes.ascend_linear import AscendLinear
@@ -65,7 +66,8 @@ class TorchairBackend:
     def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
         soc = self.options.soc
         norm = AscendNormFused() if self.options.norm == "fused" else AscendNormExact(soc)
-        return (AscendFusedAttention(soc), norm, AscendRotary(soc), AscendGeGlu(), AscendLinear(), AscendLastToken())
+        attention = AscendFusedAttention(soc) if soc.fused_infer_attention else AscendFlatAttention(soc)
+        return (attention, norm, AscendRotary(soc), AscendGeGlu(), AscendLinear(), AscendLastToken())
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         lowered = lower(graph)
