@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
-from support.token_rule import excused_steps
+from support.token_rule import ROUNDS_ONCE, excused_steps
 
 from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
 from graph_model.gemma import GemmaForCausalLM, GemmaRMSNorm, rotary_tables, round_to_dtype
@@ -44,6 +44,7 @@ def test_logits_equal_transformers_in_float32(name: str) -> None:
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
 
 
+@ROUNDS_ONCE
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", TINY_CONFIGS)
 @torch.no_grad()

@@ -1,0 +1,153 @@
+"""Steps of small models through the torchair backend's parts: graphs, inputs, and what executing them gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from support.checkpoints import make_model
+from support.configs import TINY_CONFIGS
+from torch import Tensor
+
+from graph_model.ascend.lower import lower
+from graph_model.ascend.soc import Soc
+from graph_model.backends.torchair import AscendOptions, kernel_passes
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.config import GemmaConfig
+from graph_model.graph import ModelGraph, Pages
+from graph_model.weights import Read, evaluate
+from passes.manager import DEFAULT_PASSES, run_passes
+
+BASE = replace(TINY_CONFIGS["one_kv_head"], num_hidden_layers=2, head_dim=64, num_attention_heads=4)
+CHUNK, WIDTH = 16, 2
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """A model and the kind of graph that is made of it."""
+
+    config: GemmaConfig
+    dtype: torch.dtype
+    block_size: int
+    phase: str
+    norm: str = "exact"
+
+    @property
+    def bucket(self) -> Bucket:
+        decode, prefill = self.phase == "decode", self.phase == "prefill"
+        return Bucket(self.phase, 3, 1 if decode else CHUNK, 0 if prefill else WIDTH)  # type: ignore[arg-type]
+
+    def canonical(self) -> ModelGraph:
+        """The graph before kernels are selected; it returns logits."""
+        pages = Pages(num_blocks=8, block_size=self.block_size)
+        graph = capture(self.config, self.bucket, pages, self.dtype)
+        run_passes(graph, [cls() for cls in DEFAULT_PASSES])
+        graph.set_outputs(graph.outputs[0].args[0])  # type: ignore[arg-type]
+        graph.clean()
+        return graph
+
+    def selected(self, soc: Soc) -> ModelGraph:
+        """The graph that is lowered."""
+        graph = self.canonical()
+        run_passes(graph, kernel_passes(AscendOptions(soc, self.norm)))
+        return graph
+
+
+def step_inputs(case: StepCase) -> dict[str, Tensor]:
+    """Row 0 fills its blocks, row 1 ends inside one, row 2 is padding. Blocks are in no order."""
+    generator = torch.Generator().manual_seed(3)
+    bucket, size = case.bucket, case.block_size
+    tokens = torch.arange(bucket.chunk)
+    if case.phase == "decode":
+        query_lens = torch.tensor([1, 1, 1])
+        starts = torch.tensor([WIDTH * size - 1, size + 2, 0])
+    else:
+        query_lens = torch.tensor([CHUNK, CHUNK - 5, 1])
+        starts = torch.tensor([WIDTH * size - CHUNK, size - 3, 0]) * (case.phase == "extend")
+    table = torch.tensor([[5, 2], [7, 3], [0, 0]])
+    real = (tokens < query_lens[:, None]) & torch.tensor([True, True, False])[:, None]
+    positions = starts[:, None] + tokens
+    slots = table.gather(1, (positions // size).clamp(max=WIDTH - 1)) * size + positions % size
+    scratch = torch.arange(3 * bucket.chunk).view(3, -1)
+    return {
+        "input_ids": torch.randint(3, case.config.vocab_size, (3, bucket.chunk), generator=generator) * real,
+        "positions": positions * real,
+        "slot_mapping": torch.where(real, slots, scratch),
+        "query_lens": query_lens,
+        "context_lens": starts + query_lens,
+        "block_table": table,
+    }
+
+
+def filled_caches(case: StepCase, graph: ModelGraph, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Random numbers where tokens of rows are, NaN everywhere else but in the scratch block."""
+    generator = torch.Generator().manual_seed(4)
+    caches = []
+    for node in graph.placeholders("cache"):
+        cache = torch.full(node.meta["val"].shape, torch.nan)
+        cache[0] = 0
+        for row in range(2):
+            blocks = cache[inputs["block_table"][row]].flatten(0, 1)
+            length = int(inputs["context_lens"][row])
+            blocks[:length] = torch.randn(blocks[:length].shape, generator=generator)
+            cache[inputs["block_table"][row]] = blocks.view(WIDTH, *cache.shape[1:])
+        caches.append(cache.to(case.dtype))
+    return caches
+
+
+@dataclass
+class StepResult:
+    """logits [2, vocab] of the rows that are no padding, the last row's, and the caches."""
+
+    logits: Tensor
+    padding: Tensor
+    caches: list[Tensor]
+
+
+@torch.no_grad()
+def run_on_cpu(graph: ModelGraph, case: StepCase, inputs: dict[str, Tensor], caches: list[Tensor]) -> StepResult:
+    """Execute the FX graph with the CPU kernels of its ops."""
+    own = [cache.clone() for cache in caches]
+    arguments = [*_weights(graph, case), *own, *(inputs[node.name] for node in graph.placeholders("input"))]
+    (logits,) = graph.module(*arguments)
+    return StepResult(logits[:2], logits[2], own)
+
+
+@torch.no_grad()
+def run_lowered(graph: ModelGraph, case: StepCase, inputs: dict[str, Tensor], caches: list[Tensor]) -> StepResult:
+    """Lower the graph, and let the GE interpreter execute it."""
+    own = [cache.to("npu") for cache in caches]
+    arguments = [weight.to("npu") for weight in _weights(graph, case)] + own
+    arguments += [inputs[node.name].to("npu") for node in graph.placeholders("input")]
+    logits = lower(graph).load(arguments)(*arguments)[0].cpu()
+    return StepResult(logits[:2], logits[2], [cache.cpu() for cache in own])
+
+
+def difference(expected: StepResult, found: StepResult) -> float:
+    """Largest difference of logits and of what caches hold, relative to the largest expected value. NaN: inf."""
+    worst = _relative(expected.logits, found.logits)
+    for a, b in zip(expected.caches, found.caches, strict=True):
+        holds = ~a.isnan()
+        holds[0] = False  # scratch
+        if not torch.equal(holds[1:], ~b.isnan()[1:]):
+            return float("inf")
+        worst = max(worst, _relative(a[holds], b[holds]))
+    return worst if bool(found.padding.isfinite().all()) else float("inf")
+
+
+def _relative(expected: Tensor, found: Tensor) -> float:
+    error = ((expected.double() - found.double()).abs().max() / expected.double().abs().max()).item()
+    return error if error == error else float("inf")
+
+
+def _weights(graph: ModelGraph, case: StepCase) -> list[Tensor]:
+    plan = graph.weight_plan
+    tensors = evaluate(plan.values(), _reader(case.config, case.dtype), torch.device("cpu"))
+    return [tensors[expression] for expression in plan.values()]
+
+
+@cache
+def _reader(config: GemmaConfig, dtype: torch.dtype) -> Read:
+    return dict(make_model(config, dtype=dtype).named_parameters()).__getitem__

@@ -1,0 +1,34 @@
+"""Compiled models of random weights, for tests that drive steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from graph_model.backends import Backend
+from graph_model.bucket import BucketTable
+from graph_model.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
+from graph_model.config import GemmaConfig
+from graph_model.graph import Pages
+from passes.manager import PASSES, build_passes
+
+
+def build_model(
+    backend: Backend,
+    reference: torch.nn.Module,
+    config: GemmaConfig,
+    buckets: BucketTable,
+    *,
+    num_blocks: int,
+    block_size: int = 16,
+    max_seq_len: int = 128,
+    dtype: torch.dtype = torch.float32,
+    cache: CompileCache | None = None,
+) -> CompiledModel:
+    """A CompiledModel with the weights of `reference` (a transformers model), all passes, and `num_blocks` to use."""
+    passes = (*build_passes({name: {} for name in PASSES}), *backend.kernel_passes(dtype))
+    pages = Pages(num_scratch_blocks(buckets, block_size) + num_blocks, block_size)
+    recipe = Recipe(config, dtype, pages, passes, backend, cache)
+    weights: dict[str, Any] = reference.state_dict()
+    return CompiledModel(recipe, buckets, max_seq_len, weights.__getitem__)
