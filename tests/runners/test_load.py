@@ -1,20 +1,26 @@
-"""Loading: memory, bucket sizes, blocks, and which buckets a run can reach."""
+"""Loading: memory, and the sizes that steps are compiled for."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.configs import TINY_CONFIGS
 
+from graph_model.capture import capture
 from graph_model.checkpoint import expected_tensors
 from graph_model.config import GemmaConfig
+from graph_model.graph import Pages
+from passes.dump import dump
+from passes.manager import PASSES, build_passes, run_passes
+from runners.load import bucket_table
 
 LARGE = GemmaConfig(
     vocab_size=36000,
@@ -74,23 +80,29 @@ def test_loading_peaks_little_above_the_checkpoint(dtype: str, tmp_path: Path) -
     assert peak - baseline < 1.15 * size + 300e6
 
 
-def test_settings_decide_the_sizes(tmp_path: Path) -> None:
-    from runners.load import bucket_table
+def sizes(**changes: int) -> Any:
+    defaults = {"max_seq_len": 1024, "block_size": 64, "max_batch_size": 8, "max_prefill_batch_size": 4}
+    return SimpleNamespace(**{**defaults, "max_prefill_tokens": 512, **changes})
 
-    class Settings:
-        max_seq_len = 1000
-        block_size = 64
-        max_batch_size = 8
-        max_prefill_batch_size = 4
-        max_prefill_tokens = 512
 
-    settings: Any = Settings()
-    table = bucket_table(settings)
+def test_settings_decide_the_sizes() -> None:
+    table = bucket_table(sizes(max_seq_len=1000))
     assert table.batch_sizes == (1, 4, 8)
     assert table.prefill_batch_sizes == (1, 4)
     assert table.chunk_lengths == (64, 128, 256, 512)
     assert table.table_widths == (4, 8, 16)
     assert table.fits(4, 128)
     assert not table.fits(4, 256)
-    with ExitStack():
-        assert table.num_scratch_slots == 512
+    assert table.num_scratch_slots == 512
+
+
+def test_decode_at_a_short_context_costs_the_same_whatever_max_seq_len() -> None:
+    """The step for context 100 is the same graph for 1k and 8k tokens: only the number of blocks differs."""
+    graphs = []
+    for max_seq_len in (1024, 8192):
+        table = bucket_table(sizes(max_seq_len=max_seq_len))
+        bucket = table.choose("decode", rows=1, blocks=-(-100 // 64))
+        graph = capture(TINY_CONFIGS["one_kv_head"], bucket, Pages(64, 64), torch.float32)
+        run_passes(graph, build_passes({name: {} for name in PASSES}))
+        graphs.append(dump(graph, ""))
+    assert graphs[0] == graphs[1]
