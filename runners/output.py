@@ -22,8 +22,8 @@ class OutputFile:
         self._descriptor: int | None = None
 
     def write(self, index: int, prompt: str | None, result: RequestResult) -> None:
-        """Append a finished request; `index` is its place among the prompts."""
-        if self._path is None:
+        """Append a request that came to its end, not one that was aborted; `index` is its place among the prompts."""
+        if self._path is None or result.finish_reason not in ("stop", "length"):
             return
         if self._descriptor is None:
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
