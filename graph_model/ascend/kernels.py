@@ -117,10 +117,10 @@ def _fused_infer_attention_score(
     actual_seq_lengths: Tensor | None = None,
     actual_seq_lengths_kv: Tensor | None = None,
     block_table: Tensor | None = None,
-    num_heads: int,
-    num_key_value_heads: int,
-    scale: float,
-    input_layout: str,
+    num_heads: int = 1,
+    num_key_value_heads: int = 0,
+    scale: float = 1.0,
+    input_layout: str = "BSH",
     sparse_mode: int = 0,
     block_size: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -174,14 +174,15 @@ def _prompt_flash_attention(
     value: Tensor,
     *,
     atten_mask: Tensor,
-    num_heads: int,
-    scale_value: float,
-    input_layout: str,
-    num_key_value_heads: int,
-    next_tokens: int,
+    num_heads: int = 1,
+    scale_value: float = 1.0,
+    input_layout: str = "BSH",
+    num_key_value_heads: int = 0,
+    next_tokens: int = 0,
     **unused: None,
 ) -> Tensor:
     assert (input_layout, num_key_value_heads) == ("BSH", 0)
+    assert next_tokens >= key.shape[1], "the mask is all there is"
     query, key, value = (x.unflatten(-1, (num_heads, -1)) for x in (query, key, value))
     return _attend(query, key, value, atten_mask[:, 0], scale_value).flatten(2)
 

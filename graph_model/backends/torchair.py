@@ -37,6 +37,19 @@ class AscendOptions:
     dump_dir: Path | None = None
 
 
+def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
+    """The passes that select the chip's kernels; torch_npu must be loaded when they run."""
+    soc = options.soc
+    return (
+        AscendFusedAttention(soc) if soc.fused_infer_attention else AscendFlatAttention(soc),
+        AscendNormFused() if options.norm == "fused" else AscendNormExact(soc),
+        AscendRotary(soc),
+        AscendGeGlu(),
+        AscendLinear(),
+        AscendLastToken(),
+    )
+
+
 class TorchairBackend:
     """Lowers to GE through torchair. Without CANN the graph runs in the GE interpreter, on the CPU.
 
@@ -64,10 +77,7 @@ class TorchairBackend:
         return {"soc": self.options.soc.name, "norm": self.options.norm, **versions}
 
     def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
-        soc = self.options.soc
-        norm = AscendNormFused() if self.options.norm == "fused" else AscendNormExact(soc)
-        attention = AscendFusedAttention(soc) if soc.fused_infer_attention else AscendFlatAttention(soc)
-        return (attention, norm, AscendRotary(soc), AscendGeGlu(), AscendLinear(), AscendLastToken())
+        return kernel_passes(self.options)
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         lowered = lower(graph)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import resource
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,15 +26,29 @@ import torchair_steps as steps  # isort: skip
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 from support.token_rule import check_greedy
+from torchair_mutations import MUTATIONS, Mutation
 
 from graph_model.ascend import standin
+from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.ascend.kernels import register_kernels
+from graph_model.ascend.legality import check_graph
+from graph_model.ascend.listing import count_nodes, list_graph
+from graph_model.ascend.lower import lower
 from graph_model.ascend.recording import recorded_graphs
 from graph_model.ascend.soc import find_soc
+from graph_model.backends.torchair import AscendOptions, kernel_passes
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.config import GEMMA_2B, GEMMA_7B
+from graph_model.graph import Pages
+from passes.attributes import check_attributes
 from passes.check import TOLERANCE
+from passes.contract import PassError
+from passes.manager import DEFAULT_PASSES, run_passes
 from runners.entry import main as run_command
 from runners.infer import infer
 
+LISTINGS = Path(sys.argv[3]).parent / "listings" if __name__ == "__main__" else Path()
 A2, DUO = "atlas_800i_a2", "atlas_300i_duo"
 HALF, BRAIN = torch.float16, torch.bfloat16
 
@@ -64,8 +80,10 @@ def main() -> None:
     outcome = {}
     for name in names:
         try:
+            start = time.perf_counter()
             with tempfile.TemporaryDirectory() as folder:
                 CASES[name].run(Path(folder))
+            print(f"{name}: {time.perf_counter() - start:.1f} s")
             outcome[name] = ""
         except BaseException:
             outcome[name] = traceback.format_exc()
@@ -90,7 +108,7 @@ def level_2(soc: str, step: steps.StepCase) -> None:
     caches = steps.filled_caches(step, canonical, inputs)
     expected = steps.run_on_cpu(canonical, step, inputs, caches)
     on_cpu = steps.run_on_cpu(selected, step, inputs, caches)
-    lowered = steps.run_lowered(selected, step, inputs, caches)
+    lowered = steps.run_lowered(lower(selected), selected, step, inputs, caches)
     bound = TOLERANCE[step.dtype]
     errors = [steps.difference(a, b) for a, b in ((expected, on_cpu), (on_cpu, lowered), (expected, lowered))]
     assert max(errors) <= bound, f"{step}: {errors}, allowed {bound}"
@@ -110,20 +128,25 @@ for _dtype in (HALF, BRAIN):
             A2,
             f"graph_{_dtype}_blocks_of_{_size}".replace("torch.", ""),
             *(steps.StepCase(steps.BASE, _dtype, _size, phase) for phase in PHASES),
-        )
-for _name, _config in {"biased": BIASED, "untied": UNTIED, "grouped": GROUPED}.items():
-    for _soc in (A2, DUO):
-        register_level_2(
-            _soc, f"graph_{_name}", *(steps.StepCase(_config, HALF, 64, phase) for phase in PHASES), slow=_soc == A2
+            slow=(_dtype, _size) not in ((HALF, 64), (BRAIN, 128)),
         )
 for _soc in (A2, DUO):
+    for _name, _config in {"biased": BIASED, "untied": UNTIED}.items():
+        register_level_2(
+            _soc, f"graph_{_name}", *(steps.StepCase(_config, HALF, 64, phase) for phase in PHASES), slow=True
+        )
     register_level_2(_soc, "graph_fused_norm", steps.StepCase(steps.BASE, HALF, 64, "decode", "fused"))
-for _size in (64, 128):
-    register_level_2(
-        DUO, f"graph_blocks_of_{_size}", *(steps.StepCase(steps.BASE, HALF, _size, phase) for phase in PHASES)
-    )
-for _name, _config in {"decomposed": DECOMPOSED, "wide_groups": WIDE_GROUPS, "one_to_one": ONE_TO_ONE}.items():
-    register_level_2(DUO, f"graph_{_name}", *(steps.StepCase(_config, HALF, 64, phase) for phase in PHASES))
+register_level_2(DUO, "graph_blocks_of_64", *(steps.StepCase(steps.BASE, HALF, 64, phase) for phase in PHASES))
+register_level_2(
+    DUO, "graph_blocks_of_128", *(steps.StepCase(steps.BASE, HALF, 128, phase) for phase in PHASES), slow=True
+)
+for _name, _config in {"decomposed": DECOMPOSED, "grouped": GROUPED, "wide_groups": WIDE_GROUPS}.items():
+    register_level_2(DUO, f"graph_{_name}_decode", steps.StepCase(_config, HALF, 64, "decode"))
+for _name, _config in {"grouped": GROUPED, "one_to_one": ONE_TO_ONE}.items():
+    for _soc in (A2, DUO):
+        register_level_2(
+            _soc, f"graph_{_name}", *(steps.StepCase(_config, HALF, 64, phase) for phase in PHASES), slow=True
+        )
 
 
 # Tokens through the command line.
@@ -150,7 +173,7 @@ def tokens_follow_transformers(soc: str, folder: Path, dtype: torch.dtype, confi
     model = make_checkpoint(folder / "checkpoint", config, dtype=dtype)
     generator = torch.Generator().manual_seed(7)
     shared = torch.randint(3, config.vocab_size, (130,), generator=generator).tolist()
-    prompts = [shared, shared[:128] + [9, 8, 7], [5], shared[:64] + [11, 12]]
+    prompts = [shared, [*shared[:128], 9, 8, 7], [5], [*shared[:64], 11, 12]]
     printed, answers = run_infer(
         folder,
         "backend=torchair",
@@ -213,12 +236,10 @@ def check_mode_holds_the_kernel_passes_to_their_tiers(folder: Path) -> None:
 
 @case(A2)
 def one_graph_serves_a_thousand_steps_of_growing_length(folder: Path) -> None:
-    from graph_model.ascend.lower import lower
-
     step = steps.StepCase(replace(steps.BASE, num_hidden_layers=1), HALF, 512, "decode")
     graph = step.selected(find_soc(A2))
     inputs = steps.step_inputs(step)
-    arguments = [w.to("npu") for w in steps._weights(graph, step)]
+    arguments = [w.to("npu") for w in steps.weights_of(graph, step)]
     arguments += [torch.zeros(n.meta["val"].shape, dtype=HALF).to("npu") for n in graph.placeholders("cache")]
     with recorded_graphs() as loaded:
         names = [node.name for node in graph.placeholders("input")]
@@ -230,6 +251,138 @@ def one_graph_serves_a_thousand_steps_of_growing_length(folder: Path) -> None:
             inputs["slot_mapping"][:2, 0] = table * 512 + position % 512
             run(*arguments, *(inputs[name].to("npu") for name in names))
     assert len(loaded) == 1
+
+
+# Full-size models, on fake tensors.
+
+
+def lowered_counts(soc: str, config: Any, norm: str, bucket: Bucket, dtype: torch.dtype, block_size: int) -> Any:
+    """Counts of the lowered graph's nodes, and its input names."""
+    graph = capture(config, bucket, Pages(4096, block_size), dtype)
+    run_passes(graph, [cls() for cls in DEFAULT_PASSES])
+    run_passes(graph, kernel_passes(AscendOptions(find_soc(soc), norm)))
+    lowered = lower(graph)
+    check_graph(lowered.graph, find_soc(soc))
+    return count_nodes(lowered.graph), len(graph.graph.find_nodes(op="placeholder"))
+
+
+# Kernels per decoder layer of a decode step. The DUO's rotary embedding is 18 nodes of them (no RotaryMul above a
+# head_dim of 128), its exact norms have two casts each, and the 2B's decomposed attention has 13 nodes.
+BUDGETS = {
+    (A2, "2b", "exact"): 14,
+    (A2, "2b", "fused"): 12,
+    (A2, "7b", "exact"): 14,
+    (A2, "7b", "fused"): 12,
+    (DUO, "2b", "exact"): 45,
+    (DUO, "2b", "fused"): 39,
+    (DUO, "7b", "exact"): 35,
+    (DUO, "7b", "fused"): 29,
+}
+# Kernels besides: embedding, rotary tables, the final norm, the head, the token; on the DUO masks.
+BESIDES = {A2: 15, DUO: 19}
+
+
+def check_budget(soc: str, size: str, norm: str, dtype: torch.dtype = HALF) -> None:
+    config = {"2b": GEMMA_2B, "7b": GEMMA_7B}[size]
+    counts, placeholders = lowered_counts(soc, config, norm, Bucket("decode", 8, 1, 16), dtype, 64)
+    layers = config.num_hidden_layers
+    besides = counts.compute - layers * BUDGETS[soc, size, norm]
+    assert 0 < besides <= BESIDES[soc], f"{counts.compute} kernels in {layers} layers: {counts.by_type}"
+    assert counts.copies["TensorMove"] == counts.copies["Assign"] == counts.copies["Transpose"] == 0, counts
+    assert counts.weight_copies == counts.host_inputs == 0, counts
+    assert counts.inputs == placeholders
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert peak < 2e9, peak
+
+
+def register_budget(soc: str, size: str, norm: str, slow: bool) -> None:
+    CASES[f"budget_{size}_{norm}_on_{soc}"] = Case(soc, lambda folder: check_budget(soc, size, norm), slow)
+
+
+for _soc, _size_name, _norm in BUDGETS:
+    register_budget(
+        _soc,
+        _size_name,
+        _norm,
+        (_soc, _size_name, _norm) not in ((A2, "7b", "exact"), (A2, "2b", "fused"), (DUO, "2b", "exact")),
+    )
+
+
+def check_compiles(soc: str, size: str, dtype: torch.dtype) -> None:
+    """Every phase and block size lowers to a legal graph that copies no weight and no cache."""
+    config = {"2b": GEMMA_2B, "7b": GEMMA_7B}[size]
+    for block_size in (16, 64, 128):
+        width = 1024 // block_size
+        buckets = [Bucket("prefill", 1, 512, 0), Bucket("extend", 1, 256, width), Bucket("decode", 32, 1, width)]
+        for bucket in [*buckets, Bucket("decode", 8, 1, width, "sample", 5)]:
+            counts, _ = lowered_counts(soc, config, "exact", bucket, dtype, block_size)
+            assert counts.copies["TensorMove"] == counts.copies["Assign"] == 0, (bucket, counts)
+            assert counts.weight_copies == counts.host_inputs == 0, (bucket, counts)
+
+
+def register_compile(soc: str, size: str, dtype: torch.dtype) -> None:
+    name = f"every_bucket_of_{size}_in_{dtype}_lowers_on_{soc}".replace("torch.", "")
+    CASES[name] = Case(soc, lambda folder: check_compiles(soc, size, dtype), slow=True)
+
+
+for _size_name in ("2b", "7b"):
+    for _soc, _dtype in ((A2, HALF), (A2, BRAIN), (DUO, HALF)):
+        register_compile(_soc, _size_name, _dtype)
+
+
+# What goes wrong is noticed.
+
+
+def caught(soc: str, step: steps.StepCase, mutate: Mutation) -> str:
+    """Which check notices a mutation of the graph that is lowered; "" if none does."""
+    graph, expected = step.selected(find_soc(soc)), step.canonical()
+    inputs = steps.step_inputs(step)
+    caches = steps.filled_caches(step, expected, inputs)
+    reference = steps.run_on_cpu(expected, step, inputs, caches)
+    mutate(graph)
+    graph.clean()
+    try:
+        check_attributes(graph, "mutation")
+    except PassError:
+        return "attributes"
+    lowered = lower(graph)
+    counts = count_nodes(lowered.graph)
+    if any(counts.copies[name] for name in ("TensorMove", "Assign", "Transpose")) or counts.weight_copies:
+        return "copies"
+    try:
+        found = steps.run_lowered(lowered, graph, step, inputs, caches)
+    except GeGraphError:
+        return "interpreter"
+    return "numbers" if steps.difference(reference, found) > TOLERANCE[step.dtype] else ""
+
+
+def check_mutations(soc: str) -> None:
+    unnoticed = {}
+    for name, (phase, catcher, mutate) in MUTATIONS[soc].items():
+        found = caught(soc, steps.StepCase(steps.BASE, HALF, 64, phase), mutate)
+        if found != catcher:
+            unnoticed[name] = f"{found or 'nothing'} instead of {catcher}"
+    assert not unnoticed, unnoticed
+
+
+for _soc in (A2, DUO):
+    CASES[f"every_mutation_is_noticed_on_{_soc}"] = Case(_soc, lambda folder, soc=_soc: check_mutations(soc))
+
+
+# Golden listings.
+
+
+def write_listings(soc: str, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for norm in ("exact", "fused"):
+        for phase in PHASES:
+            step = steps.StepCase(replace(steps.BASE, num_hidden_layers=1), HALF, 64, phase, norm)
+            text = list_graph(lower(step.selected(find_soc(soc))).graph)
+            (folder / f"{soc}-{phase}-{norm}.txt").write_text(text, encoding="utf-8")
+
+
+for _soc in (A2, DUO):
+    CASES[f"listings_of_{_soc}"] = Case(_soc, lambda folder, soc=_soc: write_listings(soc, LISTINGS))
 
 
 if __name__ == "__main__":

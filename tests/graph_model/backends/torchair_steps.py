@@ -10,7 +10,7 @@ from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from torch import Tensor
 
-from graph_model.ascend.lower import lower
+from graph_model.ascend.lower import LoweredStep
 from graph_model.ascend.soc import Soc
 from graph_model.backends.torchair import AscendOptions, kernel_passes
 from graph_model.bucket import Bucket
@@ -110,18 +110,20 @@ class StepResult:
 def run_on_cpu(graph: ModelGraph, case: StepCase, inputs: dict[str, Tensor], caches: list[Tensor]) -> StepResult:
     """Execute the FX graph with the CPU kernels of its ops."""
     own = [cache.clone() for cache in caches]
-    arguments = [*_weights(graph, case), *own, *(inputs[node.name] for node in graph.placeholders("input"))]
+    arguments = [*weights_of(graph, case), *own, *(inputs[node.name] for node in graph.placeholders("input"))]
     (logits,) = graph.module(*arguments)
     return StepResult(logits[:2], logits[2], own)
 
 
 @torch.no_grad()
-def run_lowered(graph: ModelGraph, case: StepCase, inputs: dict[str, Tensor], caches: list[Tensor]) -> StepResult:
-    """Lower the graph, and let the GE interpreter execute it."""
+def run_lowered(
+    lowered: LoweredStep, graph: ModelGraph, case: StepCase, inputs: dict[str, Tensor], caches: list[Tensor]
+) -> StepResult:
+    """Let the GE interpreter execute a lowered graph."""
     own = [cache.to("npu") for cache in caches]
-    arguments = [weight.to("npu") for weight in _weights(graph, case)] + own
+    arguments = [weight.to("npu") for weight in weights_of(graph, case)] + own
     arguments += [inputs[node.name].to("npu") for node in graph.placeholders("input")]
-    logits = lower(graph).load(arguments)(*arguments)[0].cpu()
+    logits = lowered.load(arguments)(*arguments)[0].cpu()
     return StepResult(logits[:2], logits[2], [cache.cpu() for cache in own])
 
 
@@ -142,7 +144,8 @@ def _relative(expected: Tensor, found: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def _weights(graph: ModelGraph, case: StepCase) -> list[Tensor]:
+def weights_of(graph: ModelGraph, case: StepCase) -> list[Tensor]:
+    """Random weights, evaluated by the graph's plan."""
     plan = graph.weight_plan
     tensors = evaluate(plan.values(), _reader(case.config, case.dtype), torch.device("cpu"))
     return [tensors[expression] for expression in plan.values()]

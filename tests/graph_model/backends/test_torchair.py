@@ -1,0 +1,107 @@
+"""The torchair backend: lowered graphs against the graphs they came from, tokens against transformers, refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torchair_cases
+from torchair_cases import A2, CASES, DUO
+
+from graph_model.errors import UserError
+from runners.entry import CONF
+from runners.settings import resolve_settings
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[3]
+needs_torch_npu = [
+    pytest.mark.ascend,
+    pytest.mark.skipif(importlib.util.find_spec("torch_npu") is None, reason="torch_npu is not installed"),
+    pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"),
+]
+
+
+def run_cases(soc: str, directory: Path, *names: str) -> dict[str, str]:
+    """What cases ended with, in a process of their own."""
+    script, results = Path(torchair_cases.__file__), directory / f"{soc}.json"
+    command = [sys.executable, str(script), soc, str(directory / "cache"), str(results), *names]
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", script.parent)))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert process.returncode == 0, process.stdout + process.stderr
+    outcomes: dict[str, str] = json.loads(results.read_text())
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What every fast case ended with."""
+    directory = tmp_path_factory.mktemp("torchair")
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda soc: run_cases(soc, directory), (A2, DUO)))
+    return {**results[0], **results[1], "directory": str(directory)}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_torch_npu) for name, case in CASES.items() if not case.slow]
+)
+def test_on_the_standin(name: str, outcomes: dict[str, str]) -> None:
+    assert not outcomes[name], outcomes[name]
+
+
+@pytest.mark.parametrize("soc", [pytest.param(soc, marks=needs_torch_npu) for soc in (A2, DUO)])
+def test_listings_are_those_that_were_reviewed(
+    soc: str, outcomes: dict[str, str], request: pytest.FixtureRequest
+) -> None:
+    """`pytest tests/graph_model/backends --update-golden` rewrites them."""
+    written = {path.name: path.read_text() for path in Path(outcomes["directory"], "listings").glob(f"{soc}-*.txt")}
+    assert len(written) == 6
+    if request.config.getoption("--update-golden"):
+        GOLDEN.mkdir(exist_ok=True)
+        for name, text in written.items():
+            (GOLDEN / name).write_text(text, encoding="utf-8")
+    assert written == {path.name: path.read_text() for path in GOLDEN.glob(f"{soc}-*.txt")}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[*needs_torch_npu, pytest.mark.slow]) for name, c in CASES.items() if c.slow]
+)
+def test_slowly_on_the_standin(name: str, tmp_path: Path) -> None:
+    outcome = run_cases(CASES[name].soc, tmp_path, name)[name]
+    assert not outcome, outcome
+
+
+def settings(*overrides: str) -> Any:
+    import hydra
+
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("infer", ["weights=random", "model=gemma_2b", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["backend=torchair", "dtype=float32"], "float16 or bfloat16"),
+        (["backend=torchair", "soc=atlas_300i_duo", "dtype=bfloat16"], "in float16 only"),
+        (["backend=torchair", "soc=ascend_910"], "the chips are atlas_800i_a2"),
+        (["backend=torchair", "norm=quick"], "exact or fused"),
+        (["soc=atlas_800i_a2"], "backend=torchair only"),
+        (["norm=fused"], "backend=torchair only"),
+    ],
+)
+def test_illegal_settings_are_refused_before_anything_is_loaded(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve_settings(settings(*overrides))
+
+
+def test_the_chip_is_the_800i_a2_unless_another_is_named() -> None:
+    assert resolve_settings(settings("backend=torchair")).soc.name == "atlas_800i_a2"  # type: ignore[union-attr]
+    assert resolve_settings(settings()).soc is None
