@@ -20,6 +20,12 @@ and, chosen by the backend, to select kernels:
 
 ==================  ========  ==========================================================================
 onednn_linear       tolerant  linear layers -> oneDNN, on CPUs
+ascend_*_attention  tolerant  attention -> cache writes and the attention kernel of an Ascend chip
+ascend_norm_*       (either)  norms -> GemmaRmsNorm or RmsNorm (exact), AddRmsNorm (fused, tolerant)
+ascend_rotary       tolerant  rotary -> RotaryMul, or written out
+ascend_geglu        tolerant  gated activation -> GeGluV2 on the merged projection
+ascend_linear       tolerant  linear layers -> matrix products that read weights as they are stored
+ascend_last_token   exact     a row's only token is taken without a gather
 ==================  ========  ==========================================================================
 
 Exact passes keep every bit; tolerant ones change the order of sums and stay within rounding (passes.check).

@@ -91,8 +91,8 @@ def check_installation() -> None:
     missing = [name for name in ("torch_npu", "google.protobuf") if not _is_installed(name)]
     if missing:
         raise UserError(
-            f"{' and '.join(missing)} is not installed; the Ascend backend lowers graphs with it. Install the extra: "
-            "pip install 'graph-gemma[ascend]'."
+            f"{' is not installed, '.join(missing)} is not installed; the Ascend backend lowers graphs with it. "
+            "Install the extra: pip install 'graph-gemma[ascend]'."
         )
     version = importlib.metadata.version("torch_npu")
     torch_version = importlib.metadata.version("torch").split("+")[0]
