@@ -186,7 +186,7 @@ def test_tokenizer_with_more_ids_than_the_embedding(refused: Refused, checkpoint
         ("dtype=float8", "dtype is 'float8'"),
         ("weights=none", "weights is 'none'"),
         ("backend=onnx", "backend: 'onnx' is unknown"),
-        ("backend=torchair", "backend=torchair"),
+        ("backend=torchair", "soc=atlas_800i_a2"),
         ("world_size=2", "world_size is 2"),
         ("soc=atlas_800i_a2", "soc is 'atlas_800i_a2'"),
         ("passes.rotary.base=1", "Key 'base' is not in struct"),
