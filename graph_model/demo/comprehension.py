@@ -1,9 +1,4 @@
-"""Reading-comprehension items in BoolQ's form: a passage of facts, a question about it, yes or no.
-
-The kind of question and the answer are drawn first, then a passage, then a question of this kind with this answer
-from those that the passage allows. A question that is answered "no" is about other words of the same passage, so
-neither the question, nor the passage, nor the words they share tell the answer.
-"""
+"""Reading comprehension in BoolQ's form: a passage of a few facts, and whether it tells of something, yes or no."""
 
 from __future__ import annotations
 
@@ -11,39 +6,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from graph_model.demo import scenes
-from graph_model.demo.facts import (
-    Before,
-    Carried,
-    Combination,
-    Did,
-    Fact,
-    Gave,
-    Has,
-    More,
-    Owns,
-    PersonIn,
-    Query,
-    ThingIn,
-)
-from graph_model.demo.scenes import Question, Scene
+from graph_model.demo.facts import COLOURS, PEOPLE, PLACES, THINGS, Fact, draw_fact
+
+Allowed = Callable[[tuple[Fact, ...]], bool]
+
+WORDS = {"person": PEOPLE, "thing": THINGS, "place": PLACES, "colour": COLOURS}  # what is asked about, by kind
+QUESTIONS = {
+    "person": "is {} in the story",
+    "thing": "is there a {} in the story",
+    "place": "does the story go to the {}",
+    "colour": "is something {} in the story",
+}
+TITLES = ("A busy day", "In the village", "A short story", "What happened")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item: the text in BoolQ's fields, and what it says as facts and a query."""
+    """A comprehension item; `facts` are what the passage tells, in its order; the question asks for `word`."""
 
     title: str
-    passage: str
-    question: str
-    answer: bool
     facts: tuple[Fact, ...]
-    query: Query
-    combination: Combination  # the three words that the question joins
+    kind: str
+    word: str
+    answer: bool
+
+    @property
+    def passage(self) -> str:
+        return " ".join(fact.sentence() for fact in self.facts)
+
+    @property
+    def question(self) -> str:
+        return QUESTIONS[self.kind].format(self.word)
 
     @property
     def prompt(self) -> str:
-        """The text up to the answer, which is " yes" or " no"."""
+        """The item as BoolQ prompts are written, up to the answer."""
         return f"{self.title} -- {self.passage}\nQuestion: {self.question}?\nAnswer:"
 
     @property
@@ -51,39 +48,30 @@ class Item:
         return " yes" if self.answer else " no"
 
 
-SCENES: dict[type, Callable[[Random], Scene]] = {  # the scene that can answer each kind of query
-    PersonIn: scenes.carrying_scene,
-    ThingIn: scenes.carrying_scene,
-    Carried: scenes.carrying_scene,
-    Has: scenes.giving_scene,
-    Gave: scenes.giving_scene,
-    Owns: scenes.owning_scene,
-    Did: scenes.doing_scene,
-    More: scenes.comparing_scene,
-    Before: scenes.visiting_scene,
-}
-
-
-def draw_item(rng: Random, kind: type, answer: bool, allowed: Callable[[Scene, Question], bool]) -> tuple[Scene, Item]:
-    """An item of this kind with this answer whose scene and question are allowed; the scene comes with it."""
+def draw_facts(rng: Random, allowed: Allowed) -> tuple[Fact, ...]:
+    """Two or three facts about as many people, allowed together."""
     while True:
-        scene = SCENES[kind](rng)
-        of_kind = [q for q in scene.questions if type(q.query) is kind]
-        if len({q.answer for q in of_kind}) < 2:  # a passage that leaves only one answer would tell it
-            continue
-        questions = [q for q in of_kind if q.answer is answer and allowed(scene, q)]
-        if questions:
-            question = rng.choice(questions)
-            return scene, make_item(scene, question, rng.choice(question.wordings))
+        facts = tuple(draw_fact(rng, person) for person in rng.sample(PEOPLE, rng.choice((2, 3))))
+        if allowed(facts):
+            return facts
 
 
-def make_item(scene: Scene, question: Question, wording: str) -> Item:
-    return Item(
-        title=scene.title,
-        passage=scene.passage(),
-        question=wording,
-        answer=question.answer,
-        facts=scene.facts,
-        query=question.query,
-        combination=question.combination,
-    )
+def draw_item(rng: Random, kind: str, answer: bool, allowed: Allowed) -> Item:
+    """An item of this kind with this answer on allowed facts."""
+    while True:
+        facts = draw_facts(rng, allowed)
+        told = told_words(facts, kind)
+        if told:  # a passage without any word of the kind would tell that the answer is no
+            word = draw_word(rng, kind, told, answer)
+            return Item(rng.choice(TITLES), facts, kind, word, answer)
+
+
+def draw_word(rng: Random, kind: str, told: list[str], answer: bool) -> str:
+    """A word of the kind that the passage tells (yes) or does not (no)."""
+    return rng.choice(told if answer else [word for word in WORDS[kind] if word not in told])
+
+
+def told_words(facts: tuple[Fact, ...], kind: str) -> list[str]:
+    """The words of a kind that occur in the facts."""
+    words = [word for fact in facts for word in fact.combination]
+    return [word for word in WORDS[kind] if word in words]

@@ -28,7 +28,7 @@ from graph_model.gemma import GemmaForCausalLM
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Shares of items answered right, of all and by the kind of query."""
+    """Shares of items answered right, of all and by the kind of word that is asked for."""
 
     total: float
     by_kind: dict[str, float]
@@ -58,7 +58,7 @@ def measure_accuracy(model: GemmaForCausalLM, tokenizer: Tokenizer, items: Seque
         logprobs = logits[torch.arange(len(chosen)), last].float().log_softmax(-1)  # [batch, vocab_size]
         says_yes = (logprobs[:, yes[0]] > logprobs[:, no[0]]).tolist()
         for i, answer in zip(chosen, says_yes, strict=True):
-            right[type(items[i].query).__name__].append(answer == items[i].answer)
+            right[items[i].kind].append(answer == items[i].answer)
     by_kind = {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
     return Accuracy(sum(map(sum, right.values())) / len(items), by_kind)
 

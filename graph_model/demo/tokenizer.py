@@ -62,6 +62,7 @@ def tokenizer_files(tokenizer: Tokenizer, max_length: int) -> dict[str, str]:
         "unk_token": UNK,
         "additional_special_tokens": [START_OF_TURN, END_OF_TURN],
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": max_length,
         "padding_side": "left",
         "chat_template": CHAT_TEMPLATE,

@@ -1,7 +1,7 @@
 """Texts of the tiny world, deterministic by seed: what the demo model is trained on and what it is tried on.
 
-Held out are all combinations of three words (a person, a thing and a place, say) that `facts.is_held_out` picks.
-No training text tells of such a combination or asks about it; every held-out item asks about one.
+Held out are all combinations of three words (a person, a verb and a thing, say) that `facts.is_held_out` picks. No
+training text tells of such a combination; the passage of every held-out item does.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from itertools import count, islice
 from random import Random
 
-from graph_model.demo.comprehension import SCENES, Item, draw_item
-from graph_model.demo.facts import is_held_out
-from graph_model.demo.scenes import Question, Scene
+from graph_model.demo.comprehension import QUESTIONS, Item, draw_item
+from graph_model.demo.facts import Fact, is_held_out
 from graph_model.demo.stories import Story, draw_story
 
-KINDS = tuple(SCENES)
+KINDS = tuple(QUESTIONS)
 
 
 def held_out_items(n: int = 2000) -> list[Item]:
@@ -23,8 +22,7 @@ def held_out_items(n: int = 2000) -> list[Item]:
     rng = Random("held-out items")
     items: dict[str, Item] = {}
     for turn in count():
-        kind, answer = _turn(turn)
-        _, item = draw_item(rng, kind, answer, _asks_held_out)
+        item = draw_item(rng, *_turn(turn), touches_held_out)
         items.setdefault(item.prompt, item)
         if len(items) == n:
             return list(items.values())
@@ -33,16 +31,9 @@ def held_out_items(n: int = 2000) -> list[Item]:
 
 def training_items(seed: int | str = 0) -> Iterator[Item]:
     """Items without end, none of which touches a held-out combination."""
-    for _, item in training_scenes(seed):
-        yield item
-
-
-def training_scenes(seed: int | str = 0) -> Iterator[tuple[Scene, Item]]:
-    """Training items, each with the scene that it asks about."""
     rng = Random(f"training items {seed}")
     for turn in count():
-        kind, answer = _turn(turn)
-        yield draw_item(rng, kind, answer, _is_known)
+        yield draw_item(rng, *_turn(turn), is_known)
 
 
 def training_stories(seed: int | str = 0) -> Iterator[Story]:
@@ -67,23 +58,24 @@ def calibration_texts(n: int = 64) -> list[str]:
 
 
 def demo_prompts() -> list[str]:
-    """Prompts that show what the model does: beginnings of stories, and a comprehension item to be answered."""
+    """Prompts that show what the model does: beginnings of stories."""
     return [
         "One day Clara took a red kite to the meadow.",
         "One morning Oscar and Ivy walked to the forest. There they heard a small sound.",
         "Early in the morning Sam wanted to give Nora a gift.",
-        "A busy day -- Ella took the lamp to the attic. Jack carried the basket to the barn. "
-        "Ella went to the garden with the lamp.\nQuestion: is the lamp in the attic?\nAnswer:",
+        "One afternoon Grace and Ben were in the garden.",
     ]
 
 
-def _turn(turn: int) -> tuple[type, bool]:
+def is_known(facts: tuple[Fact, ...]) -> bool:
+    """Whether training may tell of the facts."""
+    return not touches_held_out(facts)
+
+
+def touches_held_out(facts: tuple[Fact, ...]) -> bool:
+    """Whether any of the facts joins a held-out combination."""
+    return any(is_held_out(fact.combination) for fact in facts)
+
+
+def _turn(turn: int) -> tuple[str, bool]:
     return KINDS[turn // 2 % len(KINDS)], turn % 2 == 0
-
-
-def _asks_held_out(scene: Scene, question: Question) -> bool:
-    return is_held_out(question.combination)
-
-
-def _is_known(scene: Scene, question: Question) -> bool:
-    return not is_held_out(question.combination) and not any(map(is_held_out, scene.combinations()))

@@ -1,0 +1,85 @@
+"""The shipped checkpoint tells stories of the world's words, answers chat turns, and is small."""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+
+import pytest
+import torch
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+from graph_model.config import read_config
+from graph_model.demo import CHECKPOINT_DIR
+from graph_model.demo.documents import chat_documents
+from graph_model.demo.evaluate import generate_greedily, load_model, measure_accuracy, measure_perplexity
+from graph_model.demo.tokenizer import END_OF_TURN_ID, EOS_ID, load_tokenizer
+from graph_model.demo.world import demo_prompts, held_out_items, held_out_stories, training_stories
+from graph_model.gemma import GemmaForCausalLM
+
+
+@pytest.fixture(scope="module")
+def model() -> GemmaForCausalLM:
+    return load_model(CHECKPOINT_DIR)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return load_tokenizer(CHECKPOINT_DIR)
+
+
+def test_files_are_those_of_a_hugging_face_directory_and_small() -> None:
+    sizes = {path.name: path.stat().st_size for path in CHECKPOINT_DIR.iterdir()}
+    assert set(sizes) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert sum(sizes.values()) < 12e6
+
+
+def test_shape_lets_every_split_and_alignment_be_tried() -> None:
+    config = read_config(CHECKPOINT_DIR)
+    assert (config.num_attention_heads, config.num_key_value_heads) == (8, 1)
+    assert config.head_dim % 32 == 0
+    assert config.num_attention_heads * config.head_dim != config.hidden_size
+    assert config.vocab_size % 256 == config.intermediate_size % 256 == 0
+    assert config.tie_word_embeddings
+    assert config.dtype == "bfloat16"
+
+
+def test_weights_are_bfloat16_and_the_tied_head_is_stored_once() -> None:
+    expected = dict(GemmaForCausalLM(read_config(CHECKPOINT_DIR)).named_parameters())  # a tied head is listed once
+    with safe_open(CHECKPOINT_DIR / "model.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(expected)
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            tensor = file.get_tensor(name)
+            assert tensor.dtype == torch.bfloat16
+            assert tensor.shape == expected[name].shape
+
+
+def test_accuracy_of_a_model_that_knows_nothing_is_chance(tokenizer: Tokenizer) -> None:
+    torch.manual_seed(0)
+    blank = GemmaForCausalLM(read_config(CHECKPOINT_DIR)).eval()
+    assert 0.3 < measure_accuracy(blank, tokenizer, held_out_items(100)).total < 0.7
+
+
+def test_held_out_stories_are_expected(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
+    assert measure_perplexity(model, tokenizer, held_out_stories(30)) < 3
+
+
+@pytest.mark.parametrize("prompt", demo_prompts())
+def test_stories_end_and_are_made_of_the_worlds_words(
+    model: GemmaForCausalLM, tokenizer: Tokenizer, prompt: str
+) -> None:
+    generated = generate_greedily(model, tokenizer.encode(prompt).ids, 160)
+    assert generated[-1] == EOS_ID
+    text = tokenizer.decode(generated)
+    words = {word for story in islice(training_stories(0), 2000) for word in re.findall(r"\w+", story.text)}
+    assert set(re.findall(r"\w+", text)) <= words
+    assert text.endswith(".")
+    assert len(text.split()) > 20
+
+
+def test_chat_turns_are_answered_and_end(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
+    for document in islice(chat_documents("unseen"), 2):
+        generated = generate_greedily(model, tokenizer.encode(document[0].text).ids, 160)
+        assert generated[-1] == END_OF_TURN_ID
+        assert tokenizer.decode(generated).endswith(".")
