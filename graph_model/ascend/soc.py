@@ -7,7 +7,7 @@ rates come from vendor documents and third parties' measurements and are estimat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graph_model.bucket import Phase
 from graph_model.errors import UserError
@@ -69,18 +69,11 @@ ATLAS_800I_A2 = Soc(
     max_head_dim=512,
     rates=Rates(20, 1800, 295.0, 590.0, 64.0, 192.0, 1600.0, 56.0),
 )
-ATLAS_800I_A2_910B4 = Soc(
+ATLAS_800I_A2_910B4 = replace(
+    ATLAS_800I_A2,
     name="atlas_800i_a2_910b4",
     cann_name="Ascend910B4",
     product="Atlas 800I A2 (910B4)",
-    chips_per_card=1,
-    dtypes=("float16", "bfloat16"),
-    paged_scatter=True,
-    fused_infer_attention=True,
-    gemma_rms_norm=True,
-    fp32_norm_weight=True,
-    rotary_head_dim=512,
-    max_head_dim=512,
     rates=Rates(20, 1500, 246.0, 492.0, 32.0, 96.0, 800.0, 56.0),
 )
 ATLAS_300I_DUO = Soc(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,7 +79,12 @@ def _kernel_cache(kernel_dir: Path) -> Any:
 
 def cpp_compiler() -> str | None:
     """First line of `--version` of the C++ compiler that Inductor will call, or None if there is none."""
-    command = os.environ.get("CXX", "g++")
+    return _version(os.environ.get("CXX", "g++"))
+
+
+@cache
+def _version(command: str) -> str | None:
+    """First line of what `command --version` prints; asked once, as every bucket's cache key contains it."""
     try:
         result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=60)
     except (OSError, subprocess.SubprocessError):

@@ -87,11 +87,6 @@ class CompiledModel:
         """Bytes of the loaded weights."""
         return sum(tensor.nbytes for tensor in self._weights.values())
 
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of the KV caches."""
-        return sum(cache.nbytes for cache in self._caches)
-
     def _load_weights(self, steps: Sequence[Step]) -> None:
         wanted = {expression: None for step in steps for expression in step.weight_plan.values()}
         missing = [expression for expression in wanted if expression not in self._weights]

@@ -82,21 +82,20 @@ def prepare_step(recipe: Recipe, bucket: Bucket) -> Step:
 
     With `dump_dir` or `observe` the graph is made in any case, so that it can be seen.
     """
-    look_up = recipe.cache is not None and recipe.dump_dir is None and recipe.observe is None
-    key = recipe.key(bucket) if recipe.cache is not None else ""
-    if look_up:
-        assert recipe.cache is not None
-        found = recipe.cache.find(key)
+    cache = recipe.cache if recipe.backend.leaves_artifacts else None
+    key = recipe.key(bucket) if cache is not None else ""
+    if cache is not None and recipe.dump_dir is None and recipe.observe is None:
+        found = cache.find(key)
         function = recipe.backend.load(found[1]) if found else None
         if found and function is not None:
             return _described_step(bucket, found[0], function)
     graph = recipe.graph(bucket)
 
     def compile_graph(arguments: Sequence[Tensor]) -> StepFunction:
-        if recipe.cache is None or not recipe.backend.leaves_artifacts:
+        if cache is None:
             return recipe.backend.compile(graph, arguments, None)
         compiled: list[StepFunction] = []
-        recipe.cache.store(
+        cache.store(
             key,
             _describe(graph),
             lambda artifact: compiled.append(recipe.backend.compile(graph, arguments, artifact)),
