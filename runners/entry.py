@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,20 @@ def main(run: Callable[[Any], None], config_name: str, config_dir: Path = CONF) 
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def compose(config_name: str, overrides: Sequence[str] = (), config_dir: Path = CONF) -> Any:
+    """The settings that `main` would call its command with, for use from Python (a DictConfig). Raises UserError."""
+    import hydra
+    from hydra.errors import HydraException
+
+    if isinstance(overrides, str):
+        raise UserError(f"The settings are {overrides!r}; they must be a list of texts like 'dtype=bfloat16'.")
+    with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+        try:
+            return hydra.compose(config_name, list(overrides))
+        except HydraException as error:
+            raise UserError(f"The settings {list(overrides)} cannot be applied: {error}") from error
 
 
 def require(settings: Any, name: str, kind: type, meaning: str) -> Any:

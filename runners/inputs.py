@@ -10,7 +10,7 @@ from graph_model.errors import UserError
 from runners.engine.sampling_params import SamplingParams
 from runners.prompts import Prompt, read_prompts
 from runners.settings import ModelSettings
-from runners.tokenizer import load_tokenizer
+from runners.tokenizer import has_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,10 +53,9 @@ def _prompts(settings: Any, model: ModelSettings) -> Any:
 
 def _tokenizer(settings: Any, model: ModelSettings) -> PreTrainedTokenizerBase | None:
     """The checkpoint's tokenizer; a run on token ids can do without."""
-    if settings.prompt_token_ids is not None:
-        directory = model.checkpoint_dir
-        if directory is None or not any((directory / f"tokenizer.{kind}").is_file() for kind in ("json", "model")):
-            return None
+    has_one = model.checkpoint_dir is not None and has_tokenizer(model.checkpoint_dir)
+    if settings.prompt_token_ids is not None and not has_one:
+        return None
     if model.checkpoint_dir is None:
         raise UserError(
             "weights=random without model.path has no tokenizer, so prompts must be token ids: give "

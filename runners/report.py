@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from statistics import mean
 
-from runners.engine.llm import LLM
 from runners.engine.result import RequestResult
-from runners.load import LoadedModel
+from runners.llm import LLM
 from runners.memory import peak_memory
 
 
-def print_report(loaded: LoadedModel, llm: LLM, results: list[RequestResult]) -> None:
+def print_report(llm: LLM, results: list[RequestResult]) -> None:
     """Print the figures of a finished run."""
-    model, statistics = loaded.model, llm.engine.statistics
+    model, statistics = llm.loaded.model, llm.engine.statistics
     compiled = model.report
     ttft = [result.ttft_s for result in results if result.ttft_s is not None]
     usable = model.num_blocks - model.num_scratch_blocks
     peak = peak_memory(model.recipe.backend.device)
     lines = [
-        ("backend", loaded.backend),
+        ("backend", llm.loaded.backend),
         ("steps", f"{compiled.compiled} compiled, {compiled.from_cache} from the cache, in {compiled.seconds:.1f} s"),
         ("time to first token", f"{mean(ttft) * 1e3:.1f} ms" if ttft else "-"),
         ("prefill", f"{statistics.prefill_tokens} tokens, {statistics.prefill_tokens_per_s:.1f} tokens/s"),

@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]
 
 
+def has_tokenizer(directory: Path) -> bool:
+    """Whether a checkpoint directory holds a tokenizer."""
+    return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+
+
 def load_tokenizer(directory: Path, config: GemmaConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint directory, through transformers' AutoTokenizer.
 
     Raises UserError where it is absent, unreadable, or has ids that the model's embedding lacks.
     """
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if not has_tokenizer(directory):
         raise UserError(
             f"{directory} holds no tokenizer: neither tokenizer.json nor tokenizer.model is there. Copy the "
             "tokenizer's files from the original checkpoint, or give token ids with prompt_token_ids=[[...]]."

@@ -1,0 +1,52 @@
+"""LLM: from settings to something that answers prompts, in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from runners.engine.llm import LLM as EngineLLM
+from runners.engine.sampling_params import SamplingParams
+from runners.entry import compose
+from runners.load import load_model
+from runners.settings import ModelSettings, resolve_settings
+from runners.tokenizer import has_tokenizer, load_tokenizer
+from runners.warm_up import reachable_buckets
+
+
+class LLM(EngineLLM):
+    """A loaded model behind the engine's interface: `generate`, `stream`, `generate_async`, `abort`.
+
+    settings: overrides as on the command line of runners/infer.py (``["model.path=DIR", "dtype=bfloat16"]``), of which
+    those of the model count; or resolved settings. tokenizer: None: the checkpoint's own, where it has one; without
+    any, prompts are lists of token ids. Weights are read, and steps compiled, when they are first needed or by
+    `warm_up`. `close` (or leaving a `with` block) gives back the checkpoint's files. Raises UserError.
+    """
+
+    def __init__(self, settings: ModelSettings | Sequence[str] = (), tokenizer: Any = None) -> None:
+        if not isinstance(settings, ModelSettings):
+            settings = resolve_settings(compose("infer", settings))
+        self.settings = settings
+        config, directory = settings.config, settings.checkpoint_dir
+        if tokenizer is None and directory is not None and has_tokenizer(directory):
+            tokenizer = load_tokenizer(directory, config)
+        with ExitStack() as resources:
+            self.loaded = load_model(settings, resources)
+            super().__init__(self.loaded.model, tokenizer, config.eos_token_ids, config.vocab_size)
+            self._resources = resources.pop_all()
+
+    def warm_up(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> None:
+        """Load the weights and compile every step that answering `prompts` (token ids) on a fresh engine can need."""
+        model = self.loaded.model
+        model.warm_up(reachable_buckets(model, prompts, sampling.max_new_tokens, sample=not sampling.greedy))
+
+    def close(self) -> None:
+        """Give back the checkpoint's files; no step that needs further weights can be compiled afterwards."""
+        self._resources.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
