@@ -16,7 +16,7 @@ from graph_model.ascend.interpreter.registry import OPS
 COPIES = ("TensorMove", "Assign", "Transpose", "Cast")
 _STRUCTURE = ("Data", "RefData", "Const", "NetOutput")
 # Rearrangements that cost no kernel, and constants.
-_FREE = (*_STRUCTURE, "Reshape", "Squeeze", "Unsqueeze", "ExpandDims", "Identity", "Bitcast")
+FREE = (*_STRUCTURE, "Reshape", "Squeeze", "Unsqueeze", "ExpandDims", "Identity", "Bitcast")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def count_nodes(graph: GeGraph) -> GraphCounts:
     placements = graph.attrs.get("_input_placements") or []
     return GraphCounts(
         by_type={name: types[name] for name in sorted(types) if name not in _STRUCTURE},
-        compute=sum(count for name, count in types.items() if name not in _FREE),
+        compute=sum(count for name, count in types.items() if name not in FREE),
         copies={name: types[name] for name in COPIES},
         inputs=types["Data"] + types["RefData"],
         constants=types["Const"],

@@ -17,11 +17,13 @@ from graph_model.errors import UserError
 class Rates:
     """Estimates, for the cost model only: per chip, peak, dense.
 
-    fp16_tflops, int8_tops: matrix unit. bandwidth: memory, GB/s. memory: GB. l2: MB. link: GB/s to another chip of the
-    same server, None where no figure was found.
+    cores: matrix units. vector_cores: vector units of 2048 bits. fp16_tflops, int8_tops: matrix units. bandwidth:
+    memory, GB/s. memory: GB. l2: MB. link: GB/s to each other chip of the same server, one way, None where no figure
+    was found.
     """
 
     cores: int
+    vector_cores: int
     clock_mhz: int
     fp16_tflops: float
     int8_tops: float
@@ -67,14 +69,14 @@ ATLAS_800I_A2 = Soc(
     fp32_norm_weight=True,
     rotary_head_dim=512,
     max_head_dim=512,
-    rates=Rates(20, 1800, 295.0, 590.0, 64.0, 192.0, 1600.0, 56.0),
+    rates=Rates(20, 40, 1800, 295.0, 590.0, 64.0, 192.0, 1600.0, 56.0),
 )
 ATLAS_800I_A2_910B4 = replace(
     ATLAS_800I_A2,
     name="atlas_800i_a2_910b4",
     cann_name="Ascend910B4",
     product="Atlas 800I A2 (910B4)",
-    rates=Rates(20, 1500, 246.0, 492.0, 32.0, 96.0, 800.0, 56.0),
+    rates=Rates(20, 40, 1500, 246.0, 492.0, 32.0, 96.0, 800.0, 56.0),
 )
 ATLAS_300I_DUO = Soc(
     name="atlas_300i_duo",
@@ -88,7 +90,7 @@ ATLAS_300I_DUO = Soc(
     fp32_norm_weight=False,
     rotary_head_dim=128,
     max_head_dim=512,
-    rates=Rates(8, 1060, 70.0, 139.0, 44.0, 16.0, 204.0, None),
+    rates=Rates(8, 8, 1060, 70.0, 139.0, 44.0, 16.0, 204.0, None),
 )
 SOCS = {soc.name: soc for soc in (ATLAS_800I_A2, ATLAS_800I_A2_910B4, ATLAS_300I_DUO)}
 
