@@ -12,32 +12,56 @@ from graph_model.bucket import Bucket
 from graph_model.config import GemmaConfig
 from graph_model.gemma import GemmaForCausalLM
 from graph_model.graph import ModelGraph, Pages
-from graph_model.weights import Source
+from graph_model.quantisation import HEAD, Quantisation
+from graph_model.quantised_weights import Dequantised, DequantisedBias
+from graph_model.weights import Expression, Source
 
 
-def capture(config: GemmaConfig, bucket: Bucket, pages: Pages, dtype: torch.dtype) -> ModelGraph:
+def capture(
+    config: GemmaConfig,
+    bucket: Bucket,
+    pages: Pages,
+    dtype: torch.dtype,
+    quantisation: Quantisation | None = None,
+) -> ModelGraph:
     """Export the plain model for the bucket's [batch, chunk]: inputs input_ids and positions, output logits.
 
     Attention stays one node (scaled_dot_product_attention). Weights are placeholders with a Source expression each;
-    a tied head shares the embedding's. `pages` is carried along for the pass that adds the caches.
+    a tied head shares the embedding's. What the checkpoint stores quantised is dequantised, as the plain model is a
+    floating-point one. `pages` and `quantisation` are carried along for the passes that add caches and int8.
     """
     with FakeTensorMode(), _default_dtype(dtype):
         model = GemmaForCausalLM(config).requires_grad_(False)
         tokens = torch.zeros((bucket.batch, bucket.chunk), dtype=torch.int64)
         program = torch.export.export(model, (tokens, tokens.clone()), strict=False)
     module = program.graph_module
-    model_graph = ModelGraph(module, config, bucket, pages, dtype)
+    model_graph = ModelGraph(module, config, bucket, pages, dtype, quantisation)
     names = dict(program.graph_signature.inputs_to_parameters)
-    if config.tie_word_embeddings:
-        names = {k: "model.embed_tokens.weight" if v == "lm_head.weight" else v for k, v in names.items()}
     for node in module.graph.nodes:
         node.meta = {"val": node.meta.get("val"), "layer": _layer(node)}
         if node.op == "placeholder":
             node.meta["kind"] = "weight" if node.name in names else "input"
             if node.name in names:
                 value = node.meta["val"]
-                node.meta["expression"] = Source(names[node.name], tuple(value.shape), value.dtype)
+                shape = tuple(value.shape)
+                node.meta["expression"] = plain_weight(names[node.name], shape, value.dtype, config, quantisation)
     return model_graph
+
+
+def plain_weight(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, config: GemmaConfig, quantisation: Quantisation | None
+) -> Expression:
+    """The expression of a parameter of the plain model, by its name."""
+    path, _, kind = name.rpartition(".")
+    if quantisation is not None and quantisation.stored and path in quantisation.linears:
+        static = quantisation.scheme == "w8a8"
+        if kind == "weight":
+            return Dequantised(path, shape, dtype, static)
+        if static:
+            return DequantisedBias(path, shape, dtype)
+    if path == HEAD and config.tie_word_embeddings:
+        name = "model.embed_tokens.weight"
+    return Source(name, shape, dtype)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import fx
 
 from graph_model.bucket import Bucket
 from graph_model.config import GemmaConfig
+from graph_model.quantisation import Quantisation
 from graph_model.weights import Expression, WeightPlan
 
 Kind = Literal["weight", "cache", "input"]
@@ -37,6 +38,7 @@ class ModelGraph:
     bucket: Bucket
     pages: Pages
     dtype: torch.dtype
+    quantisation: Quantisation | None = None
 
     @property
     def graph(self) -> fx.Graph:
@@ -116,7 +118,7 @@ class ModelGraph:
         graph.output(output)
         for old, new in environment.items():
             new.meta = dict(old.meta)
-        return ModelGraph(fx.GraphModule({}, graph), self.config, self.bucket, self.pages, self.dtype)
+        return replace(self, module=fx.GraphModule({}, graph))
 
 
 def _short_name(target: Any) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graph_model.quantised_weights import QuantisedExpression, quantised_from_json, quantised_to_json
+
 Read = Callable[[str], Tensor]
 
 
@@ -25,7 +27,7 @@ class Source:
     dtype: torch.dtype
 
     def write(self, out: Tensor, read: Read) -> None:
-        out.copy_(read(self.name))
+        out.copy_(read(self.name).reshape(self.shape))
 
     def __str__(self) -> str:
         return self.name
@@ -140,7 +142,7 @@ class CausalMask:
         return f"causal_mask({self.size})"
 
 
-Expression = Source | Concat | OnePlus | InverseFrequencies | Rounded | CausalMask
+Expression = Source | Concat | OnePlus | InverseFrequencies | Rounded | CausalMask | QuantisedExpression
 WeightPlan = dict[str, Expression]
 
 
@@ -172,11 +174,15 @@ def to_json(expression: Expression) -> dict[str, Any]:
         return {"rounded": to_json(expression.x), "dtype": str(expression.dtype).removeprefix("torch.")}
     if isinstance(expression, CausalMask):
         return {"causal_mask": expression.size}
+    if isinstance(expression, QuantisedExpression):
+        return quantised_to_json(expression)
     return {"inverse_frequencies": [expression.theta, expression.head_dim]}
 
 
 def from_json(raw: dict[str, Any]) -> Expression:
     """The expression that `to_json` wrote."""
+    if "quantised" in raw:
+        return quantised_from_json(raw)
     if "source" in raw:
         return Source(raw["source"], tuple(raw["shape"]), getattr(torch, raw["dtype"]))
     if "cat" in raw:

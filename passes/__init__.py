@@ -12,7 +12,10 @@ merge_gate_up       tolerant  two projections of one input -> one linear and a s
 gelu_and_mul        exact     tanh GELU and product -> gemma.gelu_and_mul
 paged_attention     tolerant  attention -> gemma.paged_attention; adds caches, tables and lengths to the signature
 last_token          exact     only each row's last token reaches the head
+insert_quantization quantis.  quantise and dequantise around the linears that are quantised; int8 weights
+fold_dequantise     tolerant  dequantise into the integer or int8-weight linear
 add_rms_norm        exact     residual sum and norm -> gemma.add_rms_norm
+fold_quantise       exact     quantise into the norm before it
 select_token        exact     logits -> token ids (greedy or sampled), log-probabilities on request
 ==================  ========  ==========================================================================
 
@@ -28,5 +31,6 @@ ascend_linear       tolerant  linear layers -> matrix products that read weights
 ascend_last_token   exact     a row's only token is taken without a gather
 ==================  ========  ==========================================================================
 
-Exact passes keep every bit; tolerant ones change the order of sums and stay within rounding (passes.check).
+Exact passes keep every bit; tolerant ones change the order of sums and stay within rounding; quantising ones stay
+within the budget that they declare (passes.check). The quantising passes are left out where nothing is quantised.
 """

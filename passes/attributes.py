@@ -24,6 +24,7 @@ _FUSED_ATTENTION = {
     "ascend::incre_flash_attention": "scale",
     "npu::npu_prompt_flash_attention": "scale_value",
 }
+_NORMS = (ops.rms_norm, ops.add_rms_norm, ops.rms_norm_quantise, ops.add_rms_norm_quantise)
 _FUSED_NORMS = ("ascend::gemma_rms_norm", "npu::npu_rms_norm", "npu::npu_add_rms_norm")
 
 
@@ -93,7 +94,7 @@ def _softmax_scale(node: fx.Node) -> object:
 
 
 def _norm_eps(node: fx.Node, graph: ModelGraph) -> object:
-    if node.target in (ops.rms_norm, ops.add_rms_norm) or _op(node) in _FUSED_NORMS:
+    if node.target in _NORMS or _op(node) in _FUSED_NORMS:
         return node.args[-1]
     if node.target == aten.rsqrt.default and _calls(node.args[0], aten.add.Tensor):
         return node.args[0].args[1]  # type: ignore[union-attr]

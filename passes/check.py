@@ -12,6 +12,7 @@ from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GemmaConfig
 from graph_model.graph import ModelGraph, Pages
+from graph_model.quantisation import Quantisation
 from graph_model.weights import Expression, Read, evaluate
 from passes.contract import Pass, PassError, Tier
 from passes.manager import run_passes
@@ -34,6 +35,7 @@ def check_passes(
     passes: Sequence[Pass],
     read: Read,
     buckets: Sequence[Bucket] = BUCKETS,
+    quantisation: Quantisation | None = None,
 ) -> list[Comparison]:
     """Run the passes on a small graph of every phase, comparing before and after each; returns what was found.
 
@@ -41,7 +43,7 @@ def check_passes(
     """
     checker = PassChecker(read)
     for bucket in buckets:
-        run_passes(capture(config, bucket, _PAGES, dtype), passes, observe=checker)
+        run_passes(capture(config, bucket, _PAGES, dtype, quantisation), passes, observe=checker)
     return checker.comparisons
 
 
@@ -76,7 +78,8 @@ class PassChecker:
             real = torch.arange(after.bucket.chunk) < lens[:, None]
             expected, found = expected[real], found[real]
         error = difference(expected, found)
-        bound = 0.0 if graph_pass.tier is Tier.EXACT else TOLERANCE[after.dtype]
+        bounds = {Tier.EXACT: 0.0, Tier.TOLERANT: TOLERANCE[after.dtype], Tier.QUANTISING: graph_pass.budget}
+        bound = bounds[graph_pass.tier]
         comparison = Comparison(graph_pass, after.bucket, error, bound)
         if not error <= bound:
             raise PassError(f"{comparison}. The pass breaks its tier, {graph_pass.tier.value}.")

@@ -18,6 +18,7 @@ class Tier(Enum):
 
     EXACT = "exact"  # equal bits
     TOLERANT = "tolerant"  # equal up to rounding in another order
+    QUANTISING = "quantising"  # within the budget that the pass declares
 
 
 class PassError(Exception):
@@ -46,6 +47,7 @@ class Pass(ABC):
 
     name: ClassVar[str]
     tier: ClassVar[Tier]
+    budget: ClassVar[float] = 0.0  # of the quantising tier: largest difference of outputs, relative to the largest
     required: ClassVar[bool] = False  # without it no backend could run the graph
     removes: ClassVar[tuple[object, ...]] = ()  # ops that may not remain
     introduces: ClassVar[tuple[str, ...]] = ()  # names of ops that no other pass knows, as dumps write them
@@ -61,6 +63,10 @@ class Pass(ABC):
     @abstractmethod
     def expected_matches(self, graph: ModelGraph) -> int:
         """How often the pass must match in a graph of this model and bucket."""
+
+    def applies(self, graph: ModelGraph) -> bool:
+        """Whether graphs of this model and bucket have anything to do with the pass; where not, it is left out."""
+        return True
 
     def prepare(self, graph: ModelGraph) -> None:  # noqa: B027 - an optional hook
         """Work on the whole graph before the first match, such as new inputs."""

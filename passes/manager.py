@@ -17,8 +17,11 @@ from passes.attributes import check_attributes
 from passes.canonicalise import Canonicalise
 from passes.contract import Outcome, Pass, PassError, describe_target
 from passes.dump import dump
+from passes.fold_dequantise import FoldDequantise
 from passes.fold_inv_freq import FoldInvFreq
+from passes.fold_quantise import FoldQuantise
 from passes.gelu_and_mul import GeluAndMul
+from passes.insert_quantization import InsertQuantization
 from passes.last_token import LastToken
 from passes.merge_projections import MergeGateUp, MergeQKV
 from passes.paged_attention import PagedAttention
@@ -38,7 +41,10 @@ DEFAULT_PASSES: tuple[type[Pass], ...] = (
     GeluAndMul,
     PagedAttention,
     LastToken,
+    InsertQuantization,
+    FoldDequantise,
     AddRMSNorm,
+    FoldQuantise,
     SelectToken,
 )
 PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in DEFAULT_PASSES}
@@ -120,6 +126,7 @@ def run_passes(
     Raises PassError when a pass matches less or more than the model calls for, leaves an op that it should have
     removed, introduces an op outside the vocabulary, or loses an attribute of the model.
     """
+    passes = [graph_pass for graph_pass in passes if graph_pass.applies(graph)]
     _write(dump_dir, 0, "capture", graph, "captured")
     for index, graph_pass in enumerate(passes, start=1):
         before = graph.copy() if observe else None

@@ -19,6 +19,7 @@ from graph_model.capture import capture
 from graph_model.compile.cache import CompileCache, cache_key, source_digest
 from graph_model.config import GemmaConfig
 from graph_model.graph import ModelGraph, Pages
+from graph_model.quantisation import Quantisation
 from graph_model.weights import WeightPlan
 from passes.contract import Pass
 from passes.manager import Observer, run_passes
@@ -36,6 +37,7 @@ class Recipe:
     cache: CompileCache | None = None
     dump_dir: Path | None = None
     observe: Observer | None = None
+    quantisation: Quantisation | None = None
 
     def key(self, bucket: Bucket) -> str:
         """The cache key of the recipe's step for `bucket`."""
@@ -45,6 +47,7 @@ class Recipe:
                 "bucket": dataclasses.asdict(bucket),
                 "pages": dataclasses.asdict(self.pages),
                 "dtype": str(self.dtype),
+                "quantisation": dataclasses.asdict(self.quantisation) if self.quantisation else None,
                 "passes": [[p.name, dataclasses.asdict(p)] for p in self.passes],
                 "sources": source_digest(),
                 "torch": torch.__version__,
@@ -55,7 +58,7 @@ class Recipe:
 
     def graph(self, bucket: Bucket) -> ModelGraph:
         """The captured and rewritten graph of `bucket`."""
-        graph = capture(self.config, bucket, self.pages, self.dtype)
+        graph = capture(self.config, bucket, self.pages, self.dtype, self.quantisation)
         run_passes(graph, self.passes, self.dump_dir, self.observe)
         return graph
 

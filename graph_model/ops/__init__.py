@@ -4,20 +4,40 @@ from graph_model.ops.attention import paged_attention
 from graph_model.ops.elementwise import gelu_and_mul, rotary
 from graph_model.ops.linear import onednn_linear, onednn_supports
 from graph_model.ops.norm import add_rms_norm, rms_norm
+from graph_model.ops.quantise import (
+    add_rms_norm_quantise,
+    dequantise,
+    dequantise_weight,
+    int8_linear,
+    int8_weight_linear,
+    int_linear,
+    quantise,
+    quantise_rows,
+    rms_norm_quantise,
+)
 from graph_model.ops.registry import NAMESPACE, is_canonical
 from graph_model.ops.tokens import greedy_token, last_token, sample_token, token_logprobs
 
 __all__ = [
     "NAMESPACE",
     "add_rms_norm",
+    "add_rms_norm_quantise",
+    "dequantise",
+    "dequantise_weight",
     "gelu_and_mul",
     "greedy_token",
+    "int8_linear",
+    "int8_weight_linear",
+    "int_linear",
     "is_canonical",
     "last_token",
     "onednn_linear",
     "onednn_supports",
     "paged_attention",
+    "quantise",
+    "quantise_rows",
     "rms_norm",
+    "rms_norm_quantise",
     "rotary",
     "sample_token",
     "token_logprobs",

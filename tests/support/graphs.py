@@ -14,12 +14,14 @@ from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GemmaConfig
 from graph_model.graph import ModelGraph, Pages
+from graph_model.quantisation import Quantisation, select_linears
 from graph_model.weights import Read, evaluate
 from passes.check import PassChecker
 from passes.contract import Pass, describe_target
 from passes.manager import DEFAULT_PASSES, run_passes
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
+from support.modelslim import quantised_tensors
 
 PAGES = Pages(num_blocks=8, block_size=16)
 BUCKETS = {
@@ -33,10 +35,11 @@ LAYERS = 2
 
 @dataclass(frozen=True)
 class Case:
-    """A two-layer model and its dtype."""
+    """A two-layer model, its dtype and how it is quantised."""
 
     config: GemmaConfig
     dtype: torch.dtype
+    quantisation: Quantisation | None = None
 
     def captured(self, bucket: str | Bucket = "extend") -> ModelGraph:
         """The plain model's graph, a copy of one's own."""
@@ -58,6 +61,19 @@ CASES = {
     "untied_head-float32": Case(replace(TINY_CONFIGS["untied_head"], num_hidden_layers=LAYERS), torch.float32),
 }
 BFLOAT16, FLOAT32 = CASES.values()
+# Every scheme, from floating-point checkpoints and quantised ones (stored); down_proj and the head stay as they are.
+QUANTISED_CASES = {
+    f"{dtype}-{scheme}{'-stored' if stored else ''}": replace(
+        case, quantisation=Quantisation(scheme, select_linears(case.config, ["down_proj", "lm_head"]), stored)
+    )
+    for dtype, case, scheme, stored in (
+        ("bfloat16", BFLOAT16, "w8a8", True),
+        ("float32", FLOAT32, "w8a8", True),
+        ("bfloat16", BFLOAT16, "w8a8_dynamic", False),
+        ("float32", FLOAT32, "w8a16", False),
+        ("bfloat16", BFLOAT16, "w8a16", True),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +141,7 @@ def make_caches(graph: ModelGraph, fill: float = 0.0) -> list[Tensor]:
 
 @cache
 def _captured(case: Case, bucket: Bucket) -> ModelGraph:
-    return capture(case.config, bucket, PAGES, case.dtype)
+    return capture(case.config, bucket, PAGES, case.dtype, case.quantisation)
 
 
 @cache
@@ -140,4 +156,8 @@ def _before(case: Case, pass_class: type[Pass], bucket: Bucket) -> ModelGraph:
 
 @cache
 def _reader(case: Case) -> Read:
-    return dict(make_model(case.config, dtype=case.dtype).named_parameters()).__getitem__
+    weights = dict(make_model(case.config, dtype=case.dtype).state_dict())
+    if case.quantisation is not None and case.quantisation.stored:
+        scheme = case.quantisation.scheme
+        weights = quantised_tensors(weights, case.quantisation.linears, scheme, case.dtype).tensors
+    return weights.__getitem__

@@ -1,0 +1,165 @@
+"""Weights of quantised linears as expressions: made from floating-point tensors, or read from quantised checkpoints.
+
+Weights are int8 per output channel, symmetric: q = round(w / scale), scale = max|w| / 127 of the channel, 1 where a
+channel is zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from graph_model.weights import Read
+
+_ROWS_AT_A_TIME = 1024
+
+
+@dataclass(frozen=True)
+class ChannelScale:
+    """Scales of the output channels of the checkpoint's matrix `name`, taken in `source_dtype`: float32 [out]."""
+
+    name: str
+    shape: tuple[int, ...]
+    source_dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def write(self, out: Tensor, read: Read) -> None:
+        weight = read(self.name)
+        for start in range(0, self.shape[0], _ROWS_AT_A_TIME):
+            rows = slice(start, start + _ROWS_AT_A_TIME)
+            out[rows] = channel_scale(weight[rows].to(self.source_dtype))
+
+    def __str__(self) -> str:
+        return f"channel_scale({self.name})"
+
+
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """The checkpoint's matrix `name`, taken in `source_dtype`, quantised per output channel: int8 [out, in]."""
+
+    name: str
+    shape: tuple[int, ...]
+    source_dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.int8
+
+    def write(self, out: Tensor, read: Read) -> None:
+        weight = read(self.name)
+        for start in range(0, self.shape[0], _ROWS_AT_A_TIME):
+            rows = slice(start, start + _ROWS_AT_A_TIME)
+            out[rows] = quantise_weight(weight[rows].to(self.source_dtype))[0]
+
+    def __str__(self) -> str:
+        return f"int8({self.name})"
+
+
+@dataclass(frozen=True)
+class DeqScale:
+    """A `deq_scale` of ModelSlim's format: float32 [out], stored as such or as its bits in int64."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def write(self, out: Tensor, read: Read) -> None:
+        out.copy_(decode_scale(read(self.name)))
+
+    def __str__(self) -> str:
+        return f"float32({self.name})"
+
+
+@dataclass(frozen=True)
+class Dequantised:
+    """The floating-point weight of the linear `path` that a checkpoint stores in int8: what the plain model reads.
+
+    static: its scale is deq_scale / input_scale; otherwise weight_scale.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    static: bool
+
+    def write(self, out: Tensor, read: Read) -> None:
+        out.copy_(read(f"{self.path}.weight").float() * _weight_scale(self.path, self.static, read)[:, None])
+
+    def __str__(self) -> str:
+        return f"dequantised({self.path})"
+
+
+@dataclass(frozen=True)
+class DequantisedBias:
+    """The floating-point bias that the quant_bias of a static linear holds besides its zero-point correction."""
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def write(self, out: Tensor, read: Read) -> None:
+        sums = read(f"{self.path}.weight").sum(1, dtype=torch.int32)
+        integers = read(f"{self.path}.quant_bias") + read(f"{self.path}.input_offset").to(torch.int32) * sums
+        out.copy_(integers.float() * decode_scale(read(f"{self.path}.deq_scale")))
+
+    def __str__(self) -> str:
+        return f"dequantised_bias({self.path})"
+
+
+QuantisedExpression = ChannelScale | QuantisedWeight | DeqScale | Dequantised | DequantisedBias
+_CLASSES = {cls.__name__: cls for cls in (ChannelScale, QuantisedWeight, DeqScale, Dequantised, DequantisedBias)}
+
+
+def channel_scale(weight: Tensor) -> Tensor:
+    """max|w| / 127 of each row of a matrix, in float32; 1 for a row of zeros."""
+    largest = weight.float().abs().amax(1)
+    return torch.where(largest > 0, largest / 127.0, 1.0)
+
+
+def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 [out, in] and float32 scales [out] of a matrix."""
+    scale = channel_scale(weight)
+    return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def decode_scale(stored: Tensor) -> Tensor:
+    """The float32 scales in a stored deq_scale: float32 itself, or its bits in the low half of int64."""
+    if stored.dtype == torch.int64:
+        return (stored & 0xFFFFFFFF).to(torch.uint32).view(torch.float32)
+    return stored.float()
+
+
+def quantised_to_json(expression: QuantisedExpression) -> dict[str, Any]:
+    """A JSON form of the expression."""
+    values = {field.name: getattr(expression, field.name) for field in fields(expression)}
+    texts = {
+        name: str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+        for name, value in values.items()
+    }
+    return {"quantised": type(expression).__name__, **texts}
+
+
+def quantised_from_json(raw: dict[str, Any]) -> QuantisedExpression:
+    """The expression that `quantised_to_json` wrote."""
+    values = {name: value for name, value in raw.items() if name != "quantised"}
+    for name, value in values.items():
+        if name.endswith("dtype"):
+            values[name] = getattr(torch, value)
+    values["shape"] = tuple(values["shape"])
+    return _CLASSES[raw["quantised"]](**values)
+
+
+def _weight_scale(path: str, static: bool, read: Read) -> Tensor:
+    if not static:
+        return read(f"{path}.weight_scale").reshape(-1).float()
+    return decode_scale(read(f"{path}.deq_scale")) / read(f"{path}.input_scale").float()

@@ -1,0 +1,54 @@
+"""Fold dequantise into the linear that it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from passes.contract import Pass, Tier, argument, sole_user
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class FoldDequantise(Pass):
+    """One op for a quantised linear, which backends have kernels for.
+
+    ::
+
+        dequantise(int_linear(q, w8, int_bias), scale, row_scale, bias)  ->  int8_linear(q, w8, int_bias, scale, ...)
+        aten.linear(x, dequantise_weight(w8, scale), bias)               ->  int8_weight_linear(x, w8, scale, bias)
+
+    The first is exact; the second scales sums instead of weights.
+    """
+
+    name: ClassVar[str] = "fold_dequantise"
+    tier: ClassVar[Tier] = Tier.TOLERANT
+    removes: ClassVar[tuple[object, ...]] = (ops.int_linear, ops.dequantise, ops.dequantise_weight)
+
+    def applies(self, graph: ModelGraph) -> bool:
+        return graph.quantisation is not None and graph.quantisation.scheme is not None
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(ops.dequantise, ops.dequantise_weight)
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return len(self.candidates(graph))
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        if candidate.target == ops.dequantise:
+            total = argument(candidate, 0, ops.int_linear)
+            sole_user(total, ops.dequantise)
+            result = graph.insert(ops.int8_linear, *total.args, *candidate.args[1:], at=candidate)
+            candidate.replace_all_uses_with(result)
+            return
+        linear = sole_user(candidate, aten.linear.default)
+        weight, scale = candidate.args[:2]
+        bias = linear.args[2] if len(linear.args) > 2 else None
+        result = graph.insert(ops.int8_weight_linear, linear.args[0], weight, scale, bias, at=linear)
+        linear.replace_all_uses_with(result)

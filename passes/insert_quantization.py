@@ -1,0 +1,141 @@
+"""Put quantise and dequantise nodes around the linears that are quantised."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from graph_model.quantisation import GROUPS, Quantisation, group_of
+from graph_model.quantised_weights import ChannelScale, DeqScale, Dequantised, QuantisedWeight
+from graph_model.weights import Concat, Expression, Source
+from passes.contract import NearMiss, Pass, Tier, operand
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class InsertQuantization(Pass):
+    """Weights become int8, from the checkpoint or made at load; activations as the scheme says.
+
+    Original: y = aten.linear(x, w, bias). After::
+
+        y = dequantise(int_linear(quantise(x, input_scale, input_offset), w8, quant_bias), deq_scale)      w8a8
+        q, s = quantise_rows(x); y = dequantise(int_linear(q, w8, None), scale, s, bias)                   w8a8_dynamic
+        y = aten.linear(x, dequantise_weight(w8, scale), bias)                                             w8a16
+
+    Linears of one input share its quantise. quant_bias holds the bias and the correction for input_offset.
+    """
+
+    name: ClassVar[str] = "insert_quantization"
+    tier: ClassVar[Tier] = Tier.QUANTISING
+    # Small random models are far more sensitive than trained ones; accuracy is measured on the latter.
+    budget: ClassVar[float] = 0.5
+    required: ClassVar[bool] = True
+
+    def applies(self, graph: ModelGraph) -> bool:
+        return graph.quantisation is not None and graph.quantisation.scheme is not None
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        quantised = set(_quantisation(graph).linears)
+        return [node for node in graph.calls(aten.linear.default) if quantised.intersection(_paths(node))]
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        linears = set(_quantisation(graph).linears)
+        merged = [paths for node in graph.calls(aten.linear.default) if len(paths := _paths(node)) > 1]
+        return len(linears) - sum(len(paths) - 1 for paths in merged if linears.issuperset(paths))
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        scheme = _quantisation(graph).scheme
+        x, weight = operand(candidate, 0), operand(candidate, 1)
+        bias = candidate.args[2] if len(candidate.args) > 2 else None
+        paths = _paths(candidate)
+        leaves = _leaves(candidate, weight)
+        if len(leaves) != len(paths):
+            raise NearMiss(candidate, f"its weight joins {len(leaves)} tensors, expected those of {', '.join(paths)}")
+
+        def add(suffix: str, make: Callable[[str, Source | Dequantised], Expression]) -> fx.Node:
+            parts = tuple(make(path, leaf) for path, leaf in zip(paths, leaves, strict=True))
+            name = f"{weight.name.removesuffix('_weight')}_{suffix}"
+            return graph.add_weight(name, parts[0] if len(parts) == 1 else Concat(parts))
+
+        int8 = add("int8", _int8_weight)
+        if scheme == "w8a8":
+            owner = group_of(paths[0])[0]
+            scale, offset = (_shared(graph, f"{owner}.{name}") for name in ("input_scale", "input_offset"))
+            q = _quantised(graph, ops.quantise, x, scale, offset)
+            int_bias = add("quant_bias", lambda path, leaf: Source(f"{path}.quant_bias", leaf.shape[:1], torch.int32))
+            deq_scale = add("deq_scale", lambda path, leaf: DeqScale(f"{path}.deq_scale", leaf.shape[:1]))
+            total = graph.insert(ops.int_linear, q, int8, int_bias, at=candidate)
+            result = graph.insert(ops.dequantise, total, deq_scale, None, None, graph.dtype, at=candidate)
+        elif scheme == "w8a8_dynamic":
+            pair = _quantised(graph, ops.quantise_rows, x)
+            q, row_scale = (graph.insert(operator.getitem, pair, index, at=candidate) for index in range(2))
+            total = graph.insert(ops.int_linear, q, int8, None, at=candidate)
+            scale = add("scale", _weight_scale)
+            result = graph.insert(ops.dequantise, total, scale, row_scale, bias, graph.dtype, at=candidate)
+        else:
+            scale = add("scale", _weight_scale)
+            wide = graph.insert(ops.dequantise_weight, int8, scale, graph.dtype, at=candidate)
+            rest = () if bias is None else (bias,)
+            result = graph.insert(aten.linear.default, x, wide, *rest, at=candidate)
+        candidate.replace_all_uses_with(result)
+
+
+def _quantisation(graph: ModelGraph) -> Quantisation:
+    assert graph.quantisation is not None
+    return graph.quantisation
+
+
+def _paths(linear: fx.Node) -> tuple[str, ...]:
+    """The paths of the model's linears that a node computes: several where projections were merged."""
+    layer = linear.meta["layer"]
+    parent, _, name = layer.rpartition(".")
+    for group, merged in zip(GROUPS, ("qkv_proj", "gate_up_proj"), strict=True):
+        if name == merged:
+            return tuple(f"{parent}.{member}" for member in group)
+    return (layer,)
+
+
+def _leaves(linear: fx.Node, weight: fx.Node) -> tuple[Source | Dequantised, ...]:
+    """The checkpoint's matrices that a linear's weight joins."""
+    expression = weight.meta.get("expression")
+    parts = expression.parts if isinstance(expression, Concat) else (expression,)
+    if not all(isinstance(part, Source | Dequantised) for part in parts):
+        raise NearMiss(linear, f"its weight is {expression}, expected weights of the checkpoint")
+    return parts  # type: ignore[return-value]
+
+
+def _int8_weight(path: str, leaf: Source | Dequantised) -> Expression:
+    if isinstance(leaf, Dequantised):
+        return Source(f"{path}.weight", leaf.shape, torch.int8)
+    return QuantisedWeight(leaf.name, leaf.shape, leaf.dtype)
+
+
+def _weight_scale(path: str, leaf: Source | Dequantised) -> Expression:
+    if isinstance(leaf, Dequantised):
+        return Source(f"{path}.weight_scale", leaf.shape[:1], torch.float32)
+    return ChannelScale(leaf.name, leaf.shape[:1], leaf.dtype)
+
+
+def _shared(graph: ModelGraph, name: str) -> fx.Node:
+    """The weight of one float32 that the checkpoint calls `name`."""
+    expression = Source(name, (1,), torch.float32)
+    found = [node for node in graph.placeholders("weight") if node.meta["expression"] == expression]
+    return found[0] if found else graph.add_weight(f"p_{name}".replace(".", "_"), expression)
+
+
+def _quantised(graph: ModelGraph, target: Callable[..., object], x: fx.Node, *scales: fx.Node) -> fx.Node:
+    """The quantise of `x`, which all linears of `x` share."""
+    for user in x.users:
+        if user.target == target and user.args == (x, *scales):
+            return user
+    quantised = graph.insert(target, x, *scales, at=x.next)
+    quantised.meta["layer"] = x.meta["layer"]
+    return quantised
