@@ -16,6 +16,7 @@ from graph_model.compile import CompileCache, CompiledModel, Recipe, num_scratch
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.graph import Pages
+from graph_model.quantisation import Quantisation
 from graph_model.weights import Read
 from passes.manager import build_passes
 from runners.memory import free_memory
@@ -40,7 +41,7 @@ def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
 
     `resources` keeps the checkpoint open. Raises UserError.
     """
-    read = _reader(settings, resources)
+    read, quantisation = _reader(settings, resources)
     backend, description = select_backend(
         settings.backend, settings.cache_dir, settings.soc, settings.norm, settings.dump_dir
     )
@@ -54,6 +55,7 @@ def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
         backend=backend,
         cache=CompileCache(settings.cache_dir),
         dump_dir=settings.dump_dir,
+        quantisation=quantisation,
     )
     return LoadedModel(CompiledModel(recipe, buckets, settings.max_seq_len, read), read, description)
 
@@ -71,12 +73,12 @@ def bucket_table(settings: ModelSettings) -> BucketTable:
     )
 
 
-def _reader(settings: ModelSettings, resources: ExitStack) -> Read:
+def _reader(settings: ModelSettings, resources: ExitStack) -> tuple[Read, Quantisation | None]:
     if settings.random_weights:
-        return random_weights(settings.config)
+        return random_weights(settings.config, settings.quantisation), settings.quantisation
     assert settings.checkpoint_dir is not None
     checkpoint = resources.enter_context(open_checkpoint(settings.checkpoint_dir, settings.config))
-    return _one_at_a_time(checkpoint)
+    return _one_at_a_time(checkpoint), checkpoint.quantisation or settings.quantisation
 
 
 def _one_at_a_time(checkpoint: Checkpoint) -> Read:

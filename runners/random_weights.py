@@ -8,29 +8,51 @@ import torch
 from torch import Tensor
 
 from graph_model.checkpoint import expected_tensors
+from graph_model.checkpoint.expected import EMBEDDING
 from graph_model.config import GemmaConfig
+from graph_model.quantisation import Quantisation
 from graph_model.weights import Read
 
 _PATTERN_SIZE = 1 << 20
+_INT8_STD = 32  # of random int8 weights
 
 
-def random_weights(config: GemmaConfig) -> Read:
+def random_weights(config: GemmaConfig, quantisation: Quantisation | None = None) -> Read:
     """A reader of tensors of the model's shapes, equal in every run: normal, scaled by fan_in ** -0.5; norms 0.
 
     Large tensors repeat a pattern of a million values from an offset of their own, so that billions of parameters
-    take seconds.
+    take seconds. Where `quantisation` says that the checkpoint is quantised, its int8 parts are made as well.
     """
+    stored = quantisation.linears if quantisation is not None and quantisation.stored else ()
     shapes = expected_tensors(config)
     pattern = torch.randn(_PATTERN_SIZE, generator=torch.Generator().manual_seed(0))
 
     def read(name: str) -> Tensor:
+        path, _, kind = name.rpartition(".")
+        if path in stored:
+            shape = shapes.get(f"{path}.weight", shapes[EMBEDDING])  # a tied head's is the embedding's
+            if kind != "weight":
+                return _static_part(kind, shape)
+            return values(name, shape).mul_(_INT8_STD).clamp_(-127, 127).to(torch.int8)
         shape = shapes[name]
-        if len(shape) == 1:
-            return torch.zeros(shape)
+        return torch.zeros(shape) if len(shape) == 1 else values(name, shape).mul_(shape[1] ** -0.5)
+
+    def values(name: str, shape: tuple[int, ...]) -> Tensor:
         offset = zlib.crc32(name.encode()) % _PATTERN_SIZE
         size = shape[0] * shape[1]
         repeats = -(-(size + offset) // _PATTERN_SIZE)
-        values = pattern.repeat(repeats)[offset : offset + size].view(shape)
-        return values.mul_(shape[1] ** -0.5)
+        return pattern.repeat(repeats)[offset : offset + size].view(shape)
 
     return read
+
+
+def _static_part(kind: str, shape: tuple[int, ...]) -> Tensor:
+    """Scales under which a quantised linear of unit input has unit output, and no offsets."""
+    step = 4.0 / 127
+    if kind == "input_scale":
+        return torch.tensor([step])
+    if kind == "deq_scale":
+        return torch.full(shape[:1], step / _INT8_STD * shape[1] ** -0.5)
+    if kind == "quant_bias":
+        return torch.zeros(shape[:1], dtype=torch.int32)
+    return torch.zeros(1)

@@ -11,6 +11,7 @@ from graph_model import demo
 from graph_model.ascend.soc import Soc, check_model, find_soc
 from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
 from graph_model.errors import UserError
+from graph_model.quantisation import SCHEMES, Quantisation, select_linears
 
 BLOCK_SIZES = (16, 32, 64, 128)
 SMALLEST_CHUNK = 64
@@ -23,12 +24,14 @@ _NAMED = {"gemma_2b": GEMMA_2B, "gemma_7b": GEMMA_7B}
 class ModelSettings:
     """What to build, with every default filled in.
 
-    checkpoint_dir is None only with random weights of a named size. soc is None unless the backend is torchair.
+    checkpoint_dir is None only with random weights of a named size. quantisation: what loading makes of floating-point
+    weights; None: they are loaded as they are. soc is None unless the backend is torchair.
     """
 
     config: GemmaConfig
     checkpoint_dir: Path | None
     random_weights: bool
+    quantisation: Quantisation | None
     dtype: str
     backend: str
     soc: Soc | None
@@ -55,11 +58,6 @@ def resolve_settings(settings: Any) -> ModelSettings:
     config, directory = _model(settings.model.name, settings.model.path, weights == "random")
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise UserError(f"dtype is {settings.dtype!r}; it must be one of {', '.join(DTYPES)}, or null.")
-    if config.quantize is not None:
-        raise UserError(
-            f"{directory}/config.json: quantize is {config.quantize!r}; quantised checkpoints are not supported in "
-            "this version. Give the floating-point checkpoint."
-        )
     if settings.world_size != 1:
         raise UserError(f"world_size is {settings.world_size!r}; this version runs on one device. Leave world_size=1.")
     if settings.block_size not in BLOCK_SIZES:
@@ -77,6 +75,7 @@ def resolve_settings(settings: Any) -> ModelSettings:
         config=config,
         checkpoint_dir=directory,
         random_weights=weights == "random",
+        quantisation=_quantisation(settings, config),
         dtype=dtype,
         backend=settings.backend,
         soc=soc,
@@ -112,6 +111,31 @@ def _model(name: str, path: str | None, random_weights: bool) -> tuple[GemmaConf
         f"model.path is not set. model={name} needs the directory of its checkpoint: model.path=DIR. To try the shape "
         "without a checkpoint, give weights=random."
     )
+
+
+def _quantisation(settings: Any, config: GemmaConfig) -> Quantisation | None:
+    """What `quant` asks for; None where it asks for nothing, or for what the checkpoint is anyway."""
+    scheme = settings.quant.scheme
+    if scheme is None:
+        return None
+    if scheme not in SCHEMES:
+        raise UserError(f"quant.scheme is {scheme!r}; it must be one of {', '.join(SCHEMES)}.")
+    if config.quantize is not None:
+        if config.quantize == scheme:
+            return None
+        raise UserError(
+            f"quant={scheme}: the checkpoint is quantised already, as {config.quantize} (quantize in config.json). "
+            "Leave quant out, or give the floating-point original."
+        )
+    if scheme == "w8a8":
+        if settings.weights == "random":
+            return Quantisation(scheme, select_linears(config, settings.quant.keep_float), stored=True)
+        raise UserError(
+            "quant=w8a8 needs scales of the activations, and a floating-point checkpoint has none. Make a quantised "
+            "checkpoint with them: python runners/quantize.py model.path=DIR quant=w8a8 output_dir=NEW, then give "
+            "model.path=NEW. quant=w8a8_dynamic and quant=w8a16 need no scales."
+        )
+    return Quantisation(scheme, select_linears(config, settings.quant.keep_float))
 
 
 def _soc(settings: Any, config: GemmaConfig, dtype: str) -> Soc | None:

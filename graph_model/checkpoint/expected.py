@@ -56,14 +56,23 @@ def expected_tensors(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def check_tensors(found: Mapping[str, TensorHeader], config: GemmaConfig, directory: Path) -> list[str]:
+def check_tensors(
+    found: Mapping[str, TensorHeader],
+    config: GemmaConfig,
+    directory: Path,
+    expected: Mapping[str, tuple[int, ...]] | None = None,
+    optional: Iterable[str] = (),
+) -> list[str]:
     """The names to load, in the model's order.
 
+    expected: shapes of the tensors, where they are others than the floating-point model's; their dtypes are then
+    checked elsewhere. optional: names that may be there besides.
     Raises UserError for tensors that are missing, unexpected, or of a wrong shape or dtype. A tied model's
     `lm_head.weight` and saved rotary tables are let through, but are not among the names.
     """
-    expected = expected_tensors(config)
-    optional = {HEAD} if config.tie_word_embeddings else set()
+    float_names = expected_tensors(config)
+    expected = float_names if expected is None else expected
+    optional = {*optional, *([HEAD] if config.tie_word_embeddings else [])}
     missing = [name for name in expected if name not in found]
     unexpected = [
         name for name in found if name not in expected and name not in optional and not _HARMLESS.fullmatch(name)
@@ -79,13 +88,26 @@ def check_tensors(found: Mapping[str, TensorHeader], config: GemmaConfig, direct
             f"{list(expected[name])}{others}. Config and weights must belong together: copy both from the "
             "same original."
         )
-    for name in expected:
-        if found[name].dtype not in FLOAT_DTYPES:
+    if expected is float_names:
+        check_float_dtypes(directory, found, expected)
+    return list(expected)
+
+
+def check_float_dtypes(directory: Path, found: Mapping[str, TensorHeader], names: Iterable[str]) -> None:
+    """Raise UserError if one of the tensors is not floating-point."""
+    for name in names:
+        dtype = found[name].dtype
+        if dtype == "I8":
             raise UserError(
-                f"{directory}: {name} has the dtype {found[name].dtype}; weights must be one of "
+                f"{directory}: {name} has the dtype I8, but config.json and the quant_model_description file do not "
+                'say that it is quantised. Add "quantize" with the scheme (such as "w8a8") to config.json and copy the '
+                "description file from the original."
+            )
+        if dtype not in FLOAT_DTYPES:
+            raise UserError(
+                f"{directory}: {name} has the dtype {dtype}; weights must be one of "
                 f"{', '.join(FLOAT_DTYPES)}. Convert the checkpoint to one of these."
             )
-    return list(expected)
 
 
 def _names_message(directory: Path, total: int, missing: list[str], unexpected: list[str]) -> str:

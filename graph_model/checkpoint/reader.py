@@ -1,4 +1,4 @@
-"""Read a Hugging Face checkpoint: safetensors mapped into memory, checked against the config when opened."""
+"""Read a checkpoint, quantised or not: safetensors mapped into memory, checked against the config when opened."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ from torch import Tensor
 
 from graph_model.checkpoint.expected import (
     EMBEDDING,
-    FLOAT_DTYPES,
     HEAD,
     TensorHeader,
+    check_float_dtypes,
     check_tensors,
     expected_tensors,
 )
 from graph_model.checkpoint.layout import WeightFiles, find_safetensors
+from graph_model.checkpoint.quantised import (
+    check_dtypes,
+    check_values,
+    expected_names,
+    read_quantisation,
+    stored_dtype,
+)
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.quantisation import Quantisation
 
 __all__ = ["Checkpoint", "expected_tensors", "open_checkpoint"]
 
@@ -30,11 +38,18 @@ __all__ = ["Checkpoint", "expected_tensors", "open_checkpoint"]
 class Checkpoint:
     """The tensors of an open checkpoint. A context manager; tensors that were read stay valid after `close`.
 
-    `names` are the tensors that the model needs, in the model's order.
+    `names` are the tensors that the model needs, in the model's order; `quantisation` says which of them are int8.
     """
 
-    def __init__(self, names: list[str], headers: dict[str, TensorHeader], files: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        names: list[str],
+        headers: dict[str, TensorHeader],
+        files: dict[str, Any],
+        quantisation: Quantisation | None = None,
+    ) -> None:
         self.names = names
+        self.quantisation = quantisation
         self._headers = headers
         self._files = files  # the open safetensors file of each tensor
 
@@ -42,7 +57,7 @@ class Checkpoint:
         return self._headers[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return FLOAT_DTYPES[self._headers[name].dtype]
+        return stored_dtype(self._headers[name].dtype)
 
     def read(self, name: str) -> Tensor:
         """The tensor as a view of the mapped file: bytes are read from disk when they are used. Do not write to it."""
@@ -86,11 +101,7 @@ def open_checkpoint(directory: Path, config: GemmaConfig) -> Checkpoint:
     or shards with model.safetensors.index.json; or one *.safetensors file of another name.
     Raises UserError naming the file and what is wrong with it.
     """
-    if config.quantize is not None:
-        raise UserError(
-            f"{directory / 'config.json'}: quantize is {config.quantize!r}; only floating-point checkpoints are "
-            "supported. Use the floating-point original of this checkpoint."
-        )
+    quantisation = read_quantisation(directory, config)
     layout = find_safetensors(directory)
     headers: dict[str, TensorHeader] = {}
     files: dict[str, Any] = {}
@@ -100,10 +111,35 @@ def open_checkpoint(directory: Path, config: GemmaConfig) -> Checkpoint:
             view = file.get_slice(name)
             headers[name] = TensorHeader(tuple(view.get_shape()), view.get_dtype())
             files[name] = file
-    names = check_tensors(headers, config, directory)
-    if config.tie_word_embeddings and HEAD in headers:
+    if quantisation is None:
+        check_float_dtypes(directory, headers, [name for name, header in headers.items() if header.dtype == "I8"])
+        names = check_tensors(headers, config, directory)
+    else:
+        names = _check_quantised(directory, config, quantisation, headers, files)
+    head_is_own = quantisation is not None and "lm_head" in quantisation.linears
+    if config.tie_word_embeddings and HEAD in headers and not head_is_own:
         _check_tied_head(directory, headers, files)
-    return Checkpoint(names, headers, files)
+    return Checkpoint(names, headers, files, quantisation)
+
+
+def _check_quantised(
+    directory: Path,
+    config: GemmaConfig,
+    quantisation: Quantisation,
+    headers: dict[str, TensorHeader],
+    files: dict[str, Any],
+) -> list[str]:
+    floats = expected_tensors(config)
+    if "lm_head" in quantisation.linears:
+        floats[HEAD] = (config.vocab_size, config.hidden_size)
+    expected, optional = expected_names(config, quantisation, floats)
+    check_dtypes(directory, headers, quantisation)
+    names = check_tensors(headers, config, directory, expected, optional)
+    check_float_dtypes(
+        directory, headers, [name for name in names if name.rpartition(".")[0] not in quantisation.linears]
+    )
+    check_values(directory, quantisation, headers, lambda name: files[name].get_tensor(name))
+    return names
 
 
 def _open(path: Path) -> Any:

@@ -29,6 +29,7 @@ def save_checkpoint(
     *,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    stem: str = "model",
 ) -> None:
     """Write weights, config.json and further files to `directory`, which appears only when all of it is written.
 
@@ -43,7 +44,7 @@ def save_checkpoint(
         staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         content = staging / directory.name  # made by us, so that it has the usual permissions
         content.mkdir()
-        write_shards(content, tensors, max_shard_bytes)
+        write_shards(content, tensors, max_shard_bytes, stem)
         (content / "config.json").write_text(json.dumps(dict(config_json), indent=2) + "\n", encoding="utf-8")
         for name, source in (extra_files or {}).items():
             if isinstance(source, bytes):
@@ -74,8 +75,10 @@ def check_target(directory: Path, *, overwrite: bool) -> None:
         )
 
 
-def write_shards(directory: Path, tensors: NamedTensors, max_shard_bytes: int = MAX_SHARD_BYTES) -> list[Path]:
-    """Write model.safetensors, or above `max_shard_bytes` shards and an index, into an existing directory.
+def write_shards(
+    directory: Path, tensors: NamedTensors, max_shard_bytes: int = MAX_SHARD_BYTES, stem: str = "model"
+) -> list[Path]:
+    """Write <stem>.safetensors, or above `max_shard_bytes` shards and an index, into an existing directory.
 
     Returns the files, the index last. Tensors may be on any device, strided, or share storage as a whole.
     """
@@ -101,7 +104,7 @@ def write_shards(directory: Path, tensors: NamedTensors, max_shard_bytes: int = 
         pending_bytes += tensor.nbytes
         total += tensor.nbytes
     flush()
-    return _name_shards(directory, shards, total)
+    return _name_shards(directory, shards, total, stem)
 
 
 def _storable(tensor: Tensor, pending: Mapping[str, Tensor]) -> Tensor:
@@ -110,17 +113,17 @@ def _storable(tensor: Tensor, pending: Mapping[str, Tensor]) -> Tensor:
     return tensor.clone() if shared else tensor
 
 
-def _name_shards(directory: Path, shards: list[list[str]], total: int) -> list[Path]:
+def _name_shards(directory: Path, shards: list[list[str]], total: int, stem: str) -> list[Path]:
     """How many shards there are is known only at the end, and their names say it."""
     if len(shards) == 1:
-        return [(directory / "shard-0").rename(directory / "model.safetensors")]
+        return [(directory / "shard-0").rename(directory / f"{stem}.safetensors")]
     paths = []
     weight_map: dict[str, str] = {}
     for index, names in enumerate(shards):
-        file_name = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
+        file_name = f"{stem}-{index + 1:05}-of-{len(shards):05}.safetensors"
         paths.append((directory / f"shard-{index}").rename(directory / file_name))
         weight_map.update(dict.fromkeys(names, file_name))
-    index_path = directory / "model.safetensors.index.json"
+    index_path = directory / f"{stem}.safetensors.index.json"
     content = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     index_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return [*paths, index_path]

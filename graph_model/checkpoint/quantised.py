@@ -1,0 +1,184 @@
+"""Quantised checkpoints in ModelSlim's layout: what their description says, and what tensors they must hold.
+
+Beside weights and config.json ("quantize": scheme) lies quant_model_description_<scheme>.json, or
+quant_model_description.json: an object that maps each tensor's name to its scheme or FLOAT. A W8A8 linear has weight
+(int8), input_scale, input_offset, quant_bias and deq_scale; vllm-ascend's dialect adds weight_scale and weight_offset.
+The other schemes have weight (int8), weight_scale and weight_offset. Shapes and dtypes: `QUANTISED_TENSORS`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graph_model.checkpoint.expected import FLOAT_DTYPES, TensorHeader
+from graph_model.config import GemmaConfig
+from graph_model.errors import UserError
+from graph_model.quantisation import SCHEMES, Quantisation, Scheme, group_of, linear_paths, split_group
+
+FLOAT = "FLOAT"
+DESCRIPTION_NAMES: dict[Scheme, str] = {"w8a8": "W8A8", "w8a8_dynamic": "W8A8_DYNAMIC", "w8a16": "W8A16"}
+
+_FLOATS = tuple(FLOAT_DTYPES)
+# Per tensor of a quantised linear with n outputs and k inputs: its shape, and safetensors' names of legal dtypes.
+QUANTISED_TENSORS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "weight": ("n k", ("I8",)),
+    "input_scale": ("1", _FLOATS),
+    "input_offset": ("1", (*_FLOATS, "I8")),
+    "quant_bias": ("n", ("I32",)),
+    "deq_scale": ("n", ("I64", "F32")),
+    "weight_scale": ("n 1", _FLOATS),
+    "weight_offset": ("n 1", _FLOATS),
+}
+_STATIC = ("weight", "input_scale", "input_offset", "quant_bias", "deq_scale")
+_SYMMETRIC = ("weight", "weight_scale")
+
+
+def read_quantisation(directory: Path, config: GemmaConfig) -> Quantisation | None:
+    """How the checkpoint is quantised, by its config and description; None: it is not. Raises UserError."""
+    found = _read_description(directory, config.quantize)
+    if found is None:
+        if config.quantize is None:
+            return None
+        raise UserError(
+            f"{directory}/config.json: quantize is {config.quantize!r}, but quant_model_description_{config.quantize}"
+            ".json is missing; it says which tensors are quantised. Copy it from the original, or remove quantize "
+            "if the weights are floating-point."
+        )
+    path, description = found
+    kinds = {name: kind for name, kind in description.items() if "." in name}
+    scheme = _scheme(directory, path, config.quantize, description.get("model_quant_type"), kinds)
+    wanted = DESCRIPTION_NAMES[scheme]
+    for name, kind in kinds.items():
+        if kind not in (wanted, FLOAT):
+            raise UserError(
+                f"{path}: {name} is {kind!r}; with quantize {scheme!r} a tensor is {wanted} or {FLOAT}. Mixed and "
+                "other schemes are not supported; quantise the floating-point original with runners/quantize.py."
+            )
+    linears = tuple(name for name in linear_paths(config) if kinds.get(f"{name}.weight") == wanted)
+    known = {f"{linear}.weight" for linear in linears}
+    others = [name for name, kind in kinds.items() if kind == wanted and name.endswith(".weight") and name not in known]
+    if others:
+        raise UserError(f"{path}: {others[0]} is {wanted}, but is no linear layer of this model. Only those may be.")
+    split = split_group(linears)
+    if split:
+        raise UserError(
+            f"{path}: of {', '.join(split)} some are {wanted} and some {FLOAT}. Projections of one input are computed "
+            "together: quantise all of them, or none."
+        )
+    return Quantisation(scheme, linears, stored=True)
+
+
+def expected_names(config: GemmaConfig, quantisation: Quantisation, floats: Mapping[str, tuple[int, ...]]) -> tuple[
+    dict[str, tuple[int, ...]], set[str]
+]:  # fmt: skip
+    """Shapes of the tensors of a quantised checkpoint, and names that may be there besides.
+
+    floats: shapes of the floating-point model's tensors, the head's included where it is quantised.
+    """
+    shapes = dict(floats)
+    optional: set[str] = set()
+    static = quantisation.scheme == "w8a8"
+    for path in quantisation.linears:
+        sizes = dict(zip("nk", floats[f"{path}.weight"], strict=True))
+        for kind in _STATIC if static else _SYMMETRIC:
+            shapes[f"{path}.{kind}"] = tuple(sizes.get(size, 1) for size in QUANTISED_TENSORS[kind][0].split())
+        optional |= {f"{path}.weight_scale", f"{path}.weight_offset"} - shapes.keys()
+        if static and f"{path}.bias" in shapes:
+            del shapes[f"{path}.bias"]  # part of quant_bias
+            optional.add(f"{path}.bias")
+    return shapes, optional
+
+
+def check_dtypes(directory: Path, headers: Mapping[str, TensorHeader], quantisation: Quantisation) -> None:
+    """Raise UserError if a tensor of a quantised linear has a dtype that the format does not give it."""
+    for path in quantisation.linears:
+        for kind, (_, legal) in QUANTISED_TENSORS.items():
+            header = headers.get(f"{path}.{kind}")
+            if header is not None and header.dtype not in legal:
+                raise UserError(
+                    f"{directory}: {path}.{kind} has the dtype {header.dtype}, but config.json and the description say "
+                    f"that {path} is {DESCRIPTION_NAMES[quantisation.scheme or 'w8a8']}: it must be "
+                    f"{' or '.join(legal)}. If the weights are floating-point, remove quantize from config.json and "
+                    "the description file; otherwise copy all files from the same original."
+                )
+
+
+def check_values(
+    directory: Path, quantisation: Quantisation, present: Mapping[str, object], read: Callable[[str], Tensor]
+) -> None:
+    """Raise UserError for scales that cannot be right, or that this program does not compute with."""
+    for path in quantisation.linears:
+        if quantisation.scheme == "w8a8":
+            scale, offset = (read(f"{path}.{kind}").float().item() for kind in ("input_scale", "input_offset"))
+            if not 0 < scale < float("inf") or offset != round(offset) or not -128 <= offset <= 127:
+                raise UserError(
+                    f"{directory}: {path} has input_scale {scale:g} and input_offset {offset:g}; the first must be "
+                    "above 0 and the second an integer of int8. Quantise the floating-point original again."
+                )
+            owner = group_of(path)[0]
+            shared = tuple(read(f"{owner}.{kind}").float().item() for kind in ("input_scale", "input_offset"))
+            if (scale, offset) != shared:
+                raise UserError(
+                    f"{directory}: {path} and {owner} have one input, but the input_scale {scale:g} and {shared[0]:g} "
+                    f"and the input_offset {offset:g} and {shared[1]:g}. They are computed together and must be equal; "
+                    "quantise the floating-point original again."
+                )
+        if f"{path}.weight_offset" in present and bool(read(f"{path}.weight_offset").any()):
+            raise UserError(
+                f"{directory}: {path}.weight_offset is not 0: its weights are asymmetric, which is not supported. "
+                "Quantise the floating-point original with symmetric weights, such as with runners/quantize.py."
+            )
+
+
+def _read_description(directory: Path, quantize: str | None) -> tuple[Path, dict[str, Any]] | None:
+    names = [f"quant_model_description_{quantize}.json"] if quantize else []
+    found = [directory / name for name in (*names, "quant_model_description.json") if (directory / name).is_file()]
+    found = found or sorted(directory.glob("quant_model_description*.json"))
+    if not found:
+        return None
+    path = found[0]
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not readable as JSON ({error}). Copy it again from the original.") from None
+    if not isinstance(description, dict) or not description:
+        raise UserError(f"{path} must hold an object that maps tensor names to {FLOAT} or a scheme such as W8A8.")
+    return path, description
+
+
+def _scheme(
+    directory: Path, path: Path, quantize: str | None, model_quant_type: object, kinds: Mapping[str, object]
+) -> Scheme:
+    """The checkpoint's scheme; config.json, model_quant_type and the tensors must agree on it."""
+    by_name = {name: scheme for scheme, name in DESCRIPTION_NAMES.items()}
+    used = sorted({str(kind) for kind in kinds.values()} - {FLOAT})
+    said = quantize if quantize is not None else by_name.get(str(model_quant_type))
+    if said is None:
+        first = by_name.get(used[0], used[0].lower()) if used else "w8a8"
+        raise UserError(
+            f"{directory}/config.json has no quantize, but {path.name} describes quantised tensors. Add "
+            f'"quantize": "{first}" to config.json, or remove the description if the weights are floating-point.'
+        )
+    if said not in SCHEMES:
+        raise UserError(
+            f"{directory}/config.json: quantize is {said!r}; supported are {', '.join(SCHEMES)}. Quantise the "
+            "floating-point original with runners/quantize.py."
+        )
+    wanted = DESCRIPTION_NAMES[said]
+    if wanted not in used and used:
+        raise UserError(
+            f"{directory}/config.json: quantize is {said!r}, but {path.name} has tensors of {', '.join(used)} and none "
+            f"of {wanted}. Set quantize to what the tensors are."
+        )
+    return said
+
+
+def stored_dtype(name: str) -> torch.dtype:
+    """The torch dtype of safetensors' name of it."""
+    return {**FLOAT_DTYPES, "I8": torch.int8, "I32": torch.int32, "I64": torch.int64}[name]
