@@ -49,8 +49,9 @@ def test_both_dialects_are_read(scheme: str, dialect: str, dtype: torch.dtype, t
             assert opened.dtype(name) == checkpoint.tensors[name].dtype
         plain = torch.empty(STATE[f"{Q}.weight"].shape)
         Dequantised(Q, tuple(plain.shape), torch.float32, scheme == "w8a8").write(plain, opened.read)
-        step = STATE[f"{Q}.weight"].float().abs().amax(1, keepdim=True) / 127
-        assert ((plain - STATE[f"{Q}.weight"].float()).abs() <= 0.51 * step).all()
+        weight = STATE[f"{Q}.weight"].to(dtype).float()
+        step = weight.abs().amax(1, keepdim=True) / 127
+        assert ((plain - weight).abs() <= 0.51 * step + 0.004 * weight.abs()).all()
 
 
 def test_the_scale_of_a_float16_model_is_the_bits_in_int64() -> None:
@@ -91,7 +92,7 @@ REFUSALS: dict[str, tuple[Change, str]] = {
     ),
     "int8 weight described as float": (
         lambda m, c: [m.description.update({n: "FLOAT"}) for n in list(m.description) if ".1.mlp" in n],
-        "gate_proj.* are not part of this model|has the dtype I8",
+        "8 tensors are not part of this model: model.layers.1.mlp.gate_proj.deq_scale",
     ),
     "part of a group": (
         lambda m, c: [m.description.update({n: "FLOAT"}) for n in list(m.description) if n.startswith(f"{Q}.")],
