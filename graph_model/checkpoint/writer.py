@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ def save_checkpoint(
     directory: Path,
     tensors: NamedTensors,
     config_json: Mapping[str, Any],
-    extra_files: Mapping[str, Path | bytes] | None = None,
+    extra_files: Mapping[str, Path | bytes | Callable[[], bytes]] | None = None,
     *,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -33,8 +33,9 @@ def save_checkpoint(
 ) -> None:
     """Write weights, config.json and further files to `directory`, which appears only when all of it is written.
 
-    `tensors` may be an iterator: no more than one shard of it is held at a time. `extra_files` maps a file name to
-    its content or to the file to copy. Raises UserError where `check_target` does and when writing fails.
+    `tensors` may be an iterator: no more than one shard of it is held at a time. `extra_files` maps a file name to its
+    content, to the file to copy, or to a function that gives the content once all tensors are written. `stem` begins
+    the names of the files that hold weights. Raises UserError where `check_target` does and when writing fails.
     """
     directory = Path(directory).absolute()
     check_target(directory, overwrite=overwrite)
@@ -47,10 +48,10 @@ def save_checkpoint(
         write_shards(content, tensors, max_shard_bytes, stem)
         (content / "config.json").write_text(json.dumps(dict(config_json), indent=2) + "\n", encoding="utf-8")
         for name, source in (extra_files or {}).items():
-            if isinstance(source, bytes):
-                (content / name).write_bytes(source)
-            else:
+            if isinstance(source, Path):
                 shutil.copyfile(source, content / name)
+            else:
+                (content / name).write_bytes(source() if callable(source) else source)
         _publish(content, directory)
     except (OSError, SafetensorError) as error:
         raise UserError(

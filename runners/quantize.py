@@ -1,0 +1,67 @@
+"""Write a quantised checkpoint: python runners/quantize.py model.path=DIR output_dir=NEW quant=w8a8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from runners.entry import main, require
+
+
+def quantize(settings: Any) -> None:
+    """Calibrate where the scheme asks for it, write the checkpoint, and show what was lost in each linear."""
+    # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
+    from rich.console import Console
+    from rich.table import Table
+    from tqdm import tqdm
+
+    from graph_model import demo
+    from graph_model.checkpoint.writer import check_target
+    from graph_model.config import read_config
+    from graph_model.errors import UserError
+    from graph_model.quantisation import SCHEMES, Quantisation, select_linears
+    from graph_model.quantiser import QuantiserOptions, quantise_checkpoint
+    from graph_model.quantiser.checkpoint import REPORT_NAME
+    from graph_model.quantiser.ranges import RANGE_METHODS
+    from graph_model.quantiser.report import COLUMNS, table_rows
+    from runners.calibration import calibration_sequences
+
+    target = Path(require(settings, "output_dir", str, "the directory to write")).expanduser()
+    overwrite = require(settings, "overwrite", bool, "true or false")
+    check_target(target, overwrite=overwrite)
+    scheme = settings.quant.scheme
+    if scheme not in SCHEMES:
+        raise UserError(f"quant.scheme is {scheme!r}; choose quant={', quant='.join(SCHEMES)}.")
+    path = settings.model.path
+    if path is None and settings.model.name != "demo":
+        raise UserError("model.path is not set. Give the directory of the floating-point checkpoint: model.path=DIR.")
+    source = demo.CHECKPOINT_DIR if path is None else Path(path).expanduser()
+    config = read_config(source)
+    anti_outlier, method = settings.quant.get("anti_outlier", "none"), settings.quant.get("range", "minmax")
+    if anti_outlier not in ("smooth", "none"):
+        raise UserError(f"quant.anti_outlier is {anti_outlier!r}; it must be smooth or none.")
+    if method not in RANGE_METHODS:
+        raise UserError(f"quant.range is {method!r}; it must be one of {', '.join(RANGE_METHODS)}.")
+    if settings.format not in ("atb", "vllm_ascend"):
+        raise UserError(f"format is {settings.format!r}; it must be atb or vllm_ascend.")
+    options = QuantiserOptions(
+        Quantisation(scheme, select_linears(config, settings.quant.keep_float), stored=True),
+        smooth=anti_outlier == "smooth",
+        method=method,
+        dialect=settings.format,
+    )
+    sequences = calibration_sequences(settings, source, config) if scheme == "w8a8" else []
+    with tqdm(total=config.num_hidden_layers, unit="layer", dynamic_ncols=True) as bar:
+        reports = quantise_checkpoint(
+            source, target, options, sequences, overwrite=overwrite, progress=lambda stage: bar.update()
+        )
+    table = Table(*COLUMNS, title=f"{scheme}: inputs and outputs of the quantised linears")
+    for row in table_rows(reports):
+        table.add_row(*row)
+    Console().print(table)
+    size, before = (sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (target, source))
+    print(f"{target}: {size / 1e6:.1f} MB of weights ({before / 1e6:.1f} MB before); plot: {target / REPORT_NAME}")
+
+
+if __name__ == "__main__":
+    main(quantize, "quantize")
