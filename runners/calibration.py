@@ -51,7 +51,7 @@ def _text(path: Path, number: int, line: str) -> str:
             return prompt
         parts = [item.get(name) for name in ("passage", "question")]
         if all(isinstance(part, str) and part for part in parts):
-            answer = {True: " yes", False: " no"}.get(item.get("answer"), "") if "answer" in item else ""
+            answer = {"True": " yes", "False": " no"}.get(str(item.get("answer")), "")
             title = f"{item['title']} -- " if isinstance(item.get("title"), str) else ""
             return f"{title}{parts[0]}\nQuestion: {parts[1]}?\nAnswer:{answer}"
     raise UserError(

@@ -148,6 +148,12 @@ def _soc(settings: Any, config: GemmaConfig, dtype: str) -> Soc | None:
         if settings.norm != "exact":
             raise UserError(f"norm is {settings.norm!r}; it has a meaning with backend=torchair only. Leave it out.")
         return None
+    scheme = settings.quant.scheme or config.quantize
+    if scheme is not None:
+        raise UserError(
+            f"backend=torchair: the model is quantised ({scheme}), which this backend does not lower in this version. "
+            "Take backend=inductor, or the floating-point checkpoint without quant."
+        )
     soc = find_soc(settings.soc or _DEFAULT_SOC)
     check_model(
         soc,
