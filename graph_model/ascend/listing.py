@@ -12,6 +12,7 @@ from torch import Tensor
 from graph_model.ascend.ge_graph import Edge, GeGraph, Node, iter_edges
 from graph_model.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
 from graph_model.ascend.interpreter.registry import OPS
+from graph_model.ascend.origins import origin_of
 
 COPIES = ("TensorMove", "Assign", "Transpose", "Cast")
 _STRUCTURE = ("Data", "RefData", "Const", "NetOutput")
@@ -64,10 +65,10 @@ def _may_be_weight(data: Node) -> bool:
 def list_graph(graph: GeGraph) -> str:
     """The graph as text: one line per node in the protobuf's order, after a summary.
 
-    ``%name = Type(input=%producer, ...) {attributes} -> dtype[shape] # FX node``. ``&`` marks an input that the node
-    writes by reference; an index is given to producers of several outputs; constants stand in the place of their use;
-    attributes equal to the op's default are left out. Names are as torchair gave them, so that the text is comparable
-    with its own dumps.
+    ``%name = Type(input=%producer, ...) {attributes} -> dtype[shape] # FX node (its op) in layer``. ``&`` marks an
+    input that the node writes by reference; an index is given to producers of several outputs; constants stand in the
+    place of their use; attributes equal to the op's default are left out. Names are as torchair gave them, so that the
+    text is comparable with its own dumps.
     """
     nodes = graph.by_name()
     counts = count_nodes(graph)
@@ -88,9 +89,22 @@ def _line(node: Node, nodes: dict[str, Node]) -> str:
     shown = f" {{{', '.join(f'{key}={_value(value)}' for key, value in attrs.items())}}}" if attrs else ""
     after = f" after {', '.join('%' + name for name in node.controls)}" if node.controls else ""
     outputs = " -> " + ", ".join(map(str, node.outputs)) if node.outputs else ""
-    origin = next((desc.fx_name for desc in node.outputs if desc.fx_name), None)
-    comment = f"  # {fx_node(origin)}" if origin else ""
+    comment = _comment(node)
     return f"%{node.name} = {node.type}({inputs}){shown}{after}{outputs}{comment}"
+
+
+def _comment(node: Node) -> str:
+    """Where the node comes from: the FX node, its op and its layer; of an input, what it is."""
+    origin = origin_of(node)
+    named = next((desc.fx_name for desc in node.outputs if desc.fx_name), None)
+    text = fx_node(named) if named else origin.fx_node
+    if named and origin.fx_node:
+        text = origin.fx_node + text[text.index(" ") :]
+    if origin.layer:
+        text += f" in {origin.layer}"
+    if origin.value:
+        text += f": {origin.value}"
+    return f"  # {text}" if text else ""
 
 
 def _is_telling(op_type: str, name: str, value: object) -> bool:

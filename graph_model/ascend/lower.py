@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.traceback import preserve_node_meta
 
 from graph_model.ascend.ge_graph import GeGraph, read_graph
+from graph_model.ascend.origins import annotate
 from graph_model.graph import ModelGraph
 
 aten = torch.ops.aten
@@ -23,17 +25,25 @@ _VIEWS = (aten.reshape.default, aten.view.default)
 class LoweredStep:
     """torchair's graph of a step.
 
-    concrete: torchair's object, a function of the placeholders' tensors on the device. views: the shape in which the
-    graph reads a cache, by the position of its placeholder.
+    concrete: torchair's object, a function of the placeholders' tensors on the device. module: the functional FX graph
+    that torchair lowered: its nodes' names are in the GE graph, and each that came from a node of the step carries in
+    ``meta["custom"]`` that node's name, as ``origin``, and its ``layer``. views: the shape in which the graph reads a
+    cache, by the position of its placeholder.
     """
 
     concrete: Any
+    module: fx.GraphModule
     views: dict[int, tuple[int, ...]]
 
     @property
     def graph(self) -> GeGraph:
         """The graph that the engine gets."""
         return read_graph(self.concrete.graph._proto)
+
+    @property
+    def input_order(self) -> tuple[int, ...]:
+        """The position of the placeholder that each input of the graph is, by the input's index."""
+        return tuple(info.func.fx_input_idx for info in self.concrete._input_info_list)
 
     def write_pbtxt(self, path: Path) -> None:
         """torchair's own text of the graph."""
@@ -106,12 +116,17 @@ def lower(graph: ModelGraph) -> LoweredStep:
             if node.meta["kind"] == "weight":
                 fakes[-1]._torchair_is_parameter = True  # type: ignore[attr-defined]
     decompositions = {**_get_merged_decompositions(config), aten.rsub.Scalar: _subtract_from}
-    functional = torch.func.functionalize(lambda *arguments: copy.module(*arguments))
+    for node in copy.graph.nodes:
+        node.meta["custom"] = {"origin": node.name, "layer": node.meta.get("layer", "")}
+    functional = torch.func.functionalize(lambda *arguments: fx.Interpreter(copy.module).run(*arguments))
     # The mode is left on for torchair, which infers shapes with tensors that it would allocate otherwise.
     with torch.no_grad(), fake_mode:
-        module = make_fx(functional, decompositions, tracing_mode="fake")(*fakes)
+        with preserve_node_meta():
+            module = make_fx(functional, decompositions, tracing_mode="fake")(*fakes)
         concrete = get_compiler(config)(module, fakes).runner
-    return LoweredStep(concrete, views)
+    lowered = LoweredStep(concrete, module, views)
+    annotate(concrete.graph._proto, module, graph, lowered.input_order)
+    return lowered
 
 
 def _subtract_from(x: Tensor, number: float, alpha: float = 1) -> Tensor:

@@ -80,10 +80,14 @@ class TorchairBackend:
         return kernel_passes(self.options)
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
+        return self.lower(graph).load(arguments)
+
+    def lower(self, graph: ModelGraph) -> LoweredStep:
+        """The step's GE graph, dumped where dump_dir says; nothing is loaded or run."""
         lowered = lower(graph)
         if self.options.dump_dir is not None:
             self._dump(graph, lowered, self.options.dump_dir / str(graph.bucket))
-        return lowered.load(arguments)
+        return lowered
 
     def load(self, artifact: Path) -> StepFunction | None:
         return None
@@ -95,6 +99,7 @@ class TorchairBackend:
         choice = attention_choice(graph, self.options.soc)
         header = [
             f"# {self.description}",
+            f"# soc {self.options.soc.name}",
             f"# bucket {graph.bucket}",
             f"# attention: {choice.op}, {choice.reason}",
         ]

@@ -1,0 +1,50 @@
+"""Show what is in a lowered Ascend graph: python runners/inspect_graph.py graph=FILE|DIR [SETTING=VALUE ...]."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from graph_model.errors import UserError
+from runners.entry import main, require
+
+
+def inspect_graph(settings: Any) -> None:
+    """Print the figures of dumped graphs, or of one that is lowered now, and write the page."""
+    # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
+    from runners.inspection.files import check_writable, write_text
+    from runners.inspection.findings import find
+    from runners.inspection.live import dump_step
+    from runners.inspection.page import as_page
+    from runners.inspection.plots import plots
+    from runners.inspection.source import read_dumps
+    from runners.inspection.text import as_text
+
+    top = _positive(settings, "top", "a number of nodes")
+    context_length = None
+    if settings.context_length is not None:
+        context_length = _positive(settings, "context_length", "a number of tokens")
+    page, picture = (check_writable(name, settings[name]) for name in ("page", "picture"))
+    if settings.graph is not None:
+        dumps = read_dumps(Path(str(settings.graph)).expanduser(), settings.soc)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            dumps = read_dumps(dump_step(settings, context_length, Path(folder)), settings.soc)
+    found = [find(dump, context_length) for dump in dumps]
+    print("\n\n".join(as_text(findings, top) for findings in found))
+    for path, text in ((page, lambda: as_page(found)), (picture, lambda: plots(found[0]))):
+        if path is not None:
+            write_text(path, text())
+            print(f"\n{path} ({path.stat().st_size / 1e3:.0f} kB)")
+
+
+def _positive(settings: Any, name: str, meaning: str) -> int:
+    value: int = require(settings, name, int, meaning)
+    if value < 1:
+        raise UserError(f"{name} is {value}; it must be {meaning}, at least 1.")
+    return value
+
+
+if __name__ == "__main__":
+    main(inspect_graph, "inspect_graph")

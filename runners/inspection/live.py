@@ -1,0 +1,54 @@
+"""A step of the configured model, lowered now, as a dump."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from graph_model.backends.torchair import TorchairBackend
+from graph_model.bucket import Bucket, BucketTable
+from graph_model.errors import UserError
+from runners.load import bucket_table, load_model
+from runners.settings import ModelSettings, resolve_settings
+
+_PHASES = ("prefill", "extend", "decode")
+
+
+def dump_step(settings: Any, context_length: int | None, folder: Path) -> Path:
+    """Lower one step on fake tensors; no weight is read. Returns the folder of its dump.
+
+    settings: infer's, and phase, which selects the step. context_length: tokens that a row has blocks for; None: the
+    most. folder: for the dump where dump_dir is not set.
+    """
+    if settings.backend != "torchair":
+        raise UserError(f"backend is {settings.backend!r}; only graphs of backend=torchair can be inspected.")
+    model_settings = resolve_settings(settings)
+    bucket = _bucket(str(settings.phase), bucket_table(model_settings), model_settings, context_length)
+    folder = model_settings.dump_dir or folder
+    # The cache is not allocated, so that its size is not limited by this machine's memory.
+    per_sequence = -(-model_settings.max_seq_len // model_settings.block_size)
+    num_blocks = model_settings.num_blocks or model_settings.max_batch_size * per_sequence
+    with ExitStack() as resources:
+        recipe = load_model(replace(model_settings, dump_dir=folder, num_blocks=num_blocks), resources).model.recipe
+        assert isinstance(recipe.backend, TorchairBackend)
+        recipe.backend.lower(recipe.graph(bucket))
+    return folder / str(bucket)
+
+
+def _bucket(phase: str, table: BucketTable, settings: ModelSettings, context_length: int | None) -> Bucket:
+    """The largest step of the phase."""
+    if phase not in _PHASES:
+        raise UserError(f"phase is {phase!r}; it must be one of {', '.join(_PHASES)}.")
+    if context_length is not None and context_length > settings.max_seq_len:
+        raise UserError(
+            f"context_length is {context_length}, above max_seq_len={settings.max_seq_len}. Lower it, or raise "
+            "max_seq_len."
+        )
+    blocks = -(-(context_length or settings.max_seq_len) // settings.block_size)
+    if phase == "decode":
+        return table.choose("decode", settings.max_batch_size, blocks=blocks)
+    tokens = table.chunk_lengths[-1]
+    rows = max(rows for rows in table.prefill_batch_sizes if table.fits(rows, tokens))
+    return table.choose("prefill" if phase == "prefill" else "extend", rows, tokens, blocks)

@@ -1,0 +1,67 @@
+"""What is inspected: dumped graphs, with the texts of the passes that lie beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from graph_model.ascend.ge_graph import GeGraph
+from graph_model.ascend.graph_file import read_graph_file
+from graph_model.ascend.soc import SOCS, Soc, find_soc
+from graph_model.errors import UserError
+
+_LISTING = "lowered.txt"
+_GRAPH = "lowered.pbtxt"
+_NOTE_SOC = "soc "
+
+
+@dataclass(frozen=True)
+class Dump:
+    """One lowered step. notes: the header of its listing. passes: name and text of the graph after each pass."""
+
+    name: str
+    graph: GeGraph
+    soc: Soc
+    notes: list[str]
+    passes: list[tuple[str, str]]
+
+
+def read_dumps(path: Path, soc: str | None) -> list[Dump]:
+    """The graph in a file, or those in a folder and in the folders directly in it.
+
+    soc: the chip's name; None: the one that the dump names, or else the first. Raises UserError.
+    """
+    if not path.exists():
+        raise UserError(f"graph: {path} does not exist. Give a dumped graph, or the folder that dump_dir named.")
+    if path.is_file():
+        return [_read(path, soc)]
+    found = sorted(path.glob("*.pbtxt")) + sorted(path.glob(f"*/{_GRAPH}"))
+    if not found:
+        raise UserError(
+            f"graph: {path} holds no .pbtxt, neither itself nor the folders in it. Dump a graph: python "
+            "runners/infer.py backend=torchair dump_dir=DIR."
+        )
+    return [_read(file, soc) for file in found]
+
+
+def _read(path: Path, soc: str | None) -> Dump:
+    folder = path.parent
+    notes, passes = [], []
+    if path.name == _GRAPH:
+        if (folder / _LISTING).is_file():
+            lines = _text(folder / _LISTING).splitlines()
+            notes = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
+        passes = [(file.stem, _text(file)) for file in sorted(folder.glob("[0-9][0-9]_*.txt"))]
+    named = next((note.removeprefix(_NOTE_SOC) for note in notes if note.startswith(_NOTE_SOC)), None)
+    chip = find_soc(soc or named or next(iter(SOCS)))
+    if soc is None and named is None:
+        notes.append(f"the dump names no chip: {chip.product} ({chip.cann_name}) is assumed; give soc=NAME for another")
+    name = folder.resolve().name if path.name == _GRAPH else path.stem
+    return Dump(name, read_graph_file(path), chip, notes, passes)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"graph: {path} cannot be read as text ({error}). Dump the graph again.") from None
