@@ -65,7 +65,9 @@ def messages() -> Any:
     try:
         from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
     except ImportError:
-        raise UserError("protobuf is not installed; graphs are read with it. Run: pip install 'graph-gemma[inspect]'") from None
+        raise UserError(
+            "protobuf is not installed; graphs are read with it. Run: pip install 'graph-gemma[inspect]'"
+        ) from None
 
     file = descriptor_pb2.FileDescriptorProto(name="graph_gemma/ge_ir.proto", package=_PACKAGE, syntax="proto3")
     for name, values in _ENUMS.items():
