@@ -69,6 +69,11 @@ class StepInputs:
         present = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: array for name, array in present.items() if array is not None}
 
+    def sampling(self) -> list[np.ndarray]:
+        """temperature, top_k, top_p and uniform of a bucket that samples."""
+        present = (self.temperature, self.top_k, self.top_p, self.uniform)
+        return [array for array in present if array is not None]
+
 
 @dataclass(frozen=True)
 class StepOutput:

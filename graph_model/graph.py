@@ -11,6 +11,7 @@ from torch import fx
 from graph_model.bucket import Bucket
 from graph_model.config import GemmaConfig
 from graph_model.quantisation import Quantisation
+from graph_model.shard import WHOLE, Shard
 from graph_model.weights import Expression, WeightPlan
 
 Kind = Literal["weight", "cache", "input"]
@@ -30,7 +31,8 @@ class ModelGraph:
 
     Placeholders carry ``meta["kind"]``; weights come first, then caches, then the step's inputs. Every node carries a
     fake tensor in ``meta["val"]`` and, in ``meta["layer"]``, the module of the plain definition that it came from.
-    Weights carry their expression in ``meta["expression"]``.
+    Weights carry their expression in ``meta["expression"]``. `shard`: the rank whose part of the model the graph
+    computes; the whole model before it is sharded.
     """
 
     module: fx.GraphModule
@@ -39,6 +41,7 @@ class ModelGraph:
     pages: Pages
     dtype: torch.dtype
     quantisation: Quantisation | None = None
+    shard: Shard = WHOLE
 
     @property
     def graph(self) -> fx.Graph:
@@ -79,7 +82,10 @@ class ModelGraph:
         return node
 
     def add_weight(self, name: str, expression: Expression) -> fx.Node:
-        """Append a weight placeholder computed by `expression`."""
+        """The weight placeholder computed by `expression`, appended if there is none yet."""
+        for node in self.placeholders("weight"):
+            if node.meta["expression"] == expression:
+                return node
         with self.fake_mode:
             value = torch.empty(expression.shape, dtype=expression.dtype)
         node = self.add_placeholder(name, "weight", value)
@@ -100,6 +106,13 @@ class ModelGraph:
     def fake_mode(self) -> torch._subclasses.FakeTensorMode:
         """The mode that every fake value of the graph belongs to."""
         return next(n.meta["val"].fake_mode for n in self.graph.nodes if n.op == "placeholder")
+
+    def propagate(self) -> None:
+        """Compute the fake value of every call anew, from those of the placeholders."""
+        for node in self.calls():
+            arguments, options = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+            with self.fake_mode:
+                node.meta["val"] = node.target(*arguments, **options)  # type: ignore[operator]
 
     def clean(self) -> None:
         """Drop calls and weights without users, check the graph and regenerate its code."""

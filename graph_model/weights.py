@@ -6,16 +6,22 @@ that the graph will read, so that a checkpoint of size S is loaded in little mor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from graph_model.quantised_weights import QuantisedExpression, quantised_from_json, quantised_to_json
 
-Read = Callable[[str], Tensor]
+Part = tuple[int, int, int]  # dimension, start, stop
+
+
+class Read(Protocol):
+    """Returns a checkpoint tensor by name, or a part of it without touching the rest."""
+
+    def __call__(self, name: str, part: Part | None = None, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,51 @@ class Source:
 
     def __str__(self) -> str:
         return self.name
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The part [start, stop) of a checkpoint tensor along `dim`: what one rank reads of it."""
+
+    x: Source
+    dim: int
+    start: int
+    stop: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.x.shape[: self.dim], self.stop - self.start, *self.x.shape[self.dim + 1 :])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    def write(self, out: Tensor, read: Read) -> None:
+        out.copy_(read(self.x.name, (self.dim, self.start, self.stop)))
+
+    def __str__(self) -> str:
+        return f"{self.x}[{':, ' * self.dim}{self.start}:{self.stop}]"
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Whole numbers that differ from rank to rank, such as its own: int64."""
+
+    values: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.values),)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.int64
+
+    def write(self, out: Tensor, read: Read) -> None:
+        out.copy_(torch.tensor(self.values))
+
+    def __str__(self) -> str:
+        return str(list(self.values))
 
 
 @dataclass(frozen=True)
@@ -142,15 +193,17 @@ class CausalMask:
         return f"causal_mask({self.size})"
 
 
-Expression = Source | Concat | OnePlus | InverseFrequencies | Rounded | CausalMask | QuantisedExpression
+Expression = (
+    Source | Slice | Constant | Concat | OnePlus | InverseFrequencies | Rounded | CausalMask | QuantisedExpression
+)
 WeightPlan = dict[str, Expression]
 
 
 def evaluate(expressions: Iterable[Expression], read: Read, device: torch.device) -> dict[Expression, Tensor]:
     """The tensor of every distinct expression, contiguous on `device`.
 
-    `read` returns a checkpoint tensor by name; it is called once for each use of a Source. Expressions are computed
-    on the host: a device that runs whole graphs only has no kernels for them.
+    `read` is called once for each use of a Source or Slice. Expressions are computed on the host: a device that runs
+    whole graphs only has no kernels for them.
     """
     tensors: dict[Expression, Tensor] = {}
     for expression in expressions:
@@ -166,6 +219,10 @@ def to_json(expression: Expression) -> dict[str, Any]:
     if isinstance(expression, Source):
         dtype = str(expression.dtype).removeprefix("torch.")
         return {"source": expression.name, "shape": list(expression.shape), "dtype": dtype}
+    if isinstance(expression, Slice):
+        return {"slice": to_json(expression.x), "part": [expression.dim, expression.start, expression.stop]}
+    if isinstance(expression, Constant):
+        return {"constant": list(expression.values)}
     if isinstance(expression, Concat):
         return {"cat": [to_json(part) for part in expression.parts]}
     if isinstance(expression, OnePlus):
@@ -185,6 +242,10 @@ def from_json(raw: dict[str, Any]) -> Expression:
         return quantised_from_json(raw)
     if "source" in raw:
         return Source(raw["source"], tuple(raw["shape"]), getattr(torch, raw["dtype"]))
+    if "slice" in raw:
+        return Slice(_source(raw["slice"]), *raw["part"])
+    if "constant" in raw:
+        return Constant(tuple(raw["constant"]))
     if "cat" in raw:
         return Concat(tuple(from_json(part) for part in raw["cat"]))
     if "inverse_frequencies" in raw:
@@ -195,6 +256,10 @@ def from_json(raw: dict[str, Any]) -> Expression:
         factor = from_json(raw["rounded"])
         assert isinstance(factor, OnePlus)
         return Rounded(factor, getattr(torch, raw["dtype"]))
-    inner = from_json(raw["one_plus"])
-    assert isinstance(inner, Source)
-    return OnePlus(inner)
+    return OnePlus(_source(raw["one_plus"]))
+
+
+def _source(raw: dict[str, Any]) -> Source:
+    source = from_json(raw)
+    assert isinstance(source, Source)
+    return source

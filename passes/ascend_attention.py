@@ -120,8 +120,8 @@ def attention_choice(graph: ModelGraph, soc: Soc) -> AttentionChoice:
         soc,
         bucket.phase,
         graph.pages.block_size,
-        config.num_attention_heads,
-        config.num_key_value_heads,
+        graph.shard.heads(config),
+        graph.shard.kv_heads(config),
         config.head_dim,
         bucket.batch,
     )
@@ -129,9 +129,7 @@ def attention_choice(graph: ModelGraph, soc: Soc) -> AttentionChoice:
 
 def causal_mask(graph: ModelGraph) -> fx.Node:
     """The causal mask's weight, one for the whole graph."""
-    expression = CausalMask(CAUSAL_MASK_SIZE)
-    found = [node for node in graph.placeholders("weight") if node.meta["expression"] == expression]
-    return found[0] if found else graph.add_weight("causal_mask", expression)
+    return graph.add_weight("causal_mask", CausalMask(CAUSAL_MASK_SIZE))
 
 
 class Attention:

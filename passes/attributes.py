@@ -74,8 +74,12 @@ def attribute_value(graph: ModelGraph, attribute: str) -> float:
 
 def _scales_embedding(node: fx.Node, graph: ModelGraph) -> bool:
     scale = attribute_value(graph, "embedding_scale")
-    is_scaling = node.target == aten.mul.Tensor and _calls(node.args[0], aten.embedding.default)
-    return is_scaling and bool(node.args[1] == scale)
+    if node.target != aten.mul.Tensor or node.args[1] != scale:
+        return False
+    source = node.args[0]
+    if _calls(source, ops.all_reduce):
+        return _calls(source.args[0], ops.sharded_embedding)  # type: ignore[union-attr]
+    return _calls(source, aten.embedding.default)
 
 
 def _holds_theta(node: fx.Node, config: GemmaConfig) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from graph_model import ops
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GemmaConfig
@@ -16,6 +17,7 @@ from graph_model.quantisation import Quantisation
 from graph_model.weights import Expression, Read, evaluate
 from passes.contract import Pass, PassError, Tier
 from passes.manager import run_passes
+from passes.select_token import SAMPLING_INPUTS
 
 # Largest difference that another order of the same sums may make, relative to the largest logit.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -86,7 +88,7 @@ class PassChecker:
         self.comparisons.append(comparison)
 
     def _run(self, graph: ModelGraph, inputs: dict[str, Tensor], caches: list[Tensor]) -> Tensor:
-        """The graph's first output."""
+        """The graph's first output, with rows drawn again that a sharded sampling step could not draw."""
         plan = graph.weight_plan
         missing = [expression for expression in plan.values() if expression not in self._weights]
         self._weights.update(evaluate(missing, self._read, torch.device("cpu")))
@@ -94,7 +96,11 @@ class PassChecker:
         own_caches = [cache.clone() for cache in caches[: len(graph.placeholders("cache"))]]
         names = [node.name for node in graph.placeholders("input")]
         with torch.no_grad():
-            return graph.module(*weights, *own_caches, *(inputs[name] for name in names))[0]
+            outputs = graph.module(*weights, *own_caches, *(inputs[name] for name in names))
+            if graph.calls(ops.sharded_sample_token):
+                sampling = [inputs[name] for name, _ in SAMPLING_INPUTS]
+                outputs = ops.redraw(outputs, sampling, graph.bucket.logprobs, graph.shard.world_size)
+        return outputs[0]
 
 
 def difference(expected: Tensor, found: Tensor) -> float:

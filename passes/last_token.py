@@ -22,6 +22,8 @@ TOKEN_WISE = {
     aten.linear.default: 1,
     aten.split_with_sizes.default: 1,
     operator.getitem: 1,
+    ops.all_gather: 1,
+    ops.all_reduce: 1,
     ops.rms_norm: 1,
     ops.gelu_and_mul: 2,
 }
@@ -46,13 +48,15 @@ class LastToken(Pass):
         return 1
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        if candidate.target != aten.linear.default:
+        if candidate.target not in (aten.linear.default, ops.all_gather):
             raise NearMiss(candidate, "the graph does not end in the head's linear")
         barriers = _attention_and_before(graph)
         graph.set_outputs(self._take(graph, candidate, barriers, {}))
 
     def _take(self, graph: ModelGraph, node: fx.Node, barriers: set[fx.Node], taken: dict[fx.Node, fx.Node]) -> fx.Node:
         """The node that computes the last tokens of `node`'s value; `taken` remembers those that exist."""
+        if node.meta.get("kind") == "weight":
+            return node
         if node not in taken:
             arity = 0 if node in barriers else TOKEN_WISE.get(node.target, 0)
             if arity and isinstance(node.args[arity - 1], fx.Node):

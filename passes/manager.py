@@ -12,6 +12,7 @@ import torch
 from graph_model import ops
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
+from graph_model.shard import Shard
 from passes.add_rms_norm import AddRMSNorm
 from passes.attributes import check_attributes
 from passes.canonicalise import Canonicalise
@@ -28,6 +29,8 @@ from passes.paged_attention import PagedAttention
 from passes.rms_norm import RMSNorm
 from passes.rotary import Rotary
 from passes.select_token import SelectToken
+from passes.shard_tensor_parallel import ShardTensorParallel
+from passes.shard_token_selection import ShardTokenSelection
 
 aten = torch.ops.aten
 
@@ -82,8 +85,11 @@ VOCABULARY = frozenset(
 Observer = Callable[[Pass, ModelGraph, ModelGraph], None]
 
 
-def build_passes(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass]:
-    """The passes that the config lists, in its order: name -> {enabled, options...}. Raises UserError."""
+def build_passes(settings: Mapping[str, Mapping[str, Any]], shard: Shard | None = None) -> list[Pass]:
+    """The passes that the config lists, in its order: name -> {enabled, options...}. Raises UserError.
+
+    shard: the rank to build for, where several share the model; the passes that share it are added.
+    """
     passes = []
     for name, options in settings.items():
         cls = PASSES.get(name)
@@ -110,7 +116,13 @@ def build_passes(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass]:
             f"passes.{missing[0]}: this pass cannot be switched off, no backend runs a graph without it. "
             f"Leave passes.{missing[0]}.enabled=true."
         )
-    return passes
+    return passes if shard is None or shard.world_size == 1 else _add_sharding(passes, shard)
+
+
+def _add_sharding(passes: list[Pass], shard: Shard) -> list[Pass]:
+    """Share the model as soon as its ops have one spelling, so that all other passes see one rank's part."""
+    added: dict[type[Pass], Pass] = {Canonicalise: ShardTensorParallel(shard), SelectToken: ShardTokenSelection()}
+    return [p for given in passes for p in (given, added.get(type(given))) if p is not None]
 
 
 def run_passes(

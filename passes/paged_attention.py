@@ -49,7 +49,7 @@ class PagedAttention(Pass):
             cache = torch.empty(
                 pages.num_blocks,
                 pages.block_size,
-                config.num_key_value_heads,
+                graph.shard.kv_heads(config),
                 config.head_dim,
                 dtype=graph.dtype,
             )

@@ -13,11 +13,14 @@ from passes.contract import PassError
 from runners.engine.result import RequestResult
 from runners.inputs import Inputs
 from runners.load import LoadedModel
+from runners.ranks.leader import LeadingModel, Message
 
 
 def check_model_passes(loaded: LoadedModel) -> None:
     """Compare the graphs before and after every pass, with the model's own weights. Raises UserError at the first."""
     recipe = loaded.model.recipe
+    if isinstance(loaded.model, LeadingModel):
+        loaded.model.announce(Message.CHECK)
     try:
         comparisons = check_passes(
             recipe.config, recipe.dtype, recipe.passes, loaded.read, quantisation=recipe.quantisation

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runners.entry import main
+
+if TYPE_CHECKING:
+    from runners.settings import ModelSettings
 
 
 def infer(settings: Any) -> None:
     """Load the model, answer the prompts, report speed and memory."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
+    from runners.ranks import on_ranks
+    from runners.settings import resolve_settings
+
+    model_settings = resolve_settings(settings)
+    on_ranks(model_settings, lambda: _answer(settings, model_settings))
+
+
+def _answer(settings: Any, model_settings: ModelSettings) -> None:
     from runners.answer import answer
     from runners.check import check_answers, check_model_passes
     from runners.inputs import read_inputs
     from runners.llm import LLM
     from runners.output import OutputFile
     from runners.report import print_report
-    from runners.settings import resolve_settings
 
-    model_settings = resolve_settings(settings)
     inputs = read_inputs(settings, model_settings)
     with OutputFile(settings.output_file) as output, LLM(model_settings, inputs.tokenizer) as llm:
         if settings.check:

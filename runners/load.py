@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from graph_model.backends import select_backend
@@ -17,10 +18,13 @@ from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.graph import Pages
 from graph_model.quantisation import Quantisation
-from graph_model.weights import Read
+from graph_model.shard import WHOLE, Shard
+from graph_model.weights import Part, Read
 from passes.manager import build_passes
+from passes.shard_tensor_parallel import ROW_PARALLEL
 from runners.memory import free_memory
 from runners.random_weights import random_weights
+from runners.ranks.leader import LeadingModel, Message
 from runners.settings import SMALLEST_CHUNK, ModelSettings
 
 # Block tables are not made narrower than this many tokens: attention over them costs nothing beside the weights.
@@ -41,7 +45,13 @@ def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
 
     `resources` keeps the checkpoint open. Raises UserError.
     """
+    shard = _shard(settings)
     read, quantisation = _reader(settings, resources)
+    if quantisation is not None and shard.world_size > 1:
+        raise UserError(
+            f"world_size is {shard.world_size}, and the model is quantised; in this version a quantised model runs on "
+            "one device. Leave world_size=1, or give the floating-point checkpoint."
+        )
     backend, description = select_backend(
         settings.backend, settings.cache_dir, settings.soc, settings.norm, settings.dump_dir
     )
@@ -50,14 +60,21 @@ def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
     recipe = Recipe(
         config=settings.config,
         dtype=dtype,
-        pages=Pages(_num_blocks(settings, buckets, backend.device), settings.block_size),
-        passes=(*build_passes(settings.passes), *backend.kernel_passes(dtype)),
+        pages=Pages(_num_blocks(settings, buckets, backend.device, shard), settings.block_size),
+        passes=(*build_passes(settings.passes, shard), *backend.kernel_passes(dtype)),
         backend=backend,
         cache=CompileCache(settings.cache_dir),
-        dump_dir=settings.dump_dir,
+        dump_dir=settings.dump_dir if shard.rank == 0 else None,
         quantisation=quantisation,
+        shard=shard,
     )
-    return LoadedModel(CompiledModel(recipe, buckets, settings.max_seq_len, read), read, description)
+    if shard.world_size > 1:
+        description += f"; {shard.world_size} ranks"
+    if shard.world_size == 1 or shard.rank > 0:
+        return LoadedModel(CompiledModel(recipe, buckets, settings.max_seq_len, read), read, description)
+    leader = LeadingModel(recipe, buckets, settings.max_seq_len, read)
+    resources.callback(leader.announce, Message.STOP)
+    return LoadedModel(leader, read, description)
 
 
 def bucket_table(settings: ModelSettings) -> BucketTable:
@@ -85,24 +102,45 @@ def _one_at_a_time(checkpoint: Checkpoint) -> Read:
     """Read tensors, giving back the mapped pages of one when the next is asked for: they count as used memory."""
     last: list[str] = []
 
-    def read(name: str) -> Tensor:
+    def read(name: str, part: Part | None = None) -> Tensor:
         while last:
             checkpoint.release(last.pop())
         last.append(name)
-        return checkpoint.read(name)
+        return checkpoint.read(name) if part is None else checkpoint.read_slice(name, *part)
 
     return read
 
 
-def _num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch.device) -> int:
-    """Blocks of the cache, scratch blocks included."""
+def _shard(settings: ModelSettings) -> Shard:
+    """This process's part of the model."""
+    if settings.world_size == 1:
+        return WHOLE
+    if not dist.is_initialized():
+        raise UserError(
+            f"world_size is {settings.world_size}, and this process is not one of its ranks. Run one of the commands "
+            "in runners/, which start them, or keep world_size=1."
+        )
+    return Shard(dist.get_rank(), dist.get_world_size())
+
+
+def _num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch.device, shard: Shard) -> int:
+    """Blocks of the cache, scratch blocks included; the same number on all ranks."""
+    num_blocks = _own_num_blocks(settings, buckets, device, shard)
+    if shard.world_size > 1:
+        fewest = torch.tensor(num_blocks)
+        dist.all_reduce(fewest, dist.ReduceOp.MIN)
+        num_blocks = int(fewest)
+    return num_blocks
+
+
+def _own_num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch.device, shard: Shard) -> int:
     scratch = num_scratch_blocks(buckets, settings.block_size)
     per_sequence = -(-settings.max_seq_len // settings.block_size)
     if settings.num_blocks is not None:
         usable, limit = settings.num_blocks, "num_blocks"
     else:
         usable = settings.max_batch_size * per_sequence
-        room = _blocks_that_fit(settings, device) - scratch
+        room = _blocks_that_fit(settings, device, shard) - scratch
         limit = "memory_fraction"
         if room < usable:
             # Few significant bits, so that the next start finds the same number and its compiled steps.
@@ -117,17 +155,31 @@ def _num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch.dev
     return usable + scratch
 
 
-def _blocks_that_fit(settings: ModelSettings, device: torch.device) -> int:
+def _blocks_that_fit(settings: ModelSettings, device: torch.device, shard: Shard) -> int:
     element = torch.empty((), dtype=getattr(torch, settings.dtype)).element_size()
     config = settings.config
-    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * element
-    room = settings.memory_fraction * free_memory(device) - num_parameters(config) * element
+    token = 2 * config.num_hidden_layers * shard.kv_heads(config) * config.head_dim * element
+    # Ranks on a CPU share its memory; a device belongs to one rank.
+    sharing = 1 if device.type == "cuda" else shard.world_size
+    room = settings.memory_fraction * free_memory(device) / sharing - num_parameters(config, shard) * element
     return max(0, int(room // (token * settings.block_size)))
 
 
-def num_parameters(config: GemmaConfig) -> int:
-    """Parameters of the model, a tied head counted once."""
-    return sum(prod(shape) for shape in expected_tensors(config).values())
+def num_parameters(config: GemmaConfig, shard: Shard = WHOLE) -> int:
+    """Parameters of the model, or of a rank's part of it; a tied head counted once."""
+    return sum(
+        prod(shape) * _share(name, config, shard) // shard.world_size
+        for name, shape in expected_tensors(config).items()
+    )
+
+
+def _share(name: str, config: GemmaConfig, shard: Shard) -> int:
+    """How many of `world_size` equal parts of a tensor a rank holds."""
+    module = name.split(".")[-2]
+    if module in ("k_proj", "v_proj"):
+        return shard.kv_heads(config) * shard.world_size // config.num_key_value_heads
+    whole = module.endswith("norm") or (module in ROW_PARALLEL and name.endswith("bias"))
+    return shard.world_size if whole else 1
 
 
 def _powers_of_four(largest: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from graph_model.checkpoint import expected_tensors
 from graph_model.checkpoint.expected import EMBEDDING
 from graph_model.config import GemmaConfig
 from graph_model.quantisation import Quantisation
-from graph_model.weights import Read
+from graph_model.weights import Part, Read
 
 _PATTERN_SIZE = 1 << 20
 _INT8_STD = 32  # of random int8 weights
@@ -27,23 +27,31 @@ def random_weights(config: GemmaConfig, quantisation: Quantisation | None = None
     shapes = expected_tensors(config)
     pattern = torch.randn(_PATTERN_SIZE, generator=torch.Generator().manual_seed(0))
 
-    def read(name: str) -> Tensor:
+    def read(name: str, part: Part | None = None) -> Tensor:
         path, _, kind = name.rpartition(".")
         if path in stored:
             shape = shapes.get(f"{path}.weight", shapes[EMBEDDING])  # a tied head's is the embedding's
             if kind != "weight":
-                return _static_part(kind, shape)
-            return values(name, shape).mul_(_INT8_STD).clamp_(-127, 127).to(torch.int8)
+                return _part(_static_part(kind, shape), part)
+            return values(name, shape, part).mul_(_INT8_STD).clamp_(-127, 127).to(torch.int8)
         shape = shapes[name]
-        return torch.zeros(shape) if len(shape) == 1 else values(name, shape).mul_(shape[1] ** -0.5)
+        if len(shape) == 1:
+            return _part(torch.zeros(shape), part)
+        return values(name, shape, part).mul_(shape[1] ** -0.5)
 
-    def values(name: str, shape: tuple[int, ...]) -> Tensor:
-        offset = zlib.crc32(name.encode()) % _PATTERN_SIZE
-        size = shape[0] * shape[1]
+    def values(name: str, shape: tuple[int, ...], part: Part | None) -> Tensor:
+        first, last = part[1:] if part is not None and part[0] == 0 else (0, shape[0])
+        offset = (zlib.crc32(name.encode()) + first * shape[1]) % _PATTERN_SIZE
+        size = (last - first) * shape[1]
         repeats = -(-(size + offset) // _PATTERN_SIZE)
-        return pattern.repeat(repeats)[offset : offset + size].view(shape)
+        rows = pattern.repeat(repeats)[offset : offset + size].view(last - first, shape[1])
+        return rows if part is None or part[0] == 0 else _part(rows, part)
 
     return read
+
+
+def _part(tensor: Tensor, part: Part | None) -> Tensor:
+    return tensor if part is None else tensor.narrow(part[0], part[1], part[2] - part[1])
 
 
 def _static_part(kind: str, shape: tuple[int, ...]) -> Tensor:

@@ -12,12 +12,23 @@ from graph_model.ascend.soc import Soc, check_model, find_soc
 from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
 from graph_model.errors import UserError
 from graph_model.quantisation import SCHEMES, Quantisation, select_linears
+from graph_model.shard import Shard, check_world_size
 
 BLOCK_SIZES = (16, 32, 64, 128)
 SMALLEST_CHUNK = 64
 _DEFAULT_MAX_SEQ_LEN = 4096
 _DEFAULT_SOC = "atlas_800i_a2"
-_NAMED = {"gemma_2b": GEMMA_2B, "gemma_7b": GEMMA_7B}
+NAMED_CONFIGS = {"gemma_2b": GEMMA_2B, "gemma_7b": GEMMA_7B}
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """Where the ranks run and meet, see conf/infer.yaml. timeout: seconds."""
+
+    devices: tuple[int, ...] | None = None
+    master_address: str = "127.0.0.1"
+    master_port: int | None = 20030
+    timeout: int = 600
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,8 @@ class ModelSettings:
     passes: dict[str, dict[str, Any]]
     dump_dir: Path | None
     cache_dir: Path
+    world_size: int = 1
+    ranks: RankSettings = RankSettings()
 
 
 def resolve_settings(settings: Any) -> ModelSettings:
@@ -58,13 +71,13 @@ def resolve_settings(settings: Any) -> ModelSettings:
     config, directory = _model(settings.model.name, settings.model.path, weights == "random")
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise UserError(f"dtype is {settings.dtype!r}; it must be one of {', '.join(DTYPES)}, or null.")
-    if settings.world_size != 1:
-        raise UserError(f"world_size is {settings.world_size!r}; this version runs on one device. Leave world_size=1.")
+    world_size = _at_least(settings, "world_size", 1)
+    check_world_size(config, world_size)
     if settings.block_size not in BLOCK_SIZES:
         sizes = ", ".join(map(str, BLOCK_SIZES))
         raise UserError(f"block_size is {settings.block_size!r}; it must be one of {sizes}.")
     dtype = settings.dtype or config.dtype
-    soc = _soc(settings, config, dtype)
+    soc = _soc(settings, config, dtype, Shard(0, world_size))
     fraction = settings.memory_fraction
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise UserError(f"memory_fraction is {fraction!r}; it must be above 0 and at most 1.")
@@ -90,7 +103,18 @@ def resolve_settings(settings: Any) -> ModelSettings:
         passes=OmegaConf.to_container(settings.passes),  # type: ignore[arg-type]
         dump_dir=None if settings.dump_dir is None else _writable_directory("dump_dir", settings.dump_dir),
         cache_dir=Path(settings.cache_dir).expanduser() if settings.cache_dir is not None else default_cache_dir(),
+        world_size=world_size,
+        ranks=_ranks(settings, world_size),
     )
+
+
+def check_place(settings: ModelSettings, world_size: int) -> None:
+    """Raise UserError unless the launcher started as many ranks as the settings say."""
+    if settings.world_size != world_size:
+        raise UserError(
+            f"world_size is {settings.world_size}, and the launcher (torchrun) started {world_size} ranks. Give "
+            f"world_size={world_size}, or another --nproc-per-node."
+        )
 
 
 def default_cache_dir() -> Path:
@@ -106,7 +130,7 @@ def _model(name: str, path: str | None, random_weights: bool) -> tuple[GemmaConf
     if name == "demo":
         return read_config(demo.CHECKPOINT_DIR), demo.CHECKPOINT_DIR
     if random_weights:
-        return replace(_NAMED[name]), None
+        return replace(NAMED_CONFIGS[name]), None
     raise UserError(
         f"model.path is not set. model={name} needs the directory of its checkpoint: model.path=DIR. To try the shape "
         "without a checkpoint, give weights=random."
@@ -138,7 +162,7 @@ def _quantisation(settings: Any, config: GemmaConfig) -> Quantisation | None:
     return Quantisation(scheme, select_linears(config, settings.quant.keep_float))
 
 
-def _soc(settings: Any, config: GemmaConfig, dtype: str) -> Soc | None:
+def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard) -> Soc | None:
     """The chip to lower for, which must be able to run the model; None unless the backend is torchair."""
     if settings.norm not in ("exact", "fused"):
         raise UserError(f"norm is {settings.norm!r}; it must be exact or fused.")
@@ -159,11 +183,32 @@ def _soc(settings: Any, config: GemmaConfig, dtype: str) -> Soc | None:
         soc,
         dtype,
         config.head_dim,
-        config.num_attention_heads,
-        config.num_key_value_heads,
+        shard.heads(config),
+        shard.kv_heads(config),
         settings.block_size,
     )
     return soc
+
+
+def _ranks(settings: Any, world_size: int) -> RankSettings:
+    """The settings of the group `ranks`, which a command that runs on one device need not have."""
+    given = settings.get("ranks")
+    if given is None:
+        return RankSettings()
+    devices, port = given.devices, given.master_port
+    if devices is not None:
+        numbers = list(devices)
+        if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in numbers) or len(set(numbers)) < len(
+            numbers
+        ):
+            raise UserError(f"ranks.devices is {numbers!r}; it must be a list of different device numbers, or null.")
+        devices = tuple(numbers)
+    if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535):
+        raise UserError(f"ranks.master_port is {port!r}; it must be a port from 1 to 65535, or null for a free one.")
+    timeout = given.timeout
+    if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 1:
+        raise UserError(f"ranks.timeout is {timeout!r}; it must be a whole number of seconds, at least 1.")
+    return RankSettings(devices, str(given.master_address), port, timeout)
 
 
 def _max_seq_len(settings: Any, config: GemmaConfig) -> int:

@@ -74,6 +74,7 @@ PASSES_MAY_IMPORT = (
     "ops",
     "quantisation",
     "quantised_weights",
+    "shard",
     "weights",
 )
 

@@ -64,11 +64,22 @@ class Checkpoint:
         return self._files[name].get_tensor(name)
 
     def read_slice(self, name: str, dim: int, start: int, stop: int) -> Tensor:
-        """The part [start, stop) along `dim`, a view that touches no other bytes; strided unless `dim` is 0."""
+        """The part [start, stop) along `dim`, a view that touches no other bytes; strided unless `dim` is 0.
+
+        The system is told which pages a strided part needs: it would read whole rows ahead otherwise.
+        """
         size = self.shape(name)[dim]
         if not 0 <= start <= stop <= size:
             raise ValueError(f"{name}: [{start}, {stop}) is not within dimension {dim} of size {size}")
-        return self.read(name).narrow(dim, start, stop - start)
+        tensor = self.read(name)
+        part = tensor.narrow(dim, start, stop - start)
+        if dim:
+            _advise(tensor.data_ptr(), tensor.nbytes, "MADV_RANDOM")
+            width = (stop - start) * tensor.stride(dim) * tensor.element_size()
+            pitch = size * tensor.stride(dim) * tensor.element_size()
+            for row in range(part.data_ptr(), tensor.data_ptr() + tensor.nbytes, pitch):
+                _advise(row, width, "MADV_WILLNEED")
+        return part
 
     def release(self, name: str) -> None:
         """Give the tensor's resident pages back to the system; a later use reads them from the file again.
@@ -80,9 +91,8 @@ class Checkpoint:
         # Whole pages inside the tensor only: its first and last page may also hold a neighbour.
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         stop = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if sys.platform == "linux" and stop > start:
-            libc = ctypes.CDLL(None)
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), ctypes.c_int(mmap.MADV_DONTNEED))
+        if stop > start:
+            _advise(start, stop - start, "MADV_DONTNEED")
 
     def close(self) -> None:
         self._files = {}
@@ -140,6 +150,14 @@ def _check_quantised(
     )
     check_values(directory, quantisation, headers, lambda name: files[name].get_tensor(name))
     return names
+
+
+def _advise(start: int, size: int, advice: str) -> None:
+    """madvise(2) on the pages that hold [start, start + size). No effect except on Linux."""
+    if sys.platform == "linux":
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        length = ctypes.c_size_t(start + size - first)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(first), length, ctypes.c_int(getattr(mmap, advice)))
 
 
 def _open(path: Path) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from graph_model import ops
 from graph_model.backends import StepFunction
 from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
 from graph_model.compile.step import Recipe, Step, prepare_step
@@ -80,6 +81,9 @@ class CompiledModel:
                 device.copy_(host, non_blocking=True)
         with torch.no_grad():
             outputs = loaded.function(*loaded.arguments)
+        if self.recipe.shard.world_size > 1 and bucket.selection == "sample":
+            sampling = [torch.from_numpy(array) for array in loaded.inputs.sampling()]
+            outputs = ops.redraw(outputs, sampling, bucket.logprobs, self.recipe.shard.world_size)
         return StepOutput(*(output.cpu().numpy() for output in outputs))
 
     @property
@@ -95,7 +99,7 @@ class CompiledModel:
     def _load(self, step: Step) -> _Loaded:
         if not self._caches:
             config, pages = self.recipe.config, self.recipe.pages
-            shape = (pages.num_blocks, pages.block_size, config.num_key_value_heads, config.head_dim)
+            shape = (pages.num_blocks, pages.block_size, self.recipe.shard.kv_heads(config), config.head_dim)
             self._caches = [
                 torch.zeros(shape, dtype=self.recipe.dtype).to(self._device) for _ in range(step.num_caches)
             ]

@@ -20,6 +20,7 @@ from graph_model.compile.cache import CompileCache, cache_key, source_digest
 from graph_model.config import GemmaConfig
 from graph_model.graph import ModelGraph, Pages
 from graph_model.quantisation import Quantisation
+from graph_model.shard import WHOLE, Shard
 from graph_model.weights import WeightPlan
 from passes.contract import Pass
 from passes.manager import Observer, run_passes
@@ -27,7 +28,10 @@ from passes.manager import Observer, run_passes
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the steps of one model have in common, whatever their bucket."""
+    """What the steps of one model have in common, whatever their bucket.
+
+    shard: the rank that they run on, the one that `passes` share the model for.
+    """
 
     config: GemmaConfig
     dtype: torch.dtype
@@ -38,6 +42,7 @@ class Recipe:
     dump_dir: Path | None = None
     observe: Observer | None = None
     quantisation: Quantisation | None = None
+    shard: Shard = WHOLE
 
     def key(self, bucket: Bucket) -> str:
         """The cache key of the recipe's step for `bucket`."""

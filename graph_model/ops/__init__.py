@@ -1,6 +1,7 @@
 """Canonical ops: the vocabulary of the rewritten graph."""
 
 from graph_model.ops.attention import paged_attention
+from graph_model.ops.collective import all_gather, all_reduce
 from graph_model.ops.elementwise import gelu_and_mul, rotary
 from graph_model.ops.linear import onednn_linear, onednn_supports
 from graph_model.ops.norm import add_rms_norm, rms_norm
@@ -16,12 +17,21 @@ from graph_model.ops.quantise import (
     rms_norm_quantise,
 )
 from graph_model.ops.registry import NAMESPACE, is_canonical
+from graph_model.ops.sharded_tokens import (
+    redraw,
+    sharded_embedding,
+    sharded_greedy_token,
+    sharded_sample_token,
+    sharded_token_logprobs,
+)
 from graph_model.ops.tokens import greedy_token, last_token, sample_token, token_logprobs
 
 __all__ = [
     "NAMESPACE",
     "add_rms_norm",
     "add_rms_norm_quantise",
+    "all_gather",
+    "all_reduce",
     "dequantise",
     "dequantise_weight",
     "gelu_and_mul",
@@ -36,9 +46,14 @@ __all__ = [
     "paged_attention",
     "quantise",
     "quantise_rows",
+    "redraw",
     "rms_norm",
     "rms_norm_quantise",
     "rotary",
     "sample_token",
+    "sharded_embedding",
+    "sharded_greedy_token",
+    "sharded_sample_token",
+    "sharded_token_logprobs",
     "token_logprobs",
 ]

@@ -187,7 +187,7 @@ def test_tokenizer_with_more_ids_than_the_embedding(refused: Refused, checkpoint
         ("weights=none", "weights is 'none'"),
         ("backend=onnx", "backend: 'onnx' is unknown"),
         ("backend=torchair", "soc=atlas_800i_a2"),
-        ("world_size=2", "world_size is 2"),
+        ("world_size=3", "world_size is 3, which does not fit the model"),
         ("soc=atlas_800i_a2", "soc is 'atlas_800i_a2'"),
         ("passes.rotary.base=1", "Key 'base' is not in struct"),
         ("passes.paged_attention.enabled=false", "passes.paged_attention: this pass cannot be switched off"),

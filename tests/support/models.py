@@ -11,7 +11,9 @@ from graph_model.bucket import BucketTable
 from graph_model.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
 from graph_model.config import GemmaConfig
 from graph_model.graph import Pages
+from graph_model.shard import WHOLE, Shard
 from passes.manager import PASSES, build_passes
+from support.ranks import part_reader
 
 
 def build_model(
@@ -25,10 +27,11 @@ def build_model(
     max_seq_len: int = 128,
     dtype: torch.dtype = torch.float32,
     cache: CompileCache | None = None,
+    shard: Shard = WHOLE,
 ) -> CompiledModel:
     """A CompiledModel with the weights of `reference` (a transformers model), all passes, and `num_blocks` to use."""
-    passes = (*build_passes({name: {} for name in PASSES}), *backend.kernel_passes(dtype))
+    passes = (*build_passes({name: {} for name in PASSES}, shard), *backend.kernel_passes(dtype))
     pages = Pages(num_scratch_blocks(buckets, block_size) + num_blocks, block_size)
-    recipe = Recipe(config, dtype, pages, passes, backend, cache)
+    recipe = Recipe(config, dtype, pages, passes, backend, cache, shard=shard)
     weights: dict[str, Any] = reference.state_dict()
-    return CompiledModel(recipe, buckets, max_seq_len, weights.__getitem__)
+    return CompiledModel(recipe, buckets, max_seq_len, part_reader(weights.__getitem__))

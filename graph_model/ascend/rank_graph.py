@@ -1,0 +1,146 @@
+"""Any rank's lowered graph, of any world size, in one process and without memory: for compile checks and estimates."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+import torch.distributed as dist
+
+from graph_model.ascend.cost import estimate
+from graph_model.ascend.ge_graph import GeGraph
+from graph_model.ascend.legality import check_graph
+from graph_model.ascend.listing import count_nodes
+from graph_model.ascend.lower import lower
+from graph_model.ascend.soc import Soc
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.config import GemmaConfig
+from graph_model.graph import ModelGraph, Pages
+from graph_model.shard import Shard
+from passes.contract import Pass
+from passes.manager import run_passes
+
+_FEW = (2, 3)  # layers of the graphs that are made: all but the last layer are alike
+
+
+@dataclass(frozen=True)
+class RankSummary:
+    """One rank's step of a whole model, extended from graphs of few layers.
+
+    nodes_per_layer: GE nodes of a decoder layer, collectives included. collectives: of the whole step, by GE type.
+    weight_bytes: held by the rank. kv_bytes: of the cache, per token. seconds: the roofline estimate of the step,
+    without launches and synchronisation.
+    """
+
+    nodes_per_layer: int
+    collectives: dict[str, int]
+    weight_bytes: int
+    kv_bytes: int
+    seconds: float
+
+    def kv_tokens(self, soc: Soc, memory_fraction: float) -> int:
+        """Tokens of KV cache that fit beside the weights in a share of the chip's memory."""
+        return max(0, int((memory_fraction * soc.rates.memory * 1e9 - self.weight_bytes) // self.kv_bytes))
+
+
+def summarise_rank(
+    config: GemmaConfig,
+    soc: Soc,
+    dtype: torch.dtype,
+    bucket: Bucket,
+    pages: Pages,
+    passes: Sequence[Pass],
+    shard: Shard,
+) -> RankSummary:
+    """Lower a rank's step, check that the chip takes it, and sum up what it costs.
+
+    passes: all of them, built for `shard`. torch_npu must be loaded for `soc`, with no process group in existence.
+    Raises GeGraphError or UserError if the chip does not take the graph.
+    """
+    steps = [measure_rank(replace(config, num_hidden_layers=n), soc, dtype, bucket, pages, passes, shard) for n in _FEW]
+    fewer, more = steps
+    rest = config.num_hidden_layers - _FEW[1]
+    per_layer = more.collectives - fewer.collectives
+    total = more.collectives + Counter({name: count * rest for name, count in per_layer.items()})
+    return RankSummary(
+        nodes_per_layer=more.nodes - fewer.nodes,
+        collectives=dict(total),
+        weight_bytes=more.weight_bytes + rest * (more.weight_bytes - fewer.weight_bytes),
+        kv_bytes=(more.kv_bytes - fewer.kv_bytes) * config.num_hidden_layers,
+        seconds=more.seconds + rest * (more.seconds - fewer.seconds),
+    )
+
+
+@dataclass(frozen=True)
+class RankStep:
+    """One rank's lowered step. nodes: that run. copies: of caches or weights, at run time. Others as of RankSummary."""
+
+    nodes: int
+    copies: int
+    collectives: Counter[str]
+    weight_bytes: int
+    kv_bytes: int
+    seconds: float
+
+
+def measure_rank(
+    config: GemmaConfig,
+    soc: Soc,
+    dtype: torch.dtype,
+    bucket: Bucket,
+    pages: Pages,
+    passes: Sequence[Pass],
+    shard: Shard,
+) -> RankStep:
+    """Lower the rank's graph of `config` as it is; arguments and errors as of `summarise_rank`."""
+    with fake_group(shard):
+        graph = capture(config, bucket, pages, dtype)
+        run_passes(graph, passes)
+        lowered = lower(graph).graph
+    check_graph(lowered, soc)
+    counts = count_nodes(lowered)
+    return RankStep(
+        nodes=counts.compute,
+        copies=sum(counts.copies.values()) + counts.weight_copies,
+        collectives=collectives(lowered),
+        weight_bytes=sum(prod(e.shape) * e.dtype.itemsize for e in dict.fromkeys(graph.weight_plan.values())),
+        kv_bytes=_kv_bytes(graph),
+        seconds=estimate(lowered, soc).total_s,
+    )
+
+
+@contextlib.contextmanager
+def fake_group(shard: Shard) -> Iterator[None]:
+    """A process group that is none: collectives can be lowered inside the block, for the ranks that it pretends."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if shard.world_size == 1:
+        yield
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=shard.rank, world_size=shard.world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def collective_counts(summary: RankSummary) -> tuple[int, int]:
+    """All-reduces of the step, and its other collectives."""
+    reduces = summary.collectives.get("HcomAllReduce", 0)
+    return reduces, sum(summary.collectives.values()) - reduces
+
+
+def collectives(graph: GeGraph) -> Counter[str]:
+    """The graph's collectives, by type."""
+    return Counter(node.type for node in graph.nodes if node.type.startswith("Hcom"))
+
+
+def _kv_bytes(graph: ModelGraph) -> int:
+    """Bytes of all caches for one token."""
+    caches = [node.meta["val"] for node in graph.placeholders("cache")]
+    return sum(cache.nbytes // (cache.shape[0] * cache.shape[1]) for cache in caches)

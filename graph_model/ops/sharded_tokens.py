@@ -1,0 +1,171 @@
+"""Embedding and choice of tokens where each rank has its part of the vocabulary; whole logits are not gathered.
+
+In all of them `rank` is int64 [1] on the device: graphs of different ranks differ in their weights only. Rank r has
+the ids from r * size to (r + 1) * size. The results are those of the ops in graph_model.ops.tokens on the joined
+logits, but for the order in which float32 sums are taken; they are equal on all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from graph_model.ops.collective import all_gather, all_reduce, stack_ranks
+from graph_model.ops.registry import canonical_op
+from graph_model.ops.tokens import sample_token, token_logprobs
+
+
+@canonical_op("sharded_embedding(Tensor table, Tensor ids, Tensor rank) -> Tensor")
+def sharded_embedding(table: Tensor, ids: Tensor, rank: Tensor) -> Tensor:
+    """Rows of `ids` in this rank's table [size, hidden], 0 for ids of other ranks: the ranks' sum is the embedding."""
+    local, inside = _local(ids, rank, table.shape[0])
+    return torch.where(inside.unsqueeze(-1), F.embedding(local, table), 0.0)
+
+
+@canonical_op("sharded_greedy_token(Tensor logits, Tensor rank, int world_size) -> Tensor")
+def sharded_greedy_token(logits: Tensor, rank: Tensor, world_size: int) -> Tensor:
+    """The likeliest id of each row, the lowest of equals: this rank's logits [batch, size] -> [batch] int64.
+
+    One collective of two float32 per row and rank; ids are below 2 ** 24, which float32 holds.
+    """
+    ids = logits.argmax(-1, keepdim=True)
+    values = logits.gather(-1, ids).float()
+    best = stack_ranks(torch.cat((values, (ids + rank * logits.shape[-1]).float()), -1), world_size)
+    owner = best[:, :, 0].argmax(0, keepdim=True)
+    return best[:, :, 1].gather(0, owner).squeeze(0).long()
+
+
+@canonical_op(
+    "sharded_sample_token(Tensor logits, Tensor temperature, Tensor top_k, Tensor top_p, Tensor uniform, Tensor rank,"
+    " int world_size, int candidates) -> (Tensor, Tensor)"
+)
+def sharded_sample_token(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    uniform: Tensor,
+    rank: Tensor,
+    world_size: int,
+    candidates: int,
+) -> tuple[Tensor, Tensor]:
+    """Draw an id per row as `sample_token` does: [batch] int64, and [batch] int32 that is 1 where that failed.
+
+    The ranks gather their sum of exponentials and their `candidates` likeliest logits. From these follow the cut, the
+    mass of each rank, and so the rank that the uniform falls into, which inverts its own distribution. A row fails
+    if its top_k or nucleus reaches below what was gathered; `redraw` then takes the joined logits.
+    """
+    size = logits.shape[-1]
+    cap = min(candidates, size)
+    sampled = temperature > 0
+    scaled = logits.float() / torch.where(sampled, temperature, 1.0)[:, None]
+    top = scaled.topk(cap, -1).values
+    total = (scaled - top[:, :1]).exp().sum(-1, keepdim=True)
+    gathered = stack_ranks(torch.cat((total, top), -1), world_size)  # [world_size, batch, 1 + cap]
+    total, top = gathered[:, :, 0], gathered[:, :, 1:]
+    best = top[:, :, 0].max(0).values
+    mass = total * (top[:, :, 0] - best).exp()  # [world_size, batch]
+
+    limited = (top_k > 0) & (top_k < world_size * size)
+    threshold = _threshold(top.movedim(0, 1).flatten(1), best, mass.sum(0), limited, top_k, top_p)
+    restricted = limited | (top_p < 1)
+    missed = restricted & sampled
+    # Ids that were not gathered are at most as likely as the last candidate of their rank.
+    missed = missed & (threshold <= top[:, :, -1].max(0).values) if cap < size else torch.zeros_like(missed)
+
+    kept = torch.where(top >= threshold[:, None], (top - best[:, None]).exp(), 0.0).sum(-1)
+    owner, residual = _draw(torch.where(restricted, kept, mass).T, uniform)
+    greedy_owner = top[:, :, 0].argmax(0)
+    weights = torch.where(scaled >= threshold[:, None], (scaled - best[:, None]).exp(), 0.0)
+    drawn = _invert(weights.cumsum(-1), weights, residual[:, None])
+    chosen = torch.where(sampled, drawn, logits.argmax(-1)) + rank * size
+    mine = torch.where(sampled, owner, greedy_owner) == rank
+    # Rank 0 says for all whether a row failed, so that they agree whatever their arithmetic.
+    answer = torch.stack((torch.where(mine, chosen, 0), torch.where(rank == 0, missed.long(), 0)))
+    answer = all_reduce(answer.int())
+    return answer[0].long(), answer[1]
+
+
+@canonical_op(
+    "sharded_token_logprobs(Tensor logits, Tensor token_ids, int top, Tensor rank, int world_size)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+def sharded_token_logprobs(
+    logits: Tensor, token_ids: Tensor, top: int, rank: Tensor, world_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `token_logprobs` returns, from this rank's logits [batch, size]. One collective."""
+    size = logits.shape[-1]
+    logits = logits.float()
+    local, inside = _local(token_ids, rank, size)
+    chosen = torch.where(inside[:, None], logits.gather(-1, local[:, None]), 0.0)
+    maximum = logits.max(-1, keepdim=True).values
+    total = (logits - maximum).exp().sum(-1, keepdim=True)
+    cap = min(top, size)
+    values, ids = logits.topk(cap, -1)
+    packed = torch.cat((chosen, maximum, total, values, (ids + rank * size).float()), -1)
+    gathered = stack_ranks(packed, world_size)  # [world_size, batch, 3 + 2 * cap]
+    best = gathered[:, :, 1].max(0).values
+    log_total = best + (gathered[:, :, 2] * (gathered[:, :, 1] - best).exp()).sum(0).log()
+    values, index = gathered[:, :, 3 : 3 + cap].movedim(0, 1).flatten(1).topk(top, -1)
+    ids = gathered[:, :, 3 + cap :].movedim(0, 1).flatten(1).gather(-1, index).long()
+    return gathered[:, :, 0].sum(0) - log_total, ids, values - log_total[:, None]
+
+
+def redraw(outputs: Sequence[Tensor], sampling: Sequence[Tensor], top: int, world_size: int) -> list[Tensor]:
+    """The outputs of a sharded sampling step as those of a whole one: rows that failed are drawn from all logits.
+
+    outputs: token ids, with top >= 0 three of log-probabilities, which rows failed, this rank's logits.
+    sampling: temperature, top_k, top_p, uniform. All on the host; all ranks call it, as they all know what failed.
+    """
+    token_ids, *logprobs, missed, logits = outputs
+    if not missed.any():
+        return [token_ids, *logprobs]
+    whole = all_gather(logits.cpu(), world_size)
+    token_ids = torch.where(missed.cpu() > 0, sample_token(whole, *sampling), token_ids.cpu())
+    return [token_ids, *(token_logprobs(whole, token_ids, top) if top >= 0 else ())]
+
+
+def _local(ids: Tensor, rank: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Index of each id among this rank's (0 for others' ids), and whether it is this rank's."""
+    local = ids - rank * size
+    inside = torch.logical_and(local >= 0, local < size)
+    return torch.where(inside, local, 0), inside
+
+
+def _threshold(
+    candidates: Tensor, best: Tensor, total: Tensor, limited: Tensor, top_k: Tensor, top_p: Tensor
+) -> Tensor:
+    """The smallest scaled logit that is kept, [batch]; -inf where neither top_k nor top_p restricts.
+
+    candidates [batch, n]; best: the largest of each row; total: the sum of exponentials of logits less `best`.
+    """
+    ordered = candidates.sort(-1, descending=True).values
+    count = ordered.shape[1]
+    k = torch.where(limited, top_k, count).clamp(max=count)
+    kth = torch.where(limited, ordered.gather(-1, (k - 1)[:, None]).squeeze(-1), -torch.inf)
+    weights = torch.where(ordered >= kth[:, None], (ordered - best[:, None]).exp(), 0.0)
+    cumulative = weights.cumsum(-1)
+    total = torch.where(limited, cumulative[:, -1], total)
+    in_nucleus = (cumulative - weights) < (top_p * total)[:, None]
+    last = in_nucleus.sum(-1, keepdim=True).clamp(min=1) - 1
+    nucleus = torch.where(top_p < 1, ordered.gather(-1, last).squeeze(-1), -torch.inf)
+    return torch.maximum(kth, nucleus)
+
+
+def _draw(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The rank that the uniform falls into, [batch], and how far into it; mass [batch, world_size]."""
+    cumulative = mass.cumsum(-1)
+    target = uniform[:, None] * cumulative[:, -1:]
+    owner = _invert(cumulative, mass, target)
+    below = cumulative.gather(-1, (owner - 1).clamp(min=0)[:, None])
+    return owner, (target - torch.where((owner > 0)[:, None], below, 0.0)).squeeze(-1)
+
+
+def _invert(cumulative: Tensor, weights: Tensor, target: Tensor) -> Tensor:
+    """The first index whose cumulative weight exceeds the target, at most the last one that has weight."""
+    count = weights.shape[-1]
+    last = count - 1 - (weights.flip(-1) > 0).int().argmax(-1)
+    return torch.minimum((cumulative <= target).sum(-1), last)

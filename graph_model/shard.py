@@ -1,0 +1,73 @@
+"""Shard: which part of a model one rank of a tensor-parallel group computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graph_model.config import GemmaConfig
+from graph_model.errors import UserError
+
+LARGEST_WORLD_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rank `rank` of `world_size`. Every rank has as many query heads, MLP columns and vocabulary rows as any other.
+
+    Key heads are split where there are enough; otherwise each rank has one, and neighbours hold the same.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+
+    def heads(self, config: GemmaConfig) -> int:
+        """Query heads of this rank."""
+        return config.num_attention_heads // self.world_size
+
+    def kv_heads(self, config: GemmaConfig) -> int:
+        """Key heads of this rank."""
+        return max(1, config.num_key_value_heads // self.world_size)
+
+    def part(self, size: int) -> tuple[int, int]:
+        """[start, stop) of this rank in a dimension that is split evenly."""
+        each = size // self.world_size
+        return self.rank * each, (self.rank + 1) * each
+
+    def kv_part(self, config: GemmaConfig) -> tuple[int, int]:
+        """[start, stop) of this rank's rows of the key and value projections."""
+        first = self.rank * config.num_key_value_heads // self.world_size
+        return first * config.head_dim, (first + self.kv_heads(config)) * config.head_dim
+
+
+WHOLE = Shard()
+
+
+def check_world_size(config: GemmaConfig, world_size: int) -> None:
+    """Raise UserError unless a model of `config` can be shared by `world_size` ranks."""
+    if world_size in legal_world_sizes(config):
+        return
+    problem = _problem(config, world_size)
+    sizes = ", ".join(map(str, legal_world_sizes(config)))
+    raise UserError(
+        f"world_size is {world_size}, which does not fit the model: {problem}. The world sizes that fit it are {sizes}."
+    )
+
+
+def legal_world_sizes(config: GemmaConfig) -> list[int]:
+    """The world sizes that a model of `config` can be shared by."""
+    return [size for size in range(1, LARGEST_WORLD_SIZE + 1) if _problem(config, size) is None]
+
+
+def _problem(config: GemmaConfig, world_size: int) -> str | None:
+    split = {
+        "num_attention_heads": config.num_attention_heads,
+        "intermediate_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+    }
+    for name, size in split.items():
+        if size % world_size:
+            return f"{name} {size} is not a multiple of it"
+    kv_heads = config.num_key_value_heads
+    if kv_heads % world_size and world_size % kv_heads:
+        return f"num_key_value_heads {kv_heads} is neither a multiple nor a divisor of it"
+    return None

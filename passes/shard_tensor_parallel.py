@@ -1,0 +1,135 @@
+"""Share the model among the ranks of a tensor-parallel group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from graph_model.shard import Shard, check_world_size
+from graph_model.weights import Constant, Slice, Source
+from passes.contract import NearMiss, Outcome, Pass, Tier, operand
+
+aten = torch.ops.aten
+
+COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+ROW_PARALLEL = ("o_proj", "down_proj")
+_PER_LAYER = len(COLUMN_PARALLEL) + len(ROW_PARALLEL)
+
+
+@dataclass(frozen=True)
+class ShardTensorParallel(Pass):
+    """Each rank gets its part of the weights; collectives join the parts. Shoeybi et al., arXiv:1909.08053.
+
+    ::
+
+        linear(x, w, b)    q, k, v, gate, up  ->  linear(x, w[rows of the rank], b[rows of the rank])
+        linear(x, w, b)    o, down            ->  all_reduce(linear(x, w[:, columns of the rank])) + b
+        embedding(w, ids)                     ->  all_reduce(sharded_embedding(w[rows of the rank], ids))
+        linear(x, w)       the head           ->  all_gather(linear(x, w[rows of the rank]))
+
+    Between a column-parallel and a row-parallel layer lie the rank's own heads or MLP columns. A key head that several
+    ranks need is held by each of them. Collectives: two per decoder layer, one each for embedding and head.
+    """
+
+    shard: Shard
+
+    name: ClassVar[str] = "shard_tensor_parallel"
+    tier: ClassVar[Tier] = Tier.TOLERANT
+    required: ClassVar[bool] = True
+    removes: ClassVar[tuple[object, ...]] = (aten.embedding.default,)
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(aten.linear.default, aten.embedding.default)
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return _PER_LAYER * graph.config.num_hidden_layers + 2
+
+    def prepare(self, graph: ModelGraph) -> None:
+        check_world_size(graph.config, self.shard.world_size)
+        graph.shard = self.shard
+        for node in graph.calls(aten.reshape.default):
+            if node.meta["layer"].endswith(".self_attn"):
+                _infer_heads(node)
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        if candidate.target == aten.embedding.default:
+            return self._embedding(graph, candidate)
+        name = candidate.meta["layer"].rsplit(".", 1)[-1]
+        if name in COLUMN_PARALLEL:
+            self._column(graph, candidate, name)
+        elif name in ROW_PARALLEL:
+            self._row(graph, candidate)
+        elif name == "lm_head":
+            self._head(graph, candidate)
+        else:
+            raise NearMiss(candidate, f"nothing says how {name!r} is shared")
+
+    def apply(self, graph: ModelGraph) -> Outcome:
+        outcome = super().apply(graph)
+        graph.propagate()
+        for node in graph.calls(aten.reshape.default):
+            node.args = (node.args[0], list(node.meta["val"].shape))
+        graph.module.recompile()
+        return outcome
+
+    def _column(self, graph: ModelGraph, linear: fx.Node, name: str) -> None:
+        is_kv = name in ("k_proj", "v_proj")
+        rows = operand(linear, 1).meta["val"].shape[0]
+        part = self.shard.kv_part(graph.config) if is_kv else self.shard.part(rows)
+        weights = [_part(graph, linear, index, 0, *part) for index in range(1, len(linear.args))]
+        linear.args = (linear.args[0], *weights)
+
+    def _row(self, graph: ModelGraph, linear: fx.Node) -> None:
+        part = self.shard.part(operand(linear, 1).meta["val"].shape[1])
+        bias = linear.args[2] if len(linear.args) > 2 else None
+        linear.args = (linear.args[0], _part(graph, linear, 1, 1, *part))
+        joined = _append(graph, linear, ops.all_reduce)
+        if bias is not None:
+            _append(graph, joined, aten.add.Tensor, bias)
+
+    def _embedding(self, graph: ModelGraph, embedding: fx.Node) -> None:
+        part = self.shard.part(graph.config.vocab_size)
+        table = _part(graph, embedding, 0, 0, *part)
+        rows = graph.insert(ops.sharded_embedding, table, embedding.args[1], rank_weight(graph), at=embedding)
+        embedding.replace_all_uses_with(rows)
+        _append(graph, rows, ops.all_reduce)
+
+    def _head(self, graph: ModelGraph, linear: fx.Node) -> None:
+        part = self.shard.part(graph.config.vocab_size)
+        linear.args = (linear.args[0], _part(graph, linear, 1, 0, *part))
+        _append(graph, linear, ops.all_gather, self.shard.world_size)
+
+
+def rank_weight(graph: ModelGraph) -> fx.Node:
+    """The rank, as a weight: so the graphs of all ranks are the same, their weights apart."""
+    return graph.add_weight("rank", Constant((graph.shard.rank,)))
+
+
+def _part(graph: ModelGraph, node: fx.Node, index: int, dim: int, start: int, stop: int) -> fx.Node:
+    """A weight that is the part [start, stop) of argument `index` along `dim`."""
+    weight = operand(node, index)
+    source = weight.meta.get("expression")
+    if not isinstance(source, Source):
+        raise NearMiss(node, f"argument {index} is not a weight of the checkpoint")
+    return graph.add_weight(f"{weight.name}_part", Slice(source, dim, start, stop))
+
+
+def _append(graph: ModelGraph, node: fx.Node, target: object, *args: object) -> fx.Node:
+    """Let a call of `target` on `node` take its place for all that use it."""
+    result = graph.insert(target, node, *args, at=node.next)
+    result.meta["layer"] = node.meta["layer"]
+    node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not result)
+    return result
+
+
+def _infer_heads(reshape: fx.Node) -> None:
+    """Let the number of heads follow from the rank's projections: [batch, tokens, heads, head_dim] and back."""
+    shape = reshape.args[1]
+    assert isinstance(shape, (list, tuple))
+    position = 2
+    reshape.args = (reshape.args[0], [*shape[:position], -1, *shape[position + 1 :]])

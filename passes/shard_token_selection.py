@@ -1,0 +1,60 @@
+"""Choose the token from each rank's part of the logits."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from passes.contract import Pass, Tier, argument, require
+from passes.shard_tensor_parallel import rank_weight
+
+
+@dataclass(frozen=True)
+class ShardTokenSelection(Pass):
+    """Whole logits are not gathered.
+
+    ::
+
+        greedy_token(all_gather(x))             ->  sharded_greedy_token(x, rank)
+        sample_token(all_gather(x), settings)   ->  sharded_sample_token(x, settings, rank, candidates)
+        token_logprobs(all_gather(x), ids, n)   ->  sharded_token_logprobs(x, ids, n, rank)
+
+    A sampling step also returns which rows could not be drawn, and the rank's logits for them: see `ops.redraw`.
+    candidates: likeliest logits that each rank hands in; rows with a larger top_k, or a nucleus that reaches further,
+    are drawn again from all logits.
+    """
+
+    candidates_per_rank: int = 256
+
+    name: ClassVar[str] = "shard_token_selection"
+    tier: ClassVar[Tier] = Tier.EXACT
+    required: ClassVar[bool] = True
+    removes: ClassVar[tuple[object, ...]] = (ops.all_gather, ops.greedy_token, ops.sample_token, ops.token_logprobs)
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(ops.greedy_token, ops.sample_token, ops.token_logprobs)
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return 1 + (graph.bucket.logprobs >= 0)
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        gathered = argument(candidate, 0, ops.all_gather)
+        logits, world_size = gathered.args
+        require(world_size == graph.shard.world_size, gathered, f"gathers from {world_size} ranks")
+        rank = rank_weight(graph)
+        options = candidate.args[1:]
+        if candidate.target == ops.greedy_token:
+            result = graph.insert(ops.sharded_greedy_token, logits, rank, world_size, at=candidate)
+        elif candidate.target == ops.token_logprobs:
+            result = graph.insert(ops.sharded_token_logprobs, logits, *options, rank, world_size, at=candidate)
+        else:
+            count = self.candidates_per_rank
+            both = graph.insert(ops.sharded_sample_token, logits, *options, rank, world_size, count, at=candidate)
+            result, missed = (graph.insert(operator.getitem, both, index, at=candidate) for index in range(2))
+            graph.set_outputs(*graph.outputs, missed, logits)  # type: ignore[arg-type]
+        candidate.replace_all_uses_with(result)

@@ -1,0 +1,90 @@
+"""Lower steps for every world size: python runners/compile_matrix.py [SETTING=VALUE ...]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runners.entry import main
+
+if TYPE_CHECKING:
+    from graph_model.ascend.rank_graph import RankSummary
+
+_HEADER = (
+    "| model | dtype | world size | compiles | nodes per layer | all-reduces | other collectives | weights, GB |"
+    " KV tokens that fit | ms per token (estimate) |"
+)
+
+
+def compile_matrix(settings: Any) -> None:
+    """Print a Markdown table, a row per combination, as each is done. Raises UserError."""
+    from graph_model.ascend import standin
+    from graph_model.ascend.kernels import register_kernels
+    from graph_model.ascend.soc import find_soc
+    from runners.settings import default_cache_dir
+
+    soc = find_soc(settings.soc)
+    cache_dir = Path(settings.cache_dir).expanduser() if settings.cache_dir is not None else default_cache_dir()
+    standin.load(soc, cache_dir / "cann_standin")
+    register_kernels()
+    print(f"{soc.product} ({soc.cann_name}), batch {settings.batch_size}, context {settings.context}\n")
+    print(_HEADER)
+    print("|---|---|" + "---:|" * 8, flush=True)
+    for row in rows(settings):
+        print(row, flush=True)
+
+
+def rows(settings: Any) -> Iterator[str]:
+    """The table's rows. The last rank stands for all: their graphs are the same."""
+    from graph_model.ascend.rank_graph import collective_counts
+    from graph_model.ascend.soc import find_soc
+    from graph_model.config import DTYPES
+    from graph_model.errors import UserError
+    from runners.settings import NAMED_CONFIGS
+
+    soc = find_soc(settings.soc)
+    for name, values, known in (("models", settings.models, NAMED_CONFIGS), ("dtypes", settings.dtypes, DTYPES)):
+        unknown = [value for value in values if value not in known]
+        if unknown:
+            raise UserError(f"{name}: {unknown[0]!r} is not known; it must be one of {', '.join(known)}.")
+    for model in settings.models:
+        for dtype in (dtype for dtype in settings.dtypes if dtype in soc.dtypes):
+            for world_size in settings.world_sizes:
+                decode, _ = (summarise(settings, model, dtype, world_size, phase) for phase in ("decode", "prefill"))
+                reduces, others = collective_counts(decode)
+                yield (
+                    f"| {model} | {dtype} | {world_size} | decode, prefill | {decode.nodes_per_layer} | {reduces} | "
+                    f"{others} | {decode.weight_bytes / 1e9:.2f} | "
+                    f"{decode.kv_tokens(soc, settings.memory_fraction):,} | {decode.seconds * 1e3:.2f} |"
+                )
+
+
+def summarise(settings: Any, model: str, dtype: str, world_size: int, phase: str) -> RankSummary:
+    """What the step of the last rank costs."""
+    import torch
+
+    from graph_model.ascend.rank_graph import summarise_rank
+    from graph_model.ascend.soc import find_soc
+    from graph_model.backends.torchair import AscendOptions, kernel_passes
+    from graph_model.bucket import Bucket
+    from graph_model.graph import Pages
+    from graph_model.shard import Shard, check_world_size
+    from passes.manager import build_passes
+    from runners.settings import NAMED_CONFIGS
+
+    soc, config = find_soc(settings.soc), NAMED_CONFIGS[model]
+    check_world_size(config, world_size)
+    shard = Shard(world_size - 1, world_size)
+    width = -(-settings.context // settings.block_size)
+    if phase == "decode":
+        bucket = Bucket("decode", settings.batch_size, 1, width)
+    else:
+        bucket = Bucket("prefill", 1, settings.prefill_tokens, 0)
+    passes = (*build_passes(settings.passes, shard), *kernel_passes(AscendOptions(soc, "exact")))
+    pages = Pages(width * settings.batch_size + 1, settings.block_size)
+    return summarise_rank(config, soc, getattr(torch, dtype), bucket, pages, passes, shard)
+
+
+if __name__ == "__main__":
+    main(compile_matrix, "compile_matrix")

@@ -1,0 +1,35 @@
+"""Ranks: the processes that share one model. Rank 0 leads; the others run the steps that it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from runners.settings import ModelSettings
+
+
+def on_ranks(settings: ModelSettings, lead: Callable[[], None]) -> None:
+    """Call `lead` where the model is loaded and driven: here, or on rank 0 of `world_size` ranks.
+
+    With several ranks this process starts them, as copies of its own command, and waits. A process that is a rank
+    already, one of these or one of torchrun's, joins the others; all but rank 0 follow it until it has finished.
+    Raises UserError; ends with status 1, naming the rank, if a rank fails.
+    """
+    # torch is not needed to read settings.
+    from runners.ranks.group import find_place, join
+    from runners.ranks.launch import start_ranks
+    from runners.ranks.leader import follow
+    from runners.settings import check_place
+
+    place = find_place()
+    if place is not None:
+        check_place(settings, place.world_size)
+    if settings.world_size == 1:
+        lead()
+    elif place is None:
+        start_ranks(settings)
+    else:
+        with join(settings, place):
+            if place.rank == 0:
+                lead()
+            else:
+                follow(settings)

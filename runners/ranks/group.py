@@ -1,0 +1,144 @@
+"""Joining the other ranks: which one this is, its device, the process group, and that all agree on the settings."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from graph_model.compile.cache import source_digest
+from graph_model.errors import UserError
+from runners.settings import ModelSettings
+
+# A rank that fails, or that sees another one gone, waits this long: the launcher stops it sooner if the fault is not
+# its own, and one message is printed, not one per rank.
+_PATIENCE_S = 5.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among the ranks; local: among those of its machine."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def find_place() -> Place | None:
+    """This process's place as its launcher (torchrun, or `start_ranks`) says; None: it has none."""
+    if not dist.is_torchelastic_launched():
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return Place(*(int(os.environ[name]) for name in names))
+
+
+@contextlib.contextmanager
+def join(settings: ModelSettings, place: Place) -> Iterator[None]:
+    """Form the process group of all ranks and check that they were started with the same settings.
+
+    The launcher stands at MASTER_ADDR and MASTER_PORT. Host arrays travel over gloo, the graphs' collectives over the
+    device's own library. Inside the block an error is raised by the rank whose fault it is, and names it.
+    """
+    _end_with_the_launcher()
+    with contextlib.ExitStack() as stack:
+        if place.rank:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        stack.enter_context(_named_errors(place.rank))
+        dist.init_process_group(_prepare_device(settings, place), timeout=timedelta(seconds=settings.ranks.timeout))
+        _check_agreement(settings, place)
+        yield
+        dist.destroy_process_group()
+
+
+def settings_digest(settings: ModelSettings) -> bytes:
+    """What must be equal on all ranks: the settings but for paths, the sources, torch."""
+    fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    for name in ("checkpoint_dir", "cache_dir", "dump_dir", "memory_fraction", "ranks"):
+        del fields[name]
+    text = repr(sorted(fields.items())) + source_digest() + torch.__version__
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _check_agreement(settings: ModelSettings, place: Place) -> None:
+    mine = torch.frombuffer(bytearray(settings_digest(settings)), dtype=torch.uint8)
+    digests = [torch.empty_like(mine) for _ in range(place.world_size)]
+    dist.all_gather(digests, mine)
+    others = [rank for rank, digest in enumerate(digests) if not torch.equal(digest, digests[0])]
+    if others:
+        raise UserError(
+            f"The ranks were started with different settings: rank {', '.join(map(str, others))} differs from rank 0 "
+            "in config.json, a setting, this package's sources or torch's version. Give every rank the same."
+        )
+
+
+def _prepare_device(settings: ModelSettings, place: Place) -> str:
+    """Take this rank's device and return the process group's backend for it. Raises UserError."""
+    if settings.backend == "torchair":
+        assert settings.soc is not None
+        from graph_model.ascend import standin
+
+        if standin.load(settings.soc, settings.cache_dir / "cann_standin"):
+            return "gloo"  # the stand-in's device is the host, and there is one per process
+        npu = torch.get_device_module("npu")
+        npu.set_device(_device_index(settings, place, npu.device_count()))
+        return "cpu:gloo,npu:hccl"
+    if not torch.cuda.is_available():
+        return "gloo"
+    torch.cuda.set_device(_device_index(settings, place, torch.cuda.device_count()))
+    return "cpu:gloo,cuda:nccl"
+
+
+def _device_index(settings: ModelSettings, place: Place, count: int) -> int:
+    """The device of this rank. A card with two chips, such as the Atlas 300I DUO, counts as two devices."""
+    devices = settings.ranks.devices if settings.ranks.devices is not None else tuple(range(count))
+    absent = [index for index in devices if index >= count]
+    if absent or len(devices) < place.local_world_size:
+        raise UserError(
+            f"ranks.devices: {place.local_world_size} ranks need a device each, and {len(devices)} are given "
+            f"({', '.join(map(str, devices)) or 'none'}), of {count} that this machine has, 0 to {count - 1}. "
+            "Give as many as there are ranks, or a smaller world_size."
+        )
+    return devices[place.local_rank]
+
+
+def _end_with_the_launcher() -> None:
+    """Leave no rank behind: an interruption ends it at once, and so does the end of the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def _named_errors(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        if rank == 0:
+            raise
+        time.sleep(_PATIENCE_S)  # an error that all ranks have is told by rank 0
+        raise UserError(f"rank {rank}: {error}") from error
+    except Exception as error:
+        if not _is_lost_contact(error):
+            raise
+        time.sleep(_PATIENCE_S)
+        print(f"error: rank {rank} lost contact with another rank: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_lost_contact(error: BaseException | None) -> bool:
+    """Whether a collective failed; gloo raises plain RuntimeErrors."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "connection closed by peer"))

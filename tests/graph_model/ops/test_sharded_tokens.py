@@ -1,0 +1,107 @@
+"""Choosing tokens from parts of the logits: the same as from whole logits, for every cut, tie and cap."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.ranks import run_ranks
+from torch import Tensor
+
+from graph_model import ops
+from graph_model.shard import Shard
+
+ROWS, VOCABULARY = 64, 96
+
+
+@pytest.fixture(scope="module")
+def logits() -> Tensor:
+    return torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(0)) * 3
+
+
+def part(x: Tensor, shard: Shard) -> tuple[Tensor, Tensor]:
+    """This rank's part of the logits, and its number as the graph gets it."""
+    start, stop = shard.part(x.shape[-1])
+    return x[..., start:stop], torch.tensor([shard.rank])
+
+
+def sampling_inputs() -> list[Tensor]:
+    """temperature, top_k, top_p, uniform: rows that are greedy, free, and cut in every way."""
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.arange(ROWS)
+    temperature = torch.where(rows % 5 == 0, 0.0, 0.4 + rows / ROWS)
+    top_k = torch.where(rows % 3 == 0, 0, rows % 40)
+    top_p = torch.where(rows % 4 == 0, 1.0, 0.2 + 0.7 * torch.rand(ROWS, generator=generator))
+    return [temperature, top_k, top_p, torch.rand(ROWS, generator=generator)]
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_the_embedding_is_the_sum_of_the_ranks(world_size: int) -> None:
+    table = torch.randn(VOCABULARY, 5)
+    ids = torch.randint(0, VOCABULARY, (3, 7))
+
+    def embed(shard: Shard) -> Tensor:
+        start, stop = shard.part(VOCABULARY)
+        return ops.all_reduce(ops.sharded_embedding(table[start:stop], ids, torch.tensor([shard.rank])))
+
+    for result in run_ranks(world_size, embed):
+        assert torch.equal(result, table[ids])
+
+
+@pytest.mark.parametrize("world_size", [2, 8])
+def test_greedy_takes_the_lowest_of_equal_ids(world_size: int, logits: Tensor) -> None:
+    tied = (logits / 3).round()  # ties within ranks and across them
+
+    def choose(shard: Shard) -> Tensor:
+        local, rank = part(tied, shard)
+        return ops.sharded_greedy_token(local, rank, world_size)
+
+    expected = (tied == tied.amax(-1, keepdim=True)).int().argmax(-1)
+    for result in run_ranks(world_size, choose):
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize(("world_size", "cap"), [(2, 256), (4, 24), (8, 4), (2, 1)])
+def test_a_draw_is_that_from_whole_logits(world_size: int, cap: int, logits: Tensor) -> None:
+    sampling = sampling_inputs()
+
+    def draw(shard: Shard) -> tuple[Tensor, Tensor]:
+        local, rank = part(logits, shard)
+        ids, missed = ops.sharded_sample_token(local, *sampling, rank, world_size, cap)
+        return ops.redraw([ids, missed, local], sampling, -1, world_size)[0], missed
+
+    expected = ops.sample_token(logits, *sampling)
+    for result, missed in run_ranks(world_size, draw):
+        assert torch.equal(result, expected)
+        assert bool(missed.any()) == (cap < VOCABULARY // world_size)
+        assert not missed[sampling[0] == 0].any()
+
+
+def test_an_edge_of_the_distribution_is_never_crossed() -> None:
+    """Uniforms at 0 and next to 1, and all mass on one rank."""
+    peaked = torch.full((2, 8), -torch.inf)
+    peaked[:, 5] = 0.0
+    uniform = torch.tensor([0.0, 1 - 2**-24])
+    sampling = [torch.ones(2), torch.zeros(2, dtype=torch.int64), torch.ones(2), uniform]
+
+    def draw(shard: Shard) -> Tensor:
+        local, rank = part(peaked, shard)
+        return ops.sharded_sample_token(local.clamp(min=-1e30), *sampling, rank, 4, 2)[0]
+
+    for result in run_ranks(4, draw):
+        assert result.tolist() == [5, 5]
+
+
+@pytest.mark.parametrize("top", [0, 3, VOCABULARY])
+def test_log_probabilities_are_those_of_whole_logits(top: int, logits: Tensor) -> None:
+    ids = torch.randint(0, VOCABULARY, (ROWS,), generator=torch.Generator().manual_seed(2))
+
+    def score(shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
+        local, rank = part(logits, shard)
+        return ops.sharded_token_logprobs(local, ids, top, rank, 4)
+
+    expected = logits.double().log_softmax(-1)
+    values, order = expected.topk(top, -1)
+    for chosen, top_ids, top_values in run_ranks(4, score):
+        torch.testing.assert_close(chosen.double(), expected.gather(-1, ids[:, None])[:, 0], atol=1e-5, rtol=0)
+        assert torch.equal(top_ids, order)
+        torch.testing.assert_close(top_values.double(), values, atol=1e-5, rtol=0)

@@ -1,0 +1,99 @@
+"""What a rank reads from disk and holds while it loads falls with the number of ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from support.configs import TINY_CONFIGS
+
+from graph_model.checkpoint import expected_tensors
+from graph_model.config import GemmaConfig
+from graph_model.shard import Shard
+from runners.load import num_parameters
+
+# Columns of a rank are whole pages: 32 kB in a row of the down projection, 4 kB in one of the output projection.
+CONFIG = GemmaConfig(
+    vocab_size=8192,
+    hidden_size=512,
+    intermediate_size=32768,
+    num_hidden_layers=1,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=512,
+    dtype="float32",
+)
+WORLD_SIZES = (4, 2, 1)
+
+LOAD = """
+import json, os, sys
+from contextlib import ExitStack
+from pathlib import Path
+import torch
+from graph_model.backends.eager import EagerBackend
+from graph_model.bucket import Bucket, BucketTable
+from graph_model.checkpoint import open_checkpoint
+from graph_model.compile import CompiledModel, Recipe
+from graph_model.compile.step import prepare_step
+from graph_model.config import read_config
+from graph_model.graph import Pages
+from graph_model.shard import Shard
+from passes.manager import DEFAULT_PASSES, build_passes
+from runners.load import _one_at_a_time
+
+def field(path, name):
+    return int(next(l for l in Path(path).read_text().splitlines() if l.startswith(name)).split()[1])
+
+directory = Path(sys.argv[1])
+config = read_config(directory)
+for world_size in map(int, sys.argv[2:]):
+    shard = Shard(world_size - 1, world_size)
+    passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, shard)
+    recipe = Recipe(config, torch.float32, Pages(4, 16), tuple(passes), EagerBackend(torch.device("cpu")), shard=shard)
+    with open_checkpoint(directory, config) as checkpoint:
+        model = CompiledModel(recipe, BucketTable((1,), (1,), (16,), (1,), 16), 16, _one_at_a_time(checkpoint))
+        step = prepare_step(recipe, Bucket("decode", 1, 1, 1))
+        descriptor = os.open(directory / "model.safetensors", os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+        Path("/proc/self/clear_refs").write_text("5")
+        memory, disk = field("/proc/self/status", "VmRSS"), field("/proc/self/io", "read_bytes")
+        model._load_weights([step])
+        peak, read = field("/proc/self/status", "VmHWM") - memory, field("/proc/self/io", "read_bytes") - disk
+        print(json.dumps([peak * 1024, read, model.weight_bytes]))
+    del model
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_and_disk_fall_with_the_number_of_ranks(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_json()))
+    tensors = {name: torch.randn(shape) for name, shape in expected_tensors(CONFIG).items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with (tmp_path / "model.safetensors").open("rb+") as file:
+        os.fsync(file.fileno())  # only written pages can be dropped from memory
+    command = [sys.executable, "-c", LOAD, str(tmp_path), *map(str, WORLD_SIZES)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert run.returncode == 0, run.stderr
+    for world_size, line in zip(WORLD_SIZES, run.stdout.splitlines(), strict=True):
+        peak, read, held = json.loads(line)
+        ideal = 4 * num_parameters(CONFIG, Shard(0, world_size))
+        print(f"{world_size} ranks: {peak / ideal:.3f} of the ideal memory, {read / ideal:.3f} of the ideal reads")
+        assert held <= 1.02 * ideal
+        assert peak <= 1.1 * ideal + 16e6
+        # A row's part may begin and end within a page, and the system reads whole pages.
+        assert 0.9 * ideal <= read <= 1.2 * ideal
+
+
+def test_the_share_of_a_rank_is_counted_as_it_is_planned() -> None:
+    config = TINY_CONFIGS["one_kv_head"]
+    hidden, layers, kv = config.hidden_size, config.num_hidden_layers, config.head_dim * config.hidden_size
+    replicated = (2 * layers + 1) * hidden + layers * 2 * kv
+    assert 4 * (num_parameters(config, Shard(0, 4)) - replicated) == num_parameters(config) - replicated
