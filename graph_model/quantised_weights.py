@@ -116,8 +116,39 @@ class DequantisedBias:
         return f"dequantised_bias({self.path})"
 
 
-QuantisedExpression = ChannelScale | QuantisedWeight | DeqScale | Dequantised | DequantisedBias
-_CLASSES = {cls.__name__: cls for cls in (ChannelScale, QuantisedWeight, DeqScale, Dequantised, DequantisedBias)}
+@dataclass(frozen=True)
+class PartialBias:
+    """A rank's share of the quant_bias of a static linear whose columns are shared out: int32 [out].
+
+    The correction for input_offset over the rank's own columns, [start, stop); the rank of the first columns adds what
+    quant_bias holds besides corrections, unless `bias_apart` says that the graph adds it. The ranks' shares sum to
+    quant_bias.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+    bias_apart: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.int32
+
+    def write(self, out: Tensor, read: Read) -> None:
+        offset = read(f"{self.path}.input_offset").to(torch.int32)
+        out.copy_(-offset * read(f"{self.path}.weight", (1, self.start, self.stop)).sum(1, dtype=torch.int32))
+        if self.start == 0 and not self.bias_apart:
+            out.add_(read(f"{self.path}.quant_bias"))
+            out.add_(offset * read(f"{self.path}.weight").sum(1, dtype=torch.int32))
+
+    def __str__(self) -> str:
+        return f"partial_bias({self.path}[:, {self.start}:{self.stop}])"
+
+
+_TYPES = (ChannelScale, QuantisedWeight, DeqScale, Dequantised, DequantisedBias, PartialBias)
+QuantisedExpression = ChannelScale | QuantisedWeight | DeqScale | Dequantised | DequantisedBias | PartialBias
+_CLASSES = {cls.__name__: cls for cls in _TYPES}
 
 
 def channel_scale(weight: Tensor) -> Tensor:

@@ -41,9 +41,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Slice:
-    """The part [start, stop) of a checkpoint tensor along `dim`: what one rank reads of it."""
+    """The part [start, stop) of a tensor along `dim`: what one rank holds of it, and all it reads of a Source."""
 
-    x: Source
+    x: Source | QuantisedExpression
     dim: int
     start: int
     stop: int
@@ -57,7 +57,12 @@ class Slice:
         return self.x.dtype
 
     def write(self, out: Tensor, read: Read) -> None:
-        out.copy_(read(self.x.name, (self.dim, self.start, self.stop)))
+        if isinstance(self.x, Source):
+            out.copy_(read(self.x.name, (self.dim, self.start, self.stop)))
+        else:
+            whole = torch.empty(self.x.shape, dtype=self.x.dtype)
+            self.x.write(whole, read)
+            out.copy_(whole.narrow(self.dim, self.start, self.stop - self.start))
 
     def __str__(self) -> str:
         return f"{self.x}[{':, ' * self.dim}{self.start}:{self.stop}]"
@@ -243,7 +248,9 @@ def from_json(raw: dict[str, Any]) -> Expression:
     if "source" in raw:
         return Source(raw["source"], tuple(raw["shape"]), getattr(torch, raw["dtype"]))
     if "slice" in raw:
-        return Slice(_source(raw["slice"]), *raw["part"])
+        whole = from_json(raw["slice"])
+        assert isinstance(whole, Source | QuantisedExpression)
+        return Slice(whole, *raw["part"])
     if "constant" in raw:
         return Constant(tuple(raw["constant"]))
     if "cat" in raw:

@@ -13,11 +13,20 @@ from torch import fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from graph_model.quantisation import GROUPS, Quantisation, group_of
-from graph_model.quantised_weights import ChannelScale, DeqScale, Dequantised, QuantisedWeight
-from graph_model.weights import Concat, Expression, Source
+from graph_model.quantised_weights import (
+    ChannelScale,
+    DeqScale,
+    Dequantised,
+    PartialBias,
+    QuantisedExpression,
+    QuantisedWeight,
+)
+from graph_model.weights import Concat, Expression, Slice, Source
 from passes.contract import NearMiss, Pass, Tier, operand
 
 aten = torch.ops.aten
+
+Leaf = Source | Dequantised
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,8 @@ class InsertQuantization(Pass):
         if len(leaves) != len(paths):
             raise NearMiss(candidate, f"its weight joins {len(leaves)} tensors, expected those of {', '.join(paths)}")
 
-        def add(suffix: str, make: Callable[[str, Source | Dequantised], Expression]) -> fx.Node:
-            parts = tuple(make(path, leaf) for path, leaf in zip(paths, leaves, strict=True))
+        def add(suffix: str, make: Callable[[str, Leaf], Expression]) -> fx.Node:
+            parts = tuple(_rank_part(make, path, leaf) for path, leaf in zip(paths, leaves, strict=True))
             name = f"{weight.name.removesuffix('_weight')}_{suffix}"
             return graph.add_weight(name, parts[0] if len(parts) == 1 else Concat(parts))
 
@@ -70,7 +79,10 @@ class InsertQuantization(Pass):
             owner = group_of(paths[0])[0]
             scale, offset = (_shared(graph, f"{owner}.{name}") for name in ("input_scale", "input_offset"))
             q = _quantised(graph, ops.quantise, x, scale, offset)
-            int_bias = add("quant_bias", lambda path, leaf: Source(f"{path}.quant_bias", leaf.shape[:1], torch.int32))
+            if isinstance(leaves[0], Slice) and leaves[0].dim == 1:
+                int_bias = add("quant_bias", lambda path, _: _partial_bias(graph, path, leaves[0]))
+            else:
+                int_bias = add("quant_bias", lambda path, w: Source(f"{path}.quant_bias", w.shape[:1], torch.int32))
             deq_scale = add("deq_scale", lambda path, leaf: DeqScale(f"{path}.deq_scale", leaf.shape[:1]))
             total = graph.insert(ops.int_linear, q, int8, int_bias, at=candidate)
             result = graph.insert(ops.dequantise, total, deq_scale, None, None, graph.dtype, at=candidate)
@@ -103,22 +115,41 @@ def _paths(linear: fx.Node) -> tuple[str, ...]:
     return (layer,)
 
 
-def _leaves(linear: fx.Node, weight: fx.Node) -> tuple[Source | Dequantised, ...]:
-    """The checkpoint's matrices that a linear's weight joins."""
+def _leaves(linear: fx.Node, weight: fx.Node) -> tuple[Leaf | Slice, ...]:
+    """The checkpoint's matrices, or the rank's parts of them, that a linear's weight joins."""
     expression = weight.meta.get("expression")
     parts = expression.parts if isinstance(expression, Concat) else (expression,)
-    if not all(isinstance(part, Source | Dequantised) for part in parts):
+    if not all(isinstance(part.x if isinstance(part, Slice) else part, Leaf) for part in parts):
         raise NearMiss(linear, f"its weight is {expression}, expected weights of the checkpoint")
     return parts  # type: ignore[return-value]
 
 
-def _int8_weight(path: str, leaf: Source | Dequantised) -> Expression:
+def _rank_part(make: Callable[[str, Leaf], Expression], path: str, leaf: Leaf | Slice) -> Expression:
+    """What `make` makes of a matrix; of a rank's part of it, that part: its rows' numbers, or all rows' columns."""
+    if not isinstance(leaf, Slice):
+        return make(path, leaf)
+    assert isinstance(leaf.x, Leaf)
+    whole = make(path, leaf.x)
+    if leaf.dim >= len(whole.shape):
+        return whole
+    assert isinstance(whole, Source | QuantisedExpression)
+    return Slice(whole, leaf.dim, leaf.start, leaf.stop)
+
+
+def _partial_bias(graph: ModelGraph, path: str, leaf: Leaf | Slice) -> PartialBias:
+    """The rank's share of the bias, for the columns that `leaf` has of the weight."""
+    assert isinstance(leaf, Slice)
+    bias_apart = graph.config.attention_bias and path.endswith("o_proj")
+    return PartialBias(path, leaf.shape[:1], leaf.start, leaf.stop, bias_apart)
+
+
+def _int8_weight(path: str, leaf: Leaf) -> Expression:
     if isinstance(leaf, Dequantised):
         return Source(f"{path}.weight", leaf.shape, torch.int8)
     return QuantisedWeight(leaf.name, leaf.shape, leaf.dtype)
 
 
-def _weight_scale(path: str, leaf: Source | Dequantised) -> Expression:
+def _weight_scale(path: str, leaf: Leaf) -> Expression:
     if isinstance(leaf, Dequantised):
         return Source(f"{path}.weight_scale", leaf.shape[:1], torch.float32)
     return ChannelScale(leaf.name, leaf.shape[:1], leaf.dtype)

@@ -10,6 +10,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
+from graph_model.quantised_weights import Dequantised, DequantisedBias
 from graph_model.shard import Shard, check_world_size
 from graph_model.weights import Constant, Slice, Source
 from passes.contract import NearMiss, Outcome, Pass, Tier, operand
@@ -114,7 +115,7 @@ def _part(graph: ModelGraph, node: fx.Node, index: int, dim: int, start: int, st
     """A weight that is the part [start, stop) of argument `index` along `dim`."""
     weight = operand(node, index)
     source = weight.meta.get("expression")
-    if not isinstance(source, Source):
+    if not isinstance(source, Source | Dequantised | DequantisedBias):
         raise NearMiss(node, f"argument {index} is not a weight of the checkpoint")
     return graph.add_weight(f"{weight.name}_part", Slice(source, dim, start, stop))
 

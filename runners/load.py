@@ -47,11 +47,6 @@ def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
     """
     shard = _shard(settings)
     read, quantisation = _reader(settings, resources)
-    if quantisation is not None and shard.world_size > 1:
-        raise UserError(
-            f"world_size is {shard.world_size}, and the model is quantised; in this version a quantised model runs on "
-            "one device. Leave world_size=1, or give the floating-point checkpoint."
-        )
     backend, description = select_backend(
         settings.backend, settings.cache_dir, settings.soc, settings.norm, settings.dump_dir
     )
