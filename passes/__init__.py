@@ -19,6 +19,13 @@ fold_quantise       exact     quantise into the norm before it
 select_token        exact     logits -> token ids (greedy or sampled), log-probabilities on request
 ==================  ========  ==========================================================================
 
+with several ranks, behind canonicalise and behind select_token:
+
+=====================  ========  =======================================================================
+shard_tensor_parallel  tolerant  each rank gets its part of the weights; collectives join the parts
+shard_token_selection  tolerant  the token is chosen from the parts; whole logits are not gathered
+=====================  ========  =======================================================================
+
 and, chosen by the backend, to select kernels:
 
 ==================  ========  ==========================================================================
