@@ -34,6 +34,8 @@ from graph_model.quantisation import Quantisation
 
 __all__ = ["Checkpoint", "expected_tensors", "open_checkpoint"]
 
+_READ_AHEAD = 1 << 17  # as much as every system reads at one request
+
 
 class Checkpoint:
     """The tensors of an open checkpoint. A context manager; tensors that were read stay valid after `close`.
@@ -66,19 +68,19 @@ class Checkpoint:
     def read_slice(self, name: str, dim: int, start: int, stop: int) -> Tensor:
         """The part [start, stop) along `dim`, a view that touches no other bytes; strided unless `dim` is 0.
 
-        The system is told which pages a strided part needs: it would read whole rows ahead otherwise.
+        The system is told which pages the part needs: it would read megabytes ahead of it otherwise.
         """
         size = self.shape(name)[dim]
         if not 0 <= start <= stop <= size:
             raise ValueError(f"{name}: [{start}, {stop}) is not within dimension {dim} of size {size}")
         tensor = self.read(name)
         part = tensor.narrow(dim, start, stop - start)
-        if dim:
-            _advise(tensor.data_ptr(), tensor.nbytes, "MADV_RANDOM")
-            width = (stop - start) * tensor.stride(dim) * tensor.element_size()
-            pitch = size * tensor.stride(dim) * tensor.element_size()
-            for row in range(part.data_ptr(), tensor.data_ptr() + tensor.nbytes, pitch):
-                _advise(row, width, "MADV_WILLNEED")
+        _advise(tensor.data_ptr(), tensor.nbytes, "MADV_RANDOM")
+        row = tensor.stride(dim) * tensor.element_size()
+        for begin in range(part.data_ptr(), tensor.data_ptr() + tensor.nbytes, size * row):
+            end = begin + (stop - start) * row
+            for block in range(begin, end, _READ_AHEAD):
+                _advise(block, min(_READ_AHEAD, end - block), "MADV_WILLNEED")
         return part
 
     def release(self, name: str) -> None:

@@ -87,7 +87,8 @@ def test_memory_and_disk_fall_with_the_number_of_ranks(tmp_path: Path) -> None:
         ideal = 4 * num_parameters(CONFIG, Shard(0, world_size))
         print(f"{world_size} ranks: {peak / ideal:.3f} of the ideal memory, {read / ideal:.3f} of the ideal reads")
         assert held <= 1.02 * ideal
-        assert peak <= 1.1 * ideal + 16e6
+        largest = 4 * CONFIG.intermediate_size * CONFIG.hidden_size / world_size  # mapped while it is copied
+        assert peak <= ideal + largest + 16e6
         # A row's part may begin and end within a page, and the system reads whole pages.
         assert 0.9 * ideal <= read <= 1.2 * ideal
 
