@@ -30,6 +30,7 @@ CONFIG = GemmaConfig(
     dtype="float32",
 )
 WORLD_SIZES = (4, 2, 1)
+NUM_WHOLE = 3  # norms
 
 LOAD = """
 import json, os, sys
@@ -71,6 +72,13 @@ for world_size in map(int, sys.argv[2:]):
 """
 
 
+def read_ahead(directory: Path) -> int:
+    """Bytes that the system reads ahead of a sequential reader of files there."""
+    device = os.stat(directory).st_dev
+    path = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    return int(path.read_text()) * 1024
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_and_disk_fall_with_the_number_of_ranks(tmp_path: Path) -> None:
@@ -89,8 +97,8 @@ def test_memory_and_disk_fall_with_the_number_of_ranks(tmp_path: Path) -> None:
         assert held <= 1.02 * ideal
         largest = 4 * CONFIG.intermediate_size * CONFIG.hidden_size / world_size  # mapped while it is copied
         assert peak <= ideal + largest + 16e6
-        # A row's part may begin and end within a page, and the system reads whole pages.
-        assert 0.9 * ideal <= read <= 1.2 * ideal
+        # A row's part may begin and end within a page, and the system reads whole pages; and ahead of whole tensors.
+        assert 0.9 * ideal <= read <= 1.1 * ideal + NUM_WHOLE * read_ahead(tmp_path)
 
 
 def test_the_share_of_a_rank_is_counted_as_it_is_planned() -> None:
