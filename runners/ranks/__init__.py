@@ -14,10 +14,8 @@ def on_ranks(settings: ModelSettings, lead: Callable[[], None]) -> None:
     already, one of these or one of torchrun's, joins the others; all but rank 0 follow it until it has finished.
     Raises UserError; ends with status 1, naming the rank, if a rank fails.
     """
-    # torch is not needed to read settings.
+    # Importing torch takes seconds, which the check of the settings need not wait for.
     from runners.ranks.group import find_place, join
-    from runners.ranks.launch import start_ranks
-    from runners.ranks.leader import follow
     from runners.settings import check_place
 
     place = find_place()
@@ -26,8 +24,12 @@ def on_ranks(settings: ModelSettings, lead: Callable[[], None]) -> None:
     if settings.world_size == 1:
         lead()
     elif place is None:
+        from runners.ranks.launch import start_ranks
+
         start_ranks(settings)
     else:
+        from runners.ranks.leader import follow
+
         with join(settings, place):
             if place.rank == 0:
                 lead()
