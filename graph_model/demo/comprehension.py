@@ -1,42 +1,46 @@
-"""Reading comprehension in BoolQ's form: a passage of a few facts, and whether it tells of something, yes or no."""
+"""Reading comprehension in BoolQ's form: a passage of a few facts, a yes-or-no question."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from graph_model.demo.facts import COLOURS, PEOPLE, PLACES, THINGS, Fact, draw_fact
+from graph_model.demo.facts import BOYS, KINDS, PEOPLE, Combination, Fact
 
-Allowed = Callable[[tuple[Fact, ...]], bool]
+Allowed = Callable[[Combination], bool]
 
-WORDS = {"person": PEOPLE, "thing": THINGS, "place": PLACES, "colour": COLOURS}  # what is asked about, by kind
-QUESTIONS = {
-    "person": "is {} in the story",
-    "thing": "is there a {} in the story",
-    "place": "does the story go to the {}",
-    "colour": "is something {} in the story",
-}
 TITLES = ("A busy day", "In the village", "A short story", "What happened")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A comprehension item; `facts` are what the passage tells, in its order; the question asks for `word`."""
+    """A comprehension item; `facts` are what the passage tells, in its order: of one person, a kind once.
+
+    `about` is the fact that is asked about; the question names its person and `word`, which is that of the fact if
+    the answer is yes.
+    """
 
     title: str
     facts: tuple[Fact, ...]
-    kind: str
+    about: Fact
     word: str
-    answer: bool
+
+    @property
+    def answer(self) -> bool:
+        return self.word == self.about.word
+
+    @property
+    def kind(self) -> str:
+        return self.about.kind
 
     @property
     def passage(self) -> str:
-        return " ".join(fact.sentence() for fact in self.facts)
+        return tell(self.facts)
 
     @property
     def question(self) -> str:
-        return QUESTIONS[self.kind].format(self.word)
+        return KINDS[self.kind].question.format(self.about.person, self.word)
 
     @property
     def prompt(self) -> str:
@@ -48,30 +52,28 @@ class Item:
         return " yes" if self.answer else " no"
 
 
-def draw_facts(rng: Random, allowed: Allowed) -> tuple[Fact, ...]:
-    """Two or three facts about as many people, allowed together."""
+def tell(facts: Sequence[Fact]) -> str:
+    """The passage: the person is named once."""
+    person = facts[0].person
+    pronoun = "He" if person in BOYS else "She"
+    return " ".join(fact.sentence(pronoun if index else person) for index, fact in enumerate(facts))
+
+
+def draw_facts(rng: Random, count: int, allowed: Allowed) -> tuple[Fact, ...]:
+    """So many facts about one person, each of another kind and allowed."""
     while True:
-        facts = tuple(draw_fact(rng, person) for person in rng.sample(PEOPLE, rng.choice((2, 3))))
-        if allowed(facts):
+        person = rng.choice(PEOPLE)
+        facts = tuple(Fact(k, person, rng.choice(KINDS[k].words)) for k in rng.sample(tuple(KINDS), count))
+        if all(allowed(fact.combination) for fact in facts):
             return facts
 
 
-def draw_item(rng: Random, kind: str, answer: bool, allowed: Allowed) -> Item:
-    """An item of this kind with this answer on allowed facts."""
-    while True:
-        facts = draw_facts(rng, allowed)
-        told = told_words(facts, kind)
-        if told:  # a passage without any word of the kind would tell that the answer is no
-            word = draw_word(rng, kind, told, answer)
-            return Item(rng.choice(TITLES), facts, kind, word, answer)
+def draw_word(rng: Random, about: Fact, answer: bool, allowed: Allowed) -> str:
+    """The word that a question about a fact names: its own (yes), or another of its kind (no).
 
-
-def draw_word(rng: Random, kind: str, told: list[str], answer: bool) -> str:
-    """A word of the kind that the passage tells (yes) or does not (no)."""
-    return rng.choice(told if answer else [word for word in WORDS[kind] if word not in told])
-
-
-def told_words(facts: tuple[Fact, ...], kind: str) -> list[str]:
-    """The words of a kind that occur in the facts."""
-    words = [word for fact in facts for word in fact.combination]
-    return [word for word in WORDS[kind] if word in words]
+    The question's person and word are an allowed combination either way: words that are only ever asked about when
+    the answer is no would tell it.
+    """
+    if answer:
+        return about.word
+    return rng.choice([w for w in KINDS[about.kind].words if w != about.word and allowed((about.person, w))])

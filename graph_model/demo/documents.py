@@ -8,13 +8,16 @@ from itertools import count
 from random import Random
 from typing import Protocol
 
-from graph_model.demo.comprehension import QUESTIONS, TITLES, draw_facts, draw_word, told_words
+from graph_model.demo.comprehension import TITLES, draw_facts, draw_word, tell
+from graph_model.demo.facts import KINDS
 from graph_model.demo.stories import Story
-from graph_model.demo.world import KINDS, is_known, training_items, training_stories
+from graph_model.demo.world import is_known, training_items, training_stories
 
 FACTS_WEIGHT = 0.05  # passages and questions: what they say is drawn at random, there is little to learn
 ANSWER_WEIGHT = 2.0
 STORY_WEIGHT = 0.3
+QUESTIONS_PER_EXERCISE = 8
+SHARE_OF_OPEN_QUESTIONS = 0.25
 REQUESTS = (
     "Tell me a story about {person} and a {thing}.",
     "Write a short story about {person}.",
@@ -38,24 +41,14 @@ def item_documents(seed: int | str) -> Iterator[Document]:
         yield [Piece(item.prompt, FACTS_WEIGHT), Piece(item.completion, ANSWER_WEIGHT), EOS_PIECE]
 
 
-def exercise_documents(seed: int | str, questions: int = 9) -> Iterator[Document]:
-    """Many questions about a short passage, some of them asked again.
+def first_exercise_documents(seed: int | str) -> Iterator[Document]:
+    """Exercises on very short passages, which come first."""
+    return _exercises(f"first {seed}", (1, 1, 2))
 
-    An answer that was just given can be looked up before a passage can: this is what teaches looking things up.
-    """
-    rng = Random(f"exercise documents {seed}")
-    while True:
-        facts = draw_facts(rng, is_known)[: rng.choice((1, 2, 3))]
-        passage = " ".join(fact.sentence() for fact in facts)
-        pieces = [Piece(f"{rng.choice(TITLES)} -- {passage}", FACTS_WEIGHT)]
-        candidates = []
-        for kind in KINDS:
-            if told := told_words(facts, kind):
-                candidates += [(kind, draw_word(rng, kind, told, answer), answer) for answer in (True, False)]
-        for kind, word, answer in rng.choices(candidates, k=questions):
-            pieces.append(Piece(f"\nQuestion: {QUESTIONS[kind].format(word)}?\nAnswer:", FACTS_WEIGHT))
-            pieces.append(Piece(" yes" if answer else " no", ANSWER_WEIGHT))
-        yield [*pieces, EOS_PIECE]
+
+def exercise_documents(seed: int | str) -> Iterator[Document]:
+    """Exercises on passages as long as those of the items."""
+    return _exercises(str(seed), (2, 3))
 
 
 def story_documents(seed: int | str) -> Iterator[Document]:
@@ -91,9 +84,32 @@ def mixed_documents(sources: Sequence[tuple[float, Source]], seed: int) -> Itera
         yield next(rng.choices(streams, weights)[0])
 
 
+def _exercises(seed: str, fact_counts: Sequence[int]) -> Iterator[Document]:
+    """Many questions about a short passage, some asked again, some open: where, what.
+
+    An open question's answer is a word of the passage: that teaches to look words up, which a bit per question does
+    not. An answer given before can be looked up before a passage can.
+    """
+    rng = Random(f"exercise documents {seed}")
+    while True:
+        facts = draw_facts(rng, rng.choice(fact_counts), is_known)
+        pieces = [Piece(f"{rng.choice(TITLES)} -- {tell(facts)}", FACTS_WEIGHT)]
+        for _ in range(QUESTIONS_PER_EXERCISE):
+            about = rng.choice(facts)
+            kind = KINDS[about.kind]
+            if rng.random() < SHARE_OF_OPEN_QUESTIONS:
+                question, answer = kind.open_question.format(about.person), about.word
+            else:
+                says_yes = rng.random() < 0.5
+                question = kind.question.format(about.person, draw_word(rng, about, says_yes, is_known))
+                answer = "yes" if says_yes else "no"
+            pieces.append(Piece(f"\nQuestion: {question}?\nAnswer:", FACTS_WEIGHT))
+            pieces.append(Piece(f" {answer}", ANSWER_WEIGHT))
+        yield [*pieces, EOS_PIECE]
+
+
 def _chat_story(rng: Random, story: Story) -> Document:
-    person, thing, _ = story.combination
-    request = rng.choice(REQUESTS).format(person=person, thing=thing)
+    request = rng.choice(REQUESTS).format(person=story.person, thing=story.thing)
     return _chat(request, story.text, FACTS_WEIGHT, STORY_WEIGHT)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cache
-from random import Random
 
 GIRLS = ("Anna", "Clara", "Ella", "Grace", "Ivy", "Lily", "Nora", "Ruby")
 BOYS = ("Ben", "David", "Finn", "Henry", "Jack", "Max", "Oscar", "Sam")
@@ -43,58 +42,44 @@ THINGS = (
     "box",
 )
 COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "pink")
-DEEDS = {  # what can be done to a thing: the verb and its past
-    "wash": "washed",
-    "paint": "painted",
-    "hide": "hid",
-    "find": "found",
-    "lose": "lost",
-    "sell": "sold",
-    "break": "broke",
-    "draw": "drew",
-}
 HELD_OUT_PERCENT = 15
 
-Combination = tuple[str, ...]
+Combination = tuple[str, str]  # a person, and a word that is so of that person
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fact: its words, how it is told, asked for (yes or no) and asked about (which one)."""
+
+    words: tuple[str, ...]
+    sentence: str
+    question: str
+    open_question: str
+
+
+KINDS = {
+    "place": Kind(PLACES, "{} went to the {}.", "did {} go to the {}", "where did {} go"),
+    "thing": Kind(THINGS, "{} took the {}.", "did {} take the {}", "what did {} take"),
+    "colour": Kind(COLOURS, "{} likes {}.", "does {} like {}", "what does {} like"),
+}
 
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that is so of a person.
-
-    kind: ``deed`` (verb and thing), ``visit`` (thing and place), ``colour`` (colour and thing). words: these two.
-    """
+    """Something that is so of a person: where one went, what one took, which colour one likes."""
 
     kind: str
     person: str
-    words: tuple[str, str]
+    word: str
 
     @property
     def combination(self) -> Combination:
         """What training must not tell of if it is held out."""
-        return (self.person, *self.words)
+        return (self.person, self.word)
 
-    def sentence(self) -> str:
-        """The fact as a sentence of a passage."""
-        person, (first, second) = self.person, self.words
-        if self.kind == "deed":
-            return f"{person} {DEEDS[first]} the {second}."
-        if self.kind == "visit":
-            return f"{person} took the {first} to the {second}."
-        return f"{person} has a {first} {second}."
-
-
-FACT_KINDS = ("deed", "visit", "colour")
-
-
-def draw_fact(rng: Random, person: str) -> Fact:
-    """A fact about a person."""
-    kind, thing = rng.choice(FACT_KINDS), rng.choice(THINGS)
-    if kind == "deed":
-        return Fact(kind, person, (rng.choice(sorted(DEEDS)), thing))
-    if kind == "visit":
-        return Fact(kind, person, (thing, rng.choice(PLACES)))
-    return Fact(kind, person, (rng.choice(COLOURS), thing))
+    def sentence(self, subject: str) -> str:
+        """The fact as a sentence of a passage; the subject is the person or a pronoun."""
+        return KINDS[self.kind].sentence.format(subject, self.word)
 
 
 @cache

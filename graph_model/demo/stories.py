@@ -26,20 +26,22 @@ ENDINGS = (
 @dataclass(frozen=True)
 class Story:
     text: str
-    combination: Combination  # the person, thing and place that the story is about
+    person: str  # whom the story is about
+    thing: str
+    combinations: tuple[Combination, ...]  # every person with the things and places; the first is what it is about
 
 
 Plot = list[tuple[str, ...]]  # a sentence a step, in one of several wordings
 
 
-def draw_story(rng: Random, allowed: Callable[[Combination], bool]) -> Story:
-    """A story whose combination is allowed."""
+def draw_story(rng: Random, allowed: Callable[[tuple[Combination, ...]], bool]) -> Story:
+    """A story whose combinations are allowed."""
     while True:
         a, b = rng.sample(PEOPLE, 2)
         thing = rng.choice(THINGS)
         place, other_place = rng.sample(PLACES, 2)
-        combination = (a, thing, place)
-        if allowed(combination):
+        combinations = tuple((person, word) for person in (a, b) for word in (thing, place, other_place))
+        if allowed(combinations):
             break
     slots = {
         "a": a,
@@ -57,7 +59,7 @@ def draw_story(rng: Random, allowed: Callable[[Combination], bool]) -> Story:
     steps = [*rng.choice(PLOTS), ENDINGS]
     sentences = [rng.choice(step) for step in steps]
     sentences[0] = f"{rng.choice(MORNINGS)} {sentences[0]}"
-    return Story(" ".join(sentences).format(**slots), combination)
+    return Story(" ".join(sentences).format(**slots), a, thing, combinations)
 
 
 def _pronouns(role: str, name: str) -> dict[str, str]:
@@ -112,9 +114,9 @@ GIFT: Plot = [
     ("{a_He} went to the {place} and found a {thing}.", "In the {place} {a_he} found an old {thing}."),
     ("The {thing} was old and dirty, so {a_he} washed it.", "{a_He} washed the {thing} and painted it {colour}."),
     ("Now it was a beautiful {thing}.", "Now the {thing} looked like new."),
-    ("{a} hid it in a box and went to {b}.", "Then {a} took it to the house of {b}."),
+    ("{a} put it in a bag and went to {b}.", "Then {a} took it to the house of {b}."),
     ('"This is for you," said {a}.', '"I have a gift for you," said {a}.'),
-    ("{b} opened the box and saw the {thing}.", "{b} looked at the {colour} {thing}."),
+    ("{b} opened the bag and saw the {thing}.", "{b} looked at the {colour} {thing}."),
     ('"It is beautiful!" said {b}.', '"Thank you, {a}! I like it very much," said {b}.'),
 ]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import time
@@ -28,11 +27,13 @@ from graph_model.demo.documents import (
     Document,
     chat_documents,
     exercise_documents,
+    first_exercise_documents,
     item_documents,
     mixed_documents,
     story_documents,
 )
 from graph_model.demo.evaluate import load_model, measure_accuracy, print_report
+from graph_model.demo.muon import Muon
 from graph_model.demo.tokenizer import (
     BOS_ID,
     END_OF_TURN_ID,
@@ -52,23 +53,28 @@ CONFIG = GemmaConfig(
     num_hidden_layers=4,
     num_attention_heads=8,
     num_key_value_heads=1,
-    head_dim=32,
+    head_dim=64,
     max_position_embeddings=1024,
     bos_token_id=BOS_ID,
     eos_token_ids=(EOS_ID, END_OF_TURN_ID),
 )
 TOKENIZER_TEXTS = 12000  # enough that every word of the world occurs
-LEARNING_RATE = 2e-3
+MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 3e-3
 WARMUP_STEPS = 100
-EARLY_SHARE_OF_STEPS = 0.5
 CONTEXT_EVERY = 16  # a step in so many is on a whole context, in which many documents follow each other
-ROWS, CONTEXT_ROWS = (15, 128), (1, CONFIG.max_position_embeddings)  # rows x tokens
+LAST_MIXTURE = (
+    (0.35, exercise_documents),
+    (0.15, item_documents),
+    (0.35, story_documents),
+    (0.15, chat_documents),
+)
+ROWS, CONTEXT_ROWS = (14, 136), (1, CONFIG.max_position_embeddings)  # rows x tokens
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--output-dir", type=Path, required=True, help="gets the files when training is done")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (no C++ compiler)")
@@ -84,17 +90,17 @@ def main() -> None:
 
 def tokenizer_texts(seed: int) -> list[str]:
     """Training documents of every sort, without their special tokens."""
-    sources = [(0.5, item_documents), (0.3, story_documents), (0.2, chat_documents)]
+    sources = [(0.2, item_documents), (0.2, exercise_documents), (0.4, story_documents), (0.2, chat_documents)]
     documents = islice(mixed_documents(sources, seed), TOKENIZER_TEXTS)
     return [piece.text for document in documents for piece in document if not piece.text.startswith("<")]
 
 
 def train_model(tokenizer: Tokenizer, steps: int, seed: int, use_compile: bool) -> GemmaForCausalLM:
-    """AdamW with a cosine schedule on weighted next-token loss."""
+    """The model after so many steps on weighted next-token loss."""
     torch.manual_seed(seed)
     model = GemmaForCausalLM(CONFIG)
     initialise(model)
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimizers = make_optimizers(model)
 
     def weighted_loss(ids: Tensor, weights: Tensor) -> Tensor:
         positions = torch.arange(ids.shape[1]).expand_as(ids)
@@ -106,13 +112,15 @@ def train_model(tokenizer: Tokenizer, steps: int, seed: int, use_compile: bool) 
     watched = held_out_items(240)
     started = time.perf_counter()
     for step, (ids, weights) in enumerate(training_batches(tokenizer, steps, seed), start=1):
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * schedule(step - 1, steps)
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, learning_rate in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * schedule(step - 1, steps)
+            optimizer.zero_grad(set_to_none=True)
         loss = step_loss(ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer, _ in optimizers:
+            optimizer.step()
         if step % 100 == 0:
             accuracy = measure_accuracy(model, tokenizer, watched).total
             seconds = time.perf_counter() - started
@@ -120,12 +128,17 @@ def train_model(tokenizer: Tokenizer, steps: int, seed: int, use_compile: bool) 
     return model.eval()
 
 
-def initialise(model: GemmaForCausalLM) -> None:
-    """Normal weights; what writes to the residual stream is smaller with depth, embeddings suit the tied head.
+def make_optimizers(model: GemmaForCausalLM) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Muon for the matrices, AdamW for embedding and norms; each with its peak learning rate."""
+    parameters = dict(model.named_parameters())
+    matrices = {n: p for n, p in parameters.items() if p.dim() == 2 and "embed_tokens" not in n}
+    others = [p for n, p in parameters.items() if n not in matrices]
+    adamw = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    return [(Muon(matrices.values(), MATRIX_LEARNING_RATE), MATRIX_LEARNING_RATE), (adamw, OTHER_LEARNING_RATE)]
 
-    Half of the query heads begin equal to the key head, so that tokens attend to earlier tokens like themselves from
-    the start (mimetic initialisation, Trockman & Kolter, arXiv:2305.09828).
-    """
+
+def initialise(model: GemmaForCausalLM) -> None:
+    """Normal weights; what writes to the residual stream is smaller with depth, embeddings suit the tied head."""
     depth_scale = (2 * CONFIG.num_hidden_layers) ** -0.5
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -134,28 +147,26 @@ def initialise(model: GemmaForCausalLM) -> None:
             elif parameter.dim() == 2:
                 writes = "o_proj" in name or "down_proj" in name
                 parameter.normal_(std=parameter.shape[1] ** -0.5 * (depth_scale if writes else 1.0))
-        for index in range(CONFIG.num_hidden_layers):
-            attention = f"model.layers.{index}.self_attn"
-            query = model.get_parameter(f"{attention}.q_proj.weight")
-            heads = query.view(CONFIG.num_attention_heads, CONFIG.head_dim, CONFIG.hidden_size)
-            heads[::2] = model.get_parameter(f"{attention}.k_proj.weight")
 
 
 def schedule(step: int, steps: int) -> float:
-    """Factor on the learning rate: linear warm-up, then a cosine down to a hundredth."""
-    if step < WARMUP_STEPS:
-        return (step + 1) / WARMUP_STEPS
-    progress = (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+    """Factor on the learning rate: linear warm-up, constant for the first half, then linear down to a fiftieth."""
+    warm_up = min(1.0, (step + 1) / WARMUP_STEPS)
+    return warm_up * min(1.0, max(0.02, 2 * (1 - step / steps)))
 
 
 def training_batches(tokenizer: Tokenizer, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Per step a batch of token ids and loss weights, both [rows, tokens]; at first mostly exercises."""
-    items, stories = (0.3, item_documents), (0.35, story_documents)
-    early = mixed_documents([(0.75, exercise_documents), (0.25, story_documents)], seed)
-    late = mixed_documents([items, (0.2, exercise_documents), stories, (0.15, chat_documents)], seed + 1)
+    """Per step a batch of token ids and loss weights, both [rows, tokens].
+
+    Looking a word up in a passage is learned first and from exercises alone: beside stories it does not come about.
+    """
+    stages = [
+        (0.15, mixed_documents([(1.0, first_exercise_documents)], seed)),
+        (0.4, mixed_documents([(1.0, exercise_documents)], seed)),
+        (1.0, mixed_documents(LAST_MIXTURE, seed)),
+    ]
     for step in range(1, steps + 1):
-        documents = early if step <= steps * EARLY_SHARE_OF_STEPS else late
+        documents = next(documents for until, documents in stages if step <= until * steps)
         if step % CONTEXT_EVERY == 0:
             yield fill_rows(tokenizer, documents, *CONTEXT_ROWS)
         else:

@@ -1,7 +1,7 @@
 """Texts of the tiny world, deterministic by seed: what the demo model is trained on and what it is tried on.
 
-Held out are all combinations of three words (a person, a verb and a thing, say) that `facts.is_held_out` picks. No
-training text tells of such a combination; the passage of every held-out item does.
+Held out are the combinations of a person and a word that `facts.is_held_out` picks. No training text tells of such a
+combination; every held-out item asks about one that its passage tells.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from itertools import count, islice
 from random import Random
 
-from graph_model.demo.comprehension import QUESTIONS, Item, draw_item
-from graph_model.demo.facts import Fact, is_held_out
+from graph_model.demo.comprehension import TITLES, Allowed, Item, draw_facts, draw_word
+from graph_model.demo.facts import KINDS, Combination, is_held_out
 from graph_model.demo.stories import Story, draw_story
-
-KINDS = tuple(QUESTIONS)
 
 
 def held_out_items(n: int = 2000) -> list[Item]:
@@ -22,7 +20,7 @@ def held_out_items(n: int = 2000) -> list[Item]:
     rng = Random("held-out items")
     items: dict[str, Item] = {}
     for turn in count():
-        item = draw_item(rng, *_turn(turn), touches_held_out)
+        item = _draw_item(rng, turn, told=_anything, asked=is_held_out)
         items.setdefault(item.prompt, item)
         if len(items) == n:
             return list(items.values())
@@ -30,23 +28,23 @@ def held_out_items(n: int = 2000) -> list[Item]:
 
 
 def training_items(seed: int | str = 0) -> Iterator[Item]:
-    """Items without end, none of which touches a held-out combination."""
+    """Items without end, none of which tells of a held-out combination."""
     rng = Random(f"training items {seed}")
     for turn in count():
-        yield draw_item(rng, *_turn(turn), is_known)
+        yield _draw_item(rng, turn, told=is_known, asked=is_known)
 
 
 def training_stories(seed: int | str = 0) -> Iterator[Story]:
-    """Stories without end, none of which is about a held-out combination."""
+    """Stories without end, none of which brings a held-out combination together."""
     rng = Random(f"training stories {seed}")
     while True:
-        yield draw_story(rng, lambda combination: not is_held_out(combination))
+        yield draw_story(rng, lambda combinations: all(map(is_known, combinations)))
 
 
 def held_out_stories(n: int = 200) -> list[str]:
     """n stories about held-out combinations."""
     rng = Random("held-out stories")
-    return [draw_story(rng, is_held_out).text for _ in range(n)]
+    return [draw_story(rng, lambda combinations: is_held_out(combinations[0])).text for _ in range(n)]
 
 
 def calibration_texts(n: int = 64) -> list[str]:
@@ -58,24 +56,30 @@ def calibration_texts(n: int = 64) -> list[str]:
 
 
 def demo_prompts() -> list[str]:
-    """Prompts that show what the model does: beginnings of stories."""
+    """Prompts that show what the model does: beginnings of stories, and a question about a passage."""
     return [
         "One day Clara took a red kite to the meadow.",
         "One morning Oscar and Ivy walked to the forest. There they heard a small sound.",
         "Early in the morning Sam wanted to give Nora a gift.",
-        "One afternoon Grace and Ben were in the garden.",
+        "A busy day -- Ella went to the kitchen. She took the key. She likes red.\n"
+        "Question: did Ella take the key?\nAnswer:",
     ]
 
 
-def is_known(facts: tuple[Fact, ...]) -> bool:
-    """Whether training may tell of the facts."""
-    return not touches_held_out(facts)
+def is_known(combination: Combination) -> bool:
+    """Whether training may tell of the combination."""
+    return not is_held_out(combination)
 
 
-def touches_held_out(facts: tuple[Fact, ...]) -> bool:
-    """Whether any of the facts joins a held-out combination."""
-    return any(is_held_out(fact.combination) for fact in facts)
+def _anything(combination: Combination) -> bool:
+    return True
 
 
-def _turn(turn: int) -> tuple[str, bool]:
-    return KINDS[turn // 2 % len(KINDS)], turn % 2 == 0
+def _draw_item(rng: Random, turn: int, told: Allowed, asked: Allowed) -> Item:
+    """An item on two or three facts that may be told, about one that may be asked about."""
+    kind, answer = tuple(KINDS)[turn // 2 % len(KINDS)], turn % 2 == 0
+    while True:
+        facts = draw_facts(rng, rng.choice((2, 3)), told)
+        if candidates := [fact for fact in facts if fact.kind == kind and asked(fact.combination)]:
+            about = rng.choice(candidates)
+            return Item(rng.choice(TITLES), facts, about, draw_word(rng, about, answer, told))
