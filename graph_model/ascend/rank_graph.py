@@ -65,8 +65,8 @@ def summarise_rank(
     steps = [measure_rank(replace(config, num_hidden_layers=n), soc, dtype, bucket, pages, passes, shard) for n in _FEW]
     fewer, more = steps
     rest = config.num_hidden_layers - _FEW[1]
-    per_layer = more.collectives - fewer.collectives
-    total = more.collectives + Counter({name: count * rest for name, count in per_layer.items()})
+    per_layer = Counter(more.collectives) - Counter(fewer.collectives)
+    total = Counter(more.collectives) + Counter({name: count * rest for name, count in per_layer.items()})
     return RankSummary(
         nodes_per_layer=more.nodes - fewer.nodes,
         collectives=dict(total),
@@ -82,7 +82,7 @@ class RankStep:
 
     nodes: int
     copies: int
-    collectives: Counter[str]
+    collectives: dict[str, int]
     weight_bytes: int
     kv_bytes: int
     seconds: float
@@ -107,7 +107,7 @@ def measure_rank(
     return RankStep(
         nodes=counts.compute,
         copies=sum(counts.copies.values()) + counts.weight_copies,
-        collectives=collectives(lowered),
+        collectives=dict(collectives(lowered)),
         weight_bytes=sum(prod(e.shape) * e.dtype.itemsize for e in dict.fromkeys(graph.weight_plan.values())),
         kv_bytes=_kv_bytes(graph),
         seconds=estimate(lowered, soc).total_s,
