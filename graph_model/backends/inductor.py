@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,9 @@ from graph_model import ops
 from graph_model.backends.base import StepFunction
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
+from graph_model.native import NativeBuildError, load_kernels
 from passes.contract import Pass
+from passes.native_linear import NativeLinear
 from passes.onednn_linear import OneDNNLinear
 
 
@@ -49,8 +52,18 @@ class InductorBackend:
         }
 
     def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
-        on_cpu = self.device.type == "cpu"
-        return (OneDNNLinear(),) if on_cpu and ops.onednn_supports(dtype) else ()
+        if self.device.type != "cpu":
+            return ()
+        if ops.onednn_supports(dtype):
+            return (OneDNNLinear(),)
+        version = cpp_compiler()
+        assert version is not None
+        try:
+            load_kernels(self.kernel_dir, _compiler_command(), version)
+        except NativeBuildError as error:
+            warnings.warn(f"linear layers run on torch's own kernels, which are slower here: {error}", stacklevel=2)
+            return ()
+        return (NativeLinear(),)
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         from torch._inductor import standalone_compile
@@ -79,7 +92,11 @@ def _kernel_cache(kernel_dir: Path) -> Any:
 
 def cpp_compiler() -> str | None:
     """First line of `--version` of the C++ compiler that Inductor will call, or None if there is none."""
-    return _version(os.environ.get("CXX", "g++"))
+    return _version(_compiler_command())
+
+
+def _compiler_command() -> str:
+    return os.environ.get("CXX", "g++")
 
 
 @cache

@@ -3,7 +3,7 @@
 from graph_model.ops.attention import paged_attention
 from graph_model.ops.collective import all_gather, all_reduce
 from graph_model.ops.elementwise import gelu_and_mul, rotary
-from graph_model.ops.linear import onednn_linear, onednn_supports
+from graph_model.ops.linear import few_rows_linear, onednn_linear, onednn_supports, tiled_linear
 from graph_model.ops.norm import add_rms_norm, rms_norm
 from graph_model.ops.quantise import (
     add_rms_norm_quantise,
@@ -34,6 +34,7 @@ __all__ = [
     "all_reduce",
     "dequantise",
     "dequantise_weight",
+    "few_rows_linear",
     "gelu_and_mul",
     "greedy_token",
     "int8_linear",
@@ -55,5 +56,6 @@ __all__ = [
     "sharded_greedy_token",
     "sharded_sample_token",
     "sharded_token_logprobs",
+    "tiled_linear",
     "token_logprobs",
 ]
