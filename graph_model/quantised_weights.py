@@ -20,15 +20,12 @@ _ROWS_AT_A_TIME = 1024
 
 @dataclass(frozen=True)
 class ChannelScale:
-    """Scales of the output channels of the checkpoint's matrix `name`, taken in `source_dtype`: float32 [out]."""
+    """Scales of the output channels of the checkpoint's matrix `name`, taken in `source_dtype`: `dtype` [out]."""
 
     name: str
     shape: tuple[int, ...]
     source_dtype: torch.dtype
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
+    dtype: torch.dtype = torch.float32
 
     def write(self, out: Tensor, read: Read) -> None:
         weight = read(self.name)
@@ -64,17 +61,22 @@ class QuantisedWeight:
 
 @dataclass(frozen=True)
 class DeqScale:
-    """A `deq_scale` of ModelSlim's format: float32 [out], stored as such or as its bits in int64."""
+    """A `deq_scale` of ModelSlim's format: float32 [out], stored as such or as its bits in int64.
+
+    packed: int64 as Ascend's quantised products take it, see `pack_scale`.
+    """
 
     name: str
     shape: tuple[int, ...]
+    packed: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float32
+        return torch.int64 if self.packed else torch.float32
 
     def write(self, out: Tensor, read: Read) -> None:
-        out.copy_(decode_scale(read(self.name)))
+        scale = decode_scale(read(self.name))
+        out.copy_(pack_scale(scale) if self.packed else scale)
 
     def __str__(self) -> str:
         return f"float32({self.name})"
@@ -168,6 +170,11 @@ def decode_scale(stored: Tensor) -> Tensor:
     if stored.dtype == torch.int64:
         return (stored & 0xFFFFFFFF).to(torch.uint32).view(torch.float32)
     return stored.float()
+
+
+def pack_scale(scale: Tensor) -> Tensor:
+    """float32 scales as int64: their bits without the last 13, and bit 46 set. Ascend's TransQuantParamV2."""
+    return (scale.view(torch.int32).long() & 0xFFFFE000) | (1 << 46)
 
 
 def quantised_to_json(expression: QuantisedExpression) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from graph_model import ops
 from graph_model.ascend.soc import Soc, norm_op
 from graph_model.graph import ModelGraph
 from graph_model.weights import OnePlus, Rounded
-from passes.contract import NearMiss, Pass, Tier, operand
+from passes.contract import NearMiss, Pass, Tier, describe_target, operand
 
 aten = torch.ops.aten
 
@@ -28,7 +28,10 @@ class AscendNorm(Pass):
         return graph.calls(ops.rms_norm, ops.add_rms_norm)
 
     def expected_matches(self, graph: ModelGraph) -> int:
-        return 2 * graph.config.num_hidden_layers + 1 if self.candidates(graph) else 0
+        if not self.candidates(graph):
+            return 0
+        quantising = [node for node in graph.calls() if describe_target(node.target) == "npu.npu_add_rms_norm_quant"]
+        return 2 * graph.config.num_hidden_layers + 1 - len(quantising)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from graph_model import demo
-from graph_model.ascend.soc import Soc, check_model, find_soc
+from graph_model.ascend.soc import Soc, check_model, check_quantisation, find_soc
+from graph_model.checkpoint.quantised import read_quantisation
 from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
 from graph_model.errors import UserError
 from graph_model.quantisation import SCHEMES, Quantisation, select_linears
@@ -77,7 +78,9 @@ def resolve_settings(settings: Any) -> ModelSettings:
         sizes = ", ".join(map(str, BLOCK_SIZES))
         raise UserError(f"block_size is {settings.block_size!r}; it must be one of {sizes}.")
     dtype = settings.dtype or config.dtype
-    soc = _soc(settings, config, dtype, Shard(0, world_size))
+    quantisation = _quantisation(settings, config)
+    stored = None if directory is None else read_quantisation(directory, config)
+    soc = _soc(settings, config, dtype, Shard(0, world_size), stored or quantisation)
     fraction = settings.memory_fraction
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise UserError(f"memory_fraction is {fraction!r}; it must be above 0 and at most 1.")
@@ -88,7 +91,7 @@ def resolve_settings(settings: Any) -> ModelSettings:
         config=config,
         checkpoint_dir=directory,
         random_weights=weights == "random",
-        quantisation=_quantisation(settings, config),
+        quantisation=quantisation,
         dtype=dtype,
         backend=settings.backend,
         soc=soc,
@@ -162,7 +165,9 @@ def _quantisation(settings: Any, config: GemmaConfig) -> Quantisation | None:
     return Quantisation(scheme, select_linears(config, settings.quant.keep_float))
 
 
-def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard) -> Soc | None:
+def _soc(
+    settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantisation: Quantisation | None
+) -> Soc | None:
     """The chip to lower for, which must be able to run the model; None unless the backend is torchair."""
     if settings.norm not in ("exact", "fused"):
         raise UserError(f"norm is {settings.norm!r}; it must be exact or fused.")
@@ -172,12 +177,6 @@ def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard) -> Soc | 
         if settings.norm != "exact":
             raise UserError(f"norm is {settings.norm!r}; it has a meaning with backend=torchair only. Leave it out.")
         return None
-    scheme = settings.quant.scheme or config.quantize
-    if scheme is not None:
-        raise UserError(
-            f"backend=torchair: the model is quantised ({scheme}), which this backend does not lower in this version. "
-            "Take backend=inductor, or the floating-point checkpoint without quant."
-        )
     soc = find_soc(settings.soc or _DEFAULT_SOC)
     check_model(
         soc,
@@ -187,6 +186,8 @@ def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard) -> Soc | 
         shard.kv_heads(config),
         settings.block_size,
     )
+    if quantisation is not None:
+        check_quantisation(soc, quantisation, config.vocab_size)
     return soc
 
 

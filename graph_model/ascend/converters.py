@@ -7,6 +7,8 @@ torchair is loaded. On the device the ops run inside a lowered graph only; kerne
   gemma_rms_norm          RMS norm with 1 + weight, one rounding
   linear                  x @ weight.T with weight stored [out, in]: no Transpose at run time
   batch_matmul            a batched product with a factor stored transposed: no Transpose of gathered keys
+  quant_matmul            int8 x @ int8 weight.T, scaled; weight stored [out, in], any number of rows
+  weight_quant_matmul     x @ (int8 weight * scale).T with weight stored [out, in]
   incre_flash_attention   decode attention with the keys' lengths as a tensor: one graph for all lengths
 
 and ``torch.ops.npu.npu_add_rms_norm_quant``, an op of torch_npu that torchair has no converter for.
@@ -24,6 +26,9 @@ _SCHEMAS = (
     "gemma_rms_norm(Tensor x, Tensor weight, float epsilon=1e-06) -> Tensor",
     "linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
     "batch_matmul(Tensor x1, Tensor x2, bool adj_x2=False) -> Tensor",
+    "quant_matmul(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? pertoken_scale, ScalarType dtype)"
+    " -> Tensor",
+    "weight_quant_matmul(Tensor x, Tensor weight, Tensor scale) -> Tensor",
     "incre_flash_attention(Tensor query, Tensor key, Tensor value, Tensor actual_seq_lengths, *, "
     "Tensor? atten_mask=None, Tensor? block_table=None, int num_heads, int num_key_value_heads, float scale, "
     'str input_layout="BSH", int block_size=0) -> Tensor',
@@ -66,6 +71,29 @@ def _batch_matmul(x1: Tensor, x2: Tensor, adj_x2: bool = False) -> Tensor:
     return torch.matmul(x1, x2.mT if adj_x2 else x2)
 
 
+@torch.library.register_fake("ascend::quant_matmul")
+def _quant_matmul(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    pertoken_scale: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """(x [rows, in] @ weight [out, in] transposed + int32 bias [out]) * scale [out] [* pertoken_scale [rows]]."""
+    torch._check(x.dtype == weight.dtype == torch.int8, lambda: "quant_matmul: x and weight must be int8")
+    torch._check(x.shape[1] == weight.shape[1], lambda: "quant_matmul: inner sizes differ")
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+@torch.library.register_fake("ascend::weight_quant_matmul")
+def _weight_quant_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x [rows, in] @ (weight [out, in] * scale [out, 1]) transposed; scale has x's dtype."""
+    torch._check(weight.dtype == torch.int8, lambda: "weight_quant_matmul: weight must be int8")
+    torch._check(scale.dtype == x.dtype, lambda: "weight_quant_matmul: scale must have x's dtype")
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
 @torch.library.register_fake("ascend::incre_flash_attention")
 def _incre_flash_attention(
     query: Tensor,
@@ -95,6 +123,7 @@ def register_converters() -> None:
     from torchair import register_fx_node_ge_converter
     from torchair._ge_concrete_graph import ge_apis as ge
     from torchair._ge_concrete_graph.compat_ir import IrDef, ge_op
+    from torchair._ge_concrete_graph.utils import torch_dtype_value_to_ge_proto_type, torch_dtype_value_to_ge_type
     from torchair.ge import attr
 
     # GemmaRmsNorm: ops-nn norm/gemma_rms_norm/op_graph/gemma_rms_norm_proto.h
@@ -167,6 +196,20 @@ def register_converters() -> None:
     @register_fx_node_ge_converter(torch.ops.ascend.linear.default)
     def convert_linear(x: Any, weight: Any, bias: Any = None, meta_outputs: Any = None) -> Any:
         return ge.MatMulV2(x, weight, bias, None, transpose_x2=True)
+
+    @register_fx_node_ge_converter(torch.ops.ascend.quant_matmul.default)
+    def convert_quant_matmul(
+        x: Any, weight: Any, scale: Any, bias: Any, pertoken_scale: Any, dtype: Any, meta_outputs: Any = None
+    ) -> Any:
+        output = torch_dtype_value_to_ge_type(dtype)
+        result = ge.QuantBatchMatmulV3(x, weight, scale, None, bias, pertoken_scale, dtype=output, transpose_x2=True)
+        result.desc.dtype = torch_dtype_value_to_ge_proto_type(dtype)
+        return result
+
+    @register_fx_node_ge_converter(torch.ops.ascend.weight_quant_matmul.default)
+    def convert_weight_quant_matmul(x: Any, weight: Any, scale: Any, meta_outputs: Any = None) -> Any:
+        unused = dict.fromkeys(("antiquant_offset", "quant_scale", "quant_offset", "bias"))
+        return ge.WeightQuantBatchMatmulV2(x, weight, scale, **unused, transpose_weight=True)
 
     @register_fx_node_ge_converter(torch.ops.ascend.batch_matmul.default)
     def convert_batch_matmul(x1: Any, x2: Any, adj_x2: bool = False, meta_outputs: Any = None) -> Any:

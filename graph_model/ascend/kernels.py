@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graph_model.quantised_weights import decode_scale
+
 _KERNELS: dict[str, Callable[..., Any]] = {}
 _LIBRARIES: list[torch.library.Library] = []
 
@@ -65,6 +67,53 @@ def _add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6) 
     total = x1 + x2
     rstd = torch.rsqrt(total.float().pow(2).mean(-1, keepdim=True) + epsilon)
     return _normalised(total, epsilon).to(total.dtype) * gamma, rstd, total
+
+
+@_kernel("npu::npu_quantize")
+def _quantize(
+    x: Tensor, scales: Tensor, zero_points: Tensor | None, dtype: object, axis: int = 1, div_mode: bool = True
+) -> Tensor:
+    assert div_mode
+    scaled = x.float() / scales
+    return _int8(scaled if zero_points is None else scaled + zero_points.float())
+
+
+@_kernel("npu::npu_dynamic_quant")
+def _dynamic_quant(x: Tensor, **unused: None) -> tuple[Tensor, Tensor]:
+    scale = x.float().abs().amax(-1) / 127.0
+    return _int8(x.float() / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]), scale
+
+
+@_kernel("npu::npu_add_rms_norm_quant")
+def _add_rms_norm_quant(
+    x1: Tensor,
+    x2: Tensor,
+    gamma: Tensor,
+    scales1: Tensor,
+    zero_points1: Tensor,
+    *,
+    epsilon: float = 1e-6,
+    **unused: None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert scales1.numel() == 1
+    total = x1 + x2
+    y = _int8(_normalised(total, epsilon) * gamma.float() / scales1 + zero_points1.float())
+    return y, torch.zeros_like(y), total
+
+
+@_kernel("ascend::quant_matmul")
+def _quant_matmul(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, pertoken_scale: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    total = (x.double() @ weight.double().t()).to(torch.int32)  # exact
+    wide = decode_scale(scale) if scale.dtype == torch.int64 else scale.float()
+    result = (total if bias is None else total + bias).float() * wide
+    return (result if pertoken_scale is None else result * pertoken_scale[:, None]).to(dtype)
+
+
+@_kernel("ascend::weight_quant_matmul")
+def _weight_quant_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    return F.linear(x, (weight.float() * scale.float()[:, None]).to(x.dtype))
 
 
 @_kernel("npu::npu_rotary_mul")
@@ -185,6 +234,10 @@ def _prompt_flash_attention(
     assert next_tokens >= key.shape[1], "the mask is all there is"
     query, key, value = (x.unflatten(-1, (num_heads, -1)) for x in (query, key, value))
     return _attend(query, key, value, atten_mask[:, 0], scale_value).flatten(2)
+
+
+def _int8(x: Tensor) -> Tensor:
+    return x.round().clamp(-128, 127).to(torch.int8)
 
 
 def _normalised(x: Tensor, epsilon: float) -> Tensor:

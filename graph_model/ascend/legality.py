@@ -109,6 +109,16 @@ def _quant_matmul(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
             raise GeGraphError(f"{name}'s last dimension is {last}; the limit is {tables.MAX_QUANTISED_SIZE}")
 
 
+def _weight_quant_matmul(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    for size in _shape(inputs, "weight"):
+        if size > tables.MAX_QUANTISED_SIZE:
+            raise GeGraphError(f"a size of the weight is {size}; the limit is {tables.MAX_QUANTISED_SIZE}")
+
+
+def _dynamic_quant(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    _present(soc.dynamic_quant)
+
+
 def _present(condition: bool) -> None:
     if not condition:
         raise GeGraphError("the chip has no such op")
@@ -130,4 +140,7 @@ _RULES: dict[str, Rule] = {
     "RmsNorm": _rms_norm,
     "RotaryMul": _rotary,
     "QuantBatchMatmulV3": _quant_matmul,
+    "WeightQuantBatchMatmulV2": _weight_quant_matmul,
+    "DynamicQuant": _dynamic_quant,
+    "AddRmsNormDynamicQuant": _dynamic_quant,
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from graph_model.bucket import Phase
 from graph_model.errors import UserError
+from graph_model.quantisation import HEAD, Quantisation
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class Soc:
     """One chip of one product.
 
     name: the configuration's name. cann_name: what CANN calls the chip. dtypes: of a model's matrix products.
-    paged_scatter, fused_infer_attention, gemma_rms_norm, fp32_norm_weight: whether the chip has ScatterPaKvCache,
-    FusedInferAttentionScore, GemmaRmsNorm, and RmsNorm of 16-bit x with an fp32 weight. rotary_head_dim: the largest
-    head_dim of RotaryMul. max_head_dim: of any fused attention.
+    paged_scatter, fused_infer_attention, gemma_rms_norm, fp32_norm_weight, dynamic_quant: whether the chip has
+    ScatterPaKvCache, FusedInferAttentionScore, GemmaRmsNorm, RmsNorm of 16-bit x with an fp32 weight, and DynamicQuant.
+    rotary_head_dim: the largest head_dim of RotaryMul. max_head_dim: of any fused attention.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Soc:
     fused_infer_attention: bool
     gemma_rms_norm: bool
     fp32_norm_weight: bool
+    dynamic_quant: bool
     rotary_head_dim: int
     max_head_dim: int
     rates: Rates
@@ -67,6 +69,7 @@ ATLAS_800I_A2 = Soc(
     fused_infer_attention=True,
     gemma_rms_norm=True,
     fp32_norm_weight=True,
+    dynamic_quant=True,
     rotary_head_dim=512,
     max_head_dim=512,
     rates=Rates(20, 40, 1800, 295.0, 590.0, 64.0, 192.0, 1600.0, 56.0),
@@ -88,6 +91,7 @@ ATLAS_300I_DUO = Soc(
     fused_infer_attention=False,
     gemma_rms_norm=False,
     fp32_norm_weight=False,
+    dynamic_quant=False,
     rotary_head_dim=128,
     max_head_dim=512,
     rates=Rates(8, 8, 1060, 70.0, 139.0, 44.0, 16.0, 204.0, None),
@@ -242,4 +246,18 @@ def check_quantised_matmul(soc: Soc, in_features: int, out_features: int, transp
         raise UserError(
             f"soc={soc.name}: a quantised weight's last dimension is {last}; the limit is {MAX_QUANTISED_SIZE}. "
             "Store it as [out_features, in_features], or leave this layer unquantised."
+        )
+
+
+def check_quantisation(soc: Soc, quantisation: Quantisation, vocab_size: int) -> None:
+    """Raise UserError if the chip cannot run a model that is quantised in this way."""
+    if quantisation.scheme == "w8a8_dynamic" and not soc.dynamic_quant:
+        raise UserError(
+            f"soc={soc.name}: quantisation w8a8_dynamic needs DynamicQuant, which the {soc.product} is not known to "
+            "have. Take w8a8 (runners/quantize.py) or quant=w8a16."
+        )
+    if quantisation.scheme == "w8a16" and HEAD in quantisation.linears and vocab_size > MAX_QUANTISED_SIZE:
+        raise UserError(
+            f"soc={soc.name}: quantisation w8a16 of the head, {vocab_size} rows; a product with int8 weights takes at "
+            f"most {MAX_QUANTISED_SIZE}. Keep the head in floating point: quant.keep_float=[lm_head]."
         )

@@ -26,7 +26,7 @@ _PER_ELEMENT = {
     **dict.fromkeys(("Gelu", "GeluV2", "GeGluV2"), _FUNCTION + 6),  # tanh of a cubic, and two products
     **dict.fromkeys(("SoftmaxV2", "LogSoftmaxV2"), _SOFTMAX),
     **dict.fromkeys(("RmsNorm", "GemmaRmsNorm", "AddRmsNorm"), 5),  # square, sum, two products, an addition
-    "AddRmsNormQuant": 8,
+    **dict.fromkeys(("AddRmsNormQuant", "AddRmsNormDynamicQuant"), 8),
     "DynamicQuant": 4,
     "RotaryMul": 4,  # two products, an addition, a sign
     **dict.fromkeys(("Cast", "ConcatV2", "ConcatD", "Pack", "Split", "SplitV", "Transpose", "TensorMove"), 0),

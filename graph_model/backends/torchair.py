@@ -24,6 +24,7 @@ from passes.ascend_geglu import AscendGeGlu
 from passes.ascend_last_token import AscendLastToken
 from passes.ascend_linear import AscendLinear
 from passes.ascend_norm import AscendNormExact, AscendNormFused
+from passes.ascend_quant import AscendQuant
 from passes.ascend_rotary import AscendRotary
 from passes.contract import Pass
 
@@ -41,6 +42,7 @@ def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
     """The passes that select the chip's kernels; torch_npu must be loaded when they run."""
     soc = options.soc
     return (
+        AscendQuant(),
         AscendFusedAttention(soc) if soc.fused_infer_attention else AscendFlatAttention(soc),
         AscendNormFused() if options.norm == "fused" else AscendNormExact(soc),
         AscendRotary(soc),

@@ -111,7 +111,8 @@ def level_2(soc: str, step: steps.StepCase) -> None:
     expected = steps.run_on_cpu(canonical, step, inputs, caches)
     on_cpu = steps.run_on_cpu(selected, step, inputs, caches)
     lowered = steps.run_lowered(lower(selected), selected, step, inputs, caches)
-    bound = TOLERANCE[step.dtype]
+    # One unit of an int8 activation moves logits of a small random model by more than rounding does.
+    bound = TOLERANCE[step.dtype] if step.scheme in (None, "w8a16") else 0.1
     errors = [steps.difference(a, b) for a, b in ((expected, on_cpu), (on_cpu, lowered), (expected, lowered))]
     assert max(errors) <= bound, f"{step}: {errors}, allowed {bound}"
 
@@ -151,6 +152,23 @@ for _name, _config in {"grouped": GROUPED, "one_to_one": ONE_TO_ONE}.items():
         register_level_2(
             _soc, f"graph_{_name}", *(steps.StepCase(_config, HALF, 64, phase) for phase in PHASES), slow=True
         )
+
+
+for _soc, _dtype, _scheme, _norm, _phases, _slow in (
+    (A2, HALF, "w8a8", "exact", ("prefill", "decode"), False),
+    (A2, BRAIN, "w8a8", "fused", ("decode",), True),
+    (A2, BRAIN, "w8a8_dynamic", "exact", ("decode",), False),
+    (A2, HALF, "w8a8_dynamic", "fused", ("extend",), True),
+    (A2, HALF, "w8a16", "exact", ("decode",), False),
+    (DUO, HALF, "w8a8", "exact", ("decode",), False),
+    (DUO, HALF, "w8a16", "fused", ("decode",), True),
+):
+    register_level_2(
+        _soc,
+        f"graph_{_scheme}_{_dtype}_{_norm}".replace("torch.", ""),
+        *(steps.StepCase(steps.BASE, _dtype, 64, phase, _norm, _scheme) for phase in _phases),
+        slow=_slow,
+    )
 
 
 # Tokens through the command line.

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
+from support.modelslim import quantised_tensors
 from torch import Tensor
 
 from graph_model.ascend.lower import LoweredStep
@@ -17,6 +18,7 @@ from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GemmaConfig
 from graph_model.graph import ModelGraph, Pages
+from graph_model.quantisation import Quantisation, select_linears
 from graph_model.weights import Read, evaluate
 from passes.manager import DEFAULT_PASSES, run_passes
 
@@ -33,16 +35,24 @@ class StepCase:
     block_size: int
     phase: str
     norm: str = "exact"
+    scheme: str | None = None  # w8a8 is read from a quantised checkpoint, others are made when weights are loaded
 
     @property
     def bucket(self) -> Bucket:
         decode, prefill = self.phase == "decode", self.phase == "prefill"
         return Bucket(self.phase, 3, 1 if decode else CHUNK, 0 if prefill else WIDTH)  # type: ignore[arg-type]
 
+    @property
+    def quantisation(self) -> Quantisation | None:
+        if self.scheme is None:
+            return None
+        linears = select_linears(self.config, ["down_proj", "lm_head"])
+        return Quantisation(self.scheme, linears, stored=self.scheme == "w8a8")  # type: ignore[arg-type]
+
     def canonical(self) -> ModelGraph:
         """The graph before kernels are selected; it returns logits."""
         pages = Pages(num_blocks=8, block_size=self.block_size)
-        graph = capture(self.config, self.bucket, pages, self.dtype)
+        graph = capture(self.config, self.bucket, pages, self.dtype, self.quantisation)
         run_passes(graph, [cls() for cls in DEFAULT_PASSES])
         graph.set_outputs(graph.outputs[0].args[0])  # type: ignore[arg-type]
         graph.clean()
@@ -147,10 +157,13 @@ def _relative(expected: Tensor, found: Tensor) -> float:
 def weights_of(graph: ModelGraph, case: StepCase) -> list[Tensor]:
     """Random weights, evaluated by the graph's plan."""
     plan = graph.weight_plan
-    tensors = evaluate(plan.values(), _reader(case.config, case.dtype), torch.device("cpu"))
+    tensors = evaluate(plan.values(), _reader(case.config, case.dtype, case.quantisation), torch.device("cpu"))
     return [tensors[expression] for expression in plan.values()]
 
 
 @cache
-def _reader(config: GemmaConfig, dtype: torch.dtype) -> Read:
-    return dict(make_model(config, dtype=dtype).named_parameters()).__getitem__
+def _reader(config: GemmaConfig, dtype: torch.dtype, quantisation: Quantisation | None = None) -> Read:
+    weights = dict(make_model(config, dtype=dtype).named_parameters())
+    if quantisation is not None and quantisation.stored:
+        return quantised_tensors(weights, quantisation.linears, quantisation.scheme, dtype).tensors.__getitem__
+    return weights.__getitem__

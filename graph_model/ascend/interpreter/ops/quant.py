@@ -7,6 +7,8 @@ matmul/quant_batch_matmul_v3 and their op documents.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -143,6 +145,57 @@ def quant_batch_matmul_v3(
         require_dtype("pertoken_scale", pertoken_scale, torch.float32)
         result = result * pertoken_scale[..., None]
     return result.to(output)
+
+
+@ge_op("WeightQuantBatchMatmulV2", ignored=("inner_precise", "dtype"))
+def weight_quant_batch_matmul_v2(
+    x: Tensor,
+    weight: Tensor,
+    antiquant_scale: Tensor,
+    antiquant_offset: Tensor | None = None,
+    *,
+    transpose_x: bool = False,
+    transpose_weight: bool = False,
+    antiquant_group_size: int = 0,
+) -> Tensor:
+    """x @ ((weight + antiquant_offset) * antiquant_scale): int8 weight, scales of x's dtype per output channel.
+
+    The scaled weight is rounded to x's dtype, as it enters the matrix unit; the sum is in fp32.
+    Source: ops-nn matmul/weight_quant_batch_matmul_v2 and its op document.
+    """
+    require(not transpose_x and antiquant_group_size == 0, "WeightQuantBatchMatmulV2 with a transposed x or groups")
+    require_dtype("x", x, torch.float16, torch.bfloat16)
+    require_dtype("weight", weight, torch.int8)
+    require_same_dtype(x=x, antiquant_scale=antiquant_scale, antiquant_offset=antiquant_offset)
+    stored = weight.mT if transpose_weight else weight  # [in, out]
+    scale = antiquant_scale.reshape(-1).float()
+    require(scale.numel() in (1, stored.shape[1]), f"{scale.numel()} scales for {stored.shape[1]} columns")
+    shifted = stored.float() if antiquant_offset is None else stored.float() + antiquant_offset.reshape(-1).float()
+    return (x.float() @ (shifted * scale).to(x.dtype).float()).to(x.dtype)
+
+
+@ge_op("AddRmsNormDynamicQuant", ignored=("dst_type",))
+def add_rms_norm_dynamic_quant(
+    x1: Tensor,
+    x2: Tensor,
+    gamma: Tensor,
+    *,
+    epsilon: float = 1e-6,
+    output_mask: Sequence[bool] = (),
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """DynamicQuant of the RMS norm of x1 + x2, all in fp32 behind the sum: y1, y2 (empty), the sum, scale1, scale2.
+
+    Source: ops-nn norm/add_rms_norm_dynamic_quant and its op document.
+    """
+    require(not output_mask or list(output_mask) == [True, False], f"output_mask {output_mask}")
+    require_dtype("x1", x1, torch.float16, torch.bfloat16)
+    require_same_dtype(x1=x1, x2=x2, gamma=gamma)
+    total = x1 + x2
+    wide = total.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * gamma.float()
+    scale = normed.abs().amax(-1) / 127.0
+    y = _to_int8(normed / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None])
+    return y, torch.zeros_like(y), total, scale, torch.zeros_like(scale)
 
 
 @ge_op("TransQuantParamV2")

@@ -1,0 +1,227 @@
+"""What quantising costs the demo model: held-out accuracy and perplexity of every scheme against floating point.
+
+``python -m graph_model.demo.quantisation`` prints the table of docs/quantisation.md; ``--write FILE`` puts it there.
+Besides the demo itself a variant with outliers is measured: small models have none, large ones do. It computes the same
+function: some channels of its norms are much larger, and the columns of the next weights as much smaller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.checkpoint import Checkpoint, open_checkpoint
+from graph_model.config import read_config
+from graph_model.demo import CHECKPOINT_DIR
+from graph_model.demo.comprehension import Item
+from graph_model.demo.tokenizer import EOS_ID, PAD_ID, load_tokenizer
+from graph_model.demo.world import calibration_texts, held_out_items, held_out_stories
+from graph_model.graph import Pages
+from graph_model.quantisation import Quantisation, select_linears
+from graph_model.quantiser import QuantiserOptions, quantise_checkpoint
+from graph_model.weights import evaluate
+from passes.manager import DEFAULT_PASSES, run_passes
+
+OUTLIER_FACTOR = 100.0
+OUTLIER_CHANNELS = 4  # of each norm
+_KEEP_FLOAT = ("down_proj", "lm_head")
+_ROWS, _TOKENS = 32, 64  # batches are padded to this many rows, and to multiples of this many tokens
+_BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
+# The passes up to the caches: a graph of whole sequences that returns all logits.
+_NOT_OF_SEQUENCES = ("paged_attention", "last_token", "select_token")
+
+
+class GraphModel:
+    """A checkpoint's rewritten graph as a function of whole sequences, in float32, with reference kernels."""
+
+    def __init__(self, checkpoint: Checkpoint, directory: Path, quantisation: Quantisation | None) -> None:
+        self._checkpoint = checkpoint
+        self._config = read_config(directory)
+        self._quantisation = checkpoint.quantisation or quantisation
+        self._graphs: dict[int, tuple[torch.fx.GraphModule, list[Tensor]]] = {}
+
+    @torch.inference_mode()
+    def logits(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """[rows, tokens, vocab_size] of at most `_ROWS` sequences, padded on the right."""
+        longest = max(map(len, sequences))
+        tokens = -(-longest // _TOKENS) * _TOKENS
+        if tokens not in self._graphs:
+            self._graphs[tokens] = self._graph(tokens)
+        module, weights = self._graphs[tokens]
+        ids = torch.full((_ROWS, tokens), PAD_ID)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+        positions = torch.arange(tokens).expand_as(ids).contiguous()
+        return module(*weights, ids, positions)[0][: len(sequences), :longest]
+
+    def _graph(self, tokens: int) -> tuple[torch.fx.GraphModule, list[Tensor]]:
+        bucket = Bucket("prefill", _ROWS, tokens, 0)
+        graph = capture(self._config, bucket, Pages(1, 16), torch.float32, self._quantisation)
+        run_passes(graph, [cls() for cls in DEFAULT_PASSES if cls.name not in _NOT_OF_SEQUENCES])
+        plan = graph.weight_plan
+        tensors = evaluate(plan.values(), self._checkpoint.read, torch.device("cpu"))
+        return graph.module, [tensors[expression] for expression in plan.values()]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """right: of each item, whether it was answered right. losses: mean negative log-likelihood of each story."""
+
+    right: list[bool]
+    losses: list[float]
+    megabytes: float
+
+    @property
+    def accuracy(self) -> float:
+        return mean(self.right)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(mean(self.losses))
+
+
+def measure(
+    directory: Path, quantisation: Quantisation | None, items: Sequence[Item], stories: Sequence[str]
+) -> Scores:
+    """Scores of a checkpoint, which may be quantised, or is quantised at load as `quantisation` says."""
+    tokenizer = load_tokenizer(directory)
+    size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e6
+    with open_checkpoint(directory, read_config(directory)) as checkpoint:
+        model = GraphModel(checkpoint, directory, quantisation)
+        return Scores(_right(model, tokenizer, items), _losses(model, tokenizer, stories), size)
+
+
+def make_outlier_variant(source: Path, target: Path) -> None:
+    """A checkpoint in float32 that computes what `source` does, with outliers in what its linears read."""
+    state = {name: tensor.float() for name, tensor in load_file(source / "model.safetensors").items()}
+    config = read_config(source)
+    generator = torch.Generator().manual_seed(0)
+    for index in range(config.num_hidden_layers):
+        prefix = f"model.layers.{index}."
+        for norm, consumers in (
+            ("input_layernorm", [f"self_attn.{name}_proj" for name in "qkv"]),
+            ("post_attention_layernorm", ["mlp.gate_proj", "mlp.up_proj"]),
+        ):
+            channels = torch.randperm(config.hidden_size, generator=generator)[:OUTLIER_CHANNELS]
+            weight = state[f"{prefix}{norm}.weight"]
+            weight[channels] = (1 + weight[channels]) * OUTLIER_FACTOR - 1
+            for consumer in consumers:
+                state[f"{prefix}{consumer}.weight"][:, channels] /= OUTLIER_FACTOR
+    target.mkdir(parents=True)
+    save_file(state, target / "model.safetensors", {"format": "pt"})
+    raw = replace(config, dtype="float32").to_json()
+    (target / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (target / name).write_bytes((source / name).read_bytes())
+
+
+def quantise_static(source: Path, target: Path, smooth: bool, samples: int = 64) -> None:
+    """The w8a8 checkpoint of `source`; without smoothing also without any other choice: min-max ranges."""
+    config = read_config(source)
+    quantisation = Quantisation("w8a8", select_linears(config, _KEEP_FLOAT), stored=True)
+    options = QuantiserOptions(quantisation, smooth=smooth, method="mse" if smooth else "minmax")
+    tokenizer = load_tokenizer(source)
+    quantise_checkpoint(source, target, options, [tokenizer.encode(text).ids for text in calibration_texts(samples)])
+
+
+def measure_all(source: Path, items: Sequence[Item], stories: Sequence[str]) -> dict[str, dict[str, Scores]]:
+    """Scores by model (demo, outliers) and scheme; the first scheme of each is floating point."""
+    config = read_config(source)
+    kept = select_linears(config, _KEEP_FLOAT)
+    with tempfile.TemporaryDirectory() as folder:
+        variant = Path(folder) / "variant"
+        make_outlier_variant(source, variant)
+        results: dict[str, dict[str, Scores]] = {}
+        for model, directory in (("demo", source), ("outliers", variant)):
+            results[model] = {"floating point": measure(directory, None, items, stories)}
+            for scheme, smooth in (("w8a8", True), ("w8a8, naive", False)):
+                target = Path(folder) / f"{model}-{smooth}"
+                quantise_static(directory, target, smooth)
+                results[model][scheme] = measure(target, None, items, stories)
+        dynamic, weights = Quantisation("w8a8_dynamic", kept), Quantisation("w8a16", select_linears(config, ()))
+        results["demo"]["w8a8_dynamic"] = measure(source, dynamic, items, stories)
+        results["demo"]["w8a16"] = measure(source, weights, items, stories)
+    return results
+
+
+def table(results: dict[str, dict[str, Scores]]) -> str:
+    """The results in Markdown; differences are paired, with the interval of 95 %."""
+    lines = ["| model | scheme | accuracy | difference | perplexity | difference |", "|---|---|---|---|---|---|"]
+    for model, schemes in results.items():
+        reference = next(iter(schemes.values()))
+        for scheme, scores in schemes.items():
+            points = [100.0 * (a - b) for a, b in zip(scores.right, reference.right, strict=True)]
+            logs = [100.0 * (a - b) for a, b in zip(scores.losses, reference.losses, strict=True)]
+            is_reference = scores is reference
+            lines.append(
+                f"| {model} | {scheme} | {100 * scores.accuracy:.1f} % | {'-' if is_reference else _paired(points)} | "
+                f"{scores.perplexity:.3f} | {'-' if is_reference else _paired(logs) + ' %'} |"
+            )
+    return "\n".join(lines)
+
+
+def _paired(differences: Sequence[float]) -> str:
+    half = 1.96 * stdev(differences) / math.sqrt(len(differences))
+    return f"{mean(differences):+.2f} ± {half:.2f}"
+
+
+def _right(model: GraphModel, tokenizer: Tokenizer, items: Sequence[Item]) -> list[bool]:
+    """Whether the likelier of " yes" and " no" after each prompt is the answer."""
+    yes, no = (tokenizer.encode(text, add_special_tokens=False).ids[0] for text in (" yes", " no"))
+    prompts = [tokenizer.encode(item.prompt).ids for item in items]
+    right = [False] * len(items)
+    order = sorted(range(len(items)), key=lambda index: len(prompts[index]))
+    for start in range(0, len(order), _ROWS):
+        chosen = order[start : start + _ROWS]
+        logits = model.logits([prompts[index] for index in chosen])
+        for row, index in enumerate(chosen):
+            last = logits[row, len(prompts[index]) - 1]
+            right[index] = bool(last[yes] > last[no]) == items[index].answer
+    return right
+
+
+def _losses(model: GraphModel, tokenizer: Tokenizer, stories: Sequence[str]) -> list[float]:
+    sequences = [[*tokenizer.encode(text).ids, EOS_ID] for text in stories]
+    losses = []
+    for start in range(0, len(sequences), _ROWS):
+        batch = sequences[start : start + _ROWS]
+        logits = model.logits(batch)
+        for row, ids in enumerate(batch):
+            losses.append(F.cross_entropy(logits[row, : len(ids) - 1], torch.tensor(ids[1:])).item())
+    return losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Accuracy and perplexity of the quantised demo model.")
+    parser.add_argument("checkpoint_dir", nargs="?", type=Path, default=CHECKPOINT_DIR)
+    parser.add_argument("--items", type=int, default=1000, help="held-out items (default 1000)")
+    parser.add_argument("--stories", type=int, default=100, help="held-out stories (default 100)")
+    parser.add_argument("--write", type=Path, help="a Markdown file; the table takes the place of the one in it")
+    args = parser.parse_args()
+    text = table(measure_all(args.checkpoint_dir, held_out_items(args.items), held_out_stories(args.stories)))
+    print(text)
+    if args.write is not None:
+        before, _, rest = args.write.read_text(encoding="utf-8").partition(_BEGIN)
+        after = rest.partition(_END)[2]
+        temporary = args.write.with_name(f".{args.write.name}.new")
+        temporary.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}", encoding="utf-8")
+        os.replace(temporary, args.write)
+
+
+if __name__ == "__main__":
+    main()

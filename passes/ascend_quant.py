@@ -1,0 +1,168 @@
+"""Select the quantising kernels of an Ascend chip."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from graph_model.quantised_weights import ChannelScale, DeqScale
+from graph_model.weights import Concat, Expression, OnePlus, Rounded, Source
+from passes.contract import NearMiss, Pass, Tier, operand
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class AscendQuant(Pass):
+    """Quantise, norm and quantise, and quantised products; weights are read as they are stored, [out, in].
+
+    ::
+
+        gemma.quantise(x, s, z)                      ->  npu_quantize(x, s, z), which divides
+        gemma.quantise_rows(x)                       ->  npu_dynamic_quant(x)
+        gemma.add_rms_norm_quantise(x, r, 1 + w, …)  ->  npu_add_rms_norm_quant(x, r, round(1 + w), s, z)
+        gemma.rms_norm_quantise(x, 1 + w, …)         ->  npu_quantize(gemma.rms_norm(x, 1 + w), s, z)
+        gemma.int8_linear(q, w8, b32, s, rows, b)    ->  ascend.quant_matmul(q, w8, s, b32, rows) [+ b]
+        gemma.int8_weight_linear(x, w8, s, b)        ->  ascend.weight_quant_matmul(x, w8, round(s)) [+ b]
+
+    With float16 results and without row scales s is packed in int64, which cuts 13 bits off. Norm and quantise rounds
+    1 + w to 16 bit: a value at the edge of two integers may get the other one.
+    """
+
+    name: ClassVar[str] = "ascend_quant"
+    tier: ClassVar[Tier] = Tier.QUANTISING
+    budget: ClassVar[float] = 0.3
+    removes: ClassVar[tuple[object, ...]] = (
+        ops.quantise,
+        ops.quantise_rows,
+        ops.rms_norm_quantise,
+        ops.add_rms_norm_quantise,
+        ops.int8_linear,
+        ops.int8_weight_linear,
+        ops.int_linear,
+        ops.dequantise,
+        ops.dequantise_weight,
+    )
+    introduces: ClassVar[tuple[str, ...]] = (
+        "npu.npu_quantize",
+        "npu.npu_dynamic_quant",
+        "npu.npu_add_rms_norm_quant",
+        "ascend.quant_matmul",
+        "ascend.weight_quant_matmul",
+    )
+
+    def applies(self, graph: ModelGraph) -> bool:
+        return graph.quantisation is not None and graph.quantisation.scheme is not None
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(*self.removes)
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return len(self.candidates(graph))
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        if candidate.target == ops.quantise:
+            candidate.replace_all_uses_with(_quantise(graph, operand(candidate, 0), candidate))
+        elif candidate.target == ops.rms_norm_quantise:
+            x, weight, *_, eps = candidate.args
+            normed = graph.insert(ops.rms_norm, x, weight, eps, at=candidate)
+            candidate.replace_all_uses_with(_quantise(graph, normed, candidate))
+        elif candidate.target == ops.quantise_rows:
+            pair = graph.insert(torch.ops.npu.npu_dynamic_quant.default, candidate.args[0], at=candidate)
+            candidate.replace_all_uses_with(pair)
+        elif candidate.target == ops.add_rms_norm_quantise:
+            _norm_and_quantise(graph, candidate)
+        elif candidate.target == ops.int8_linear:
+            _int8_linear(graph, candidate)
+        elif candidate.target == ops.int8_weight_linear:
+            _int8_weight_linear(graph, candidate)
+        else:
+            raise NearMiss(candidate, "the chip has no such op by itself; leave passes.fold_dequantise enabled")
+
+
+def _quantise(graph: ModelGraph, x: fx.Node, quantise: fx.Node) -> fx.Node:
+    scale, offset = _scale_and_offset(graph, quantise)
+    return graph.insert(torch.ops.npu.npu_quantize.default, x, scale, offset, torch.qint8, -1, at=quantise)
+
+
+def _norm_and_quantise(graph: ModelGraph, candidate: fx.Node) -> None:
+    x, residual, weight = (operand(candidate, index) for index in range(3))
+    factor = weight.meta.get("expression")
+    if not isinstance(factor, OnePlus):
+        raise NearMiss(candidate, f"its weight {weight.name} is not 1 + a weight of the checkpoint")
+    rounded = graph.add_weight(f"{weight.name}_rounded", Rounded(factor, graph.dtype))
+    scale, offset = _scale_and_offset(graph, candidate)
+    target = torch.ops.npu.npu_add_rms_norm_quant.default
+    fused = graph.insert(target, x, residual, rounded, scale, offset, epsilon=candidate.args[-1], at=candidate)
+    for user in list(candidate.users):
+        index = 2 if user.args[1] == 1 else 0
+        user.replace_all_uses_with(graph.insert(operator.getitem, fused, index, at=candidate))
+
+
+def _scale_and_offset(graph: ModelGraph, quantise: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The float32 scale of a quantise, and its offset as int32."""
+    arguments = [a for a in quantise.args if isinstance(a, fx.Node) and isinstance(a.meta.get("expression"), Source)]
+    scale, offset = arguments[-2:]
+    expression = replace(offset.meta["expression"], dtype=torch.int32)
+    return scale, _weight(graph, f"{offset.name}_int32", expression)
+
+
+def _int8_linear(graph: ModelGraph, candidate: fx.Node) -> None:
+    q, weight, int_bias, scale, row_scale, bias, dtype = candidate.args
+    assert isinstance(q, fx.Node)
+    assert isinstance(scale, fx.Node)
+    if dtype == torch.float16 and row_scale is None:
+        packed = _map(scale.meta["expression"], lambda part: replace(part, packed=True))
+        scale = _weight(graph, f"{scale.name}_packed", packed)
+    if isinstance(row_scale, fx.Node) and len(row_scale.meta["val"].shape) != 1:
+        row_scale = graph.insert(aten.reshape.default, row_scale, [-1], at=candidate)
+    rows = _rows(graph, q, candidate)
+    target = torch.ops.ascend.quant_matmul.default
+    result = graph.insert(target, rows, weight, scale, int_bias, row_scale, dtype, at=candidate)
+    _finish(graph, candidate, result, bias)
+
+
+def _int8_weight_linear(graph: ModelGraph, candidate: fx.Node) -> None:
+    x, weight, scale, bias = candidate.args
+    assert isinstance(x, fx.Node)
+    assert isinstance(scale, fx.Node)
+    rounded = _map(scale.meta["expression"], lambda part: replace(part, dtype=graph.dtype))
+    narrow = _weight(graph, f"{scale.name}_rounded", rounded)
+    rows = _rows(graph, x, candidate)
+    result = graph.insert(torch.ops.ascend.weight_quant_matmul.default, rows, weight, narrow, at=candidate)
+    _finish(graph, candidate, result, bias)
+
+
+def _rows(graph: ModelGraph, x: fx.Node, at: fx.Node) -> fx.Node:
+    value = x.meta["val"]
+    return x if value.dim() == 2 else graph.insert(aten.reshape.default, x, [-1, value.shape[-1]], at=at)
+
+
+def _finish(graph: ModelGraph, candidate: fx.Node, result: fx.Node, bias: object) -> None:
+    if bias is not None:
+        result = graph.insert(aten.add.Tensor, result, bias, at=candidate)
+    shape = list(candidate.meta["val"].shape)
+    if len(shape) != 2:
+        result = graph.insert(aten.reshape.default, result, shape, at=candidate)
+    candidate.replace_all_uses_with(result)
+
+
+def _map(expression: Expression, change: object) -> Expression:
+    """The expression with its scales changed, part by part."""
+    assert callable(change)
+    if isinstance(expression, Concat):
+        return Concat(tuple(_map(part, change) for part in expression.parts))
+    assert isinstance(expression, Source | ChannelScale | DeqScale)
+    return change(expression)
+
+
+def _weight(graph: ModelGraph, name: str, expression: Expression) -> fx.Node:
+    """The weight with this expression, added where there is none yet."""
+    found = [node for node in graph.placeholders("weight") if node.meta["expression"] == expression]
+    return found[0] if found else graph.add_weight(name, expression)
