@@ -94,7 +94,7 @@ def _softmax_scale(node: fx.Node) -> object:
         return node.kwargs.get(_FUSED_ATTENTION.get(_op(node), "scale"))
     if node.target == aten.mul.Tensor and node.meta.get("attribute") == "softmax_scale":
         return node.args[1]
-    return node.args[-1] if node.target == ops.paged_attention else None
+    return node.args[-1] if node.target in (ops.paged_attention, ops.paged_attention_int8) else None
 
 
 def _norm_eps(node: fx.Node, graph: ModelGraph) -> object:

@@ -75,6 +75,10 @@ class Pass(ABC):
         """What the output of the graph before the pass corresponds to in the graph after it, for comparison."""
         return output
 
+    def earlier_caches(self, caches: list[torch.Tensor], count: int) -> list[torch.Tensor]:
+        """The `count` caches of the graph before the pass that hold what `caches` hold in the graph after it."""
+        return caches[:count]
+
     def apply(self, graph: ModelGraph) -> Outcome:
         """Rewrite every match in `graph`, in place."""
         outcome = Outcome()

@@ -26,6 +26,7 @@ from passes.insert_quantization import InsertQuantization
 from passes.last_token import LastToken
 from passes.merge_projections import MergeGateUp, MergeQKV
 from passes.paged_attention import PagedAttention
+from passes.quantize_cache import QuantizeCache
 from passes.rms_norm import RMSNorm
 from passes.rotary import Rotary
 from passes.select_token import SelectToken
@@ -44,6 +45,7 @@ DEFAULT_PASSES: tuple[type[Pass], ...] = (
     GeluAndMul,
     PagedAttention,
     LastToken,
+    QuantizeCache,
     InsertQuantization,
     FoldDequantise,
     AddRMSNorm,

@@ -17,7 +17,6 @@ from graph_model.compile import CompileCache, CompiledModel, Recipe, num_scratch
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.graph import Pages
-from graph_model.quantisation import Quantisation
 from graph_model.shard import WHOLE, Shard
 from graph_model.weights import Part, Read
 from passes.manager import build_passes
@@ -29,6 +28,7 @@ from runners.settings import SMALLEST_CHUNK, ModelSettings
 
 # Block tables are not made narrower than this many tokens: attention over them costs nothing beside the weights.
 _NARROWEST_TABLE_TOKENS = 256
+_SCALE_BYTES = 4  # of a token and head in an int8 cache
 
 
 @dataclass
@@ -46,7 +46,7 @@ def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
     `resources` keeps the checkpoint open. Raises UserError.
     """
     shard = _shard(settings)
-    read, quantisation = _reader(settings, resources)
+    read = _reader(settings, resources)
     backend, description = select_backend(
         settings.backend, settings.cache_dir, settings.soc, settings.norm, settings.dump_dir
     )
@@ -60,7 +60,7 @@ def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
         backend=backend,
         cache=CompileCache(settings.cache_dir),
         dump_dir=settings.dump_dir if shard.rank == 0 else None,
-        quantisation=quantisation,
+        quantisation=settings.quantisation,
         shard=shard,
     )
     if shard.world_size > 1:
@@ -85,12 +85,12 @@ def bucket_table(settings: ModelSettings) -> BucketTable:
     )
 
 
-def _reader(settings: ModelSettings, resources: ExitStack) -> tuple[Read, Quantisation | None]:
+def _reader(settings: ModelSettings, resources: ExitStack) -> Read:
     if settings.random_weights:
-        return random_weights(settings.config, settings.quantisation), settings.quantisation
+        return random_weights(settings.config, settings.quantisation)
     assert settings.checkpoint_dir is not None
     checkpoint = resources.enter_context(open_checkpoint(settings.checkpoint_dir, settings.config))
-    return _one_at_a_time(checkpoint), checkpoint.quantisation or settings.quantisation
+    return _one_at_a_time(checkpoint)
 
 
 def _one_at_a_time(checkpoint: Checkpoint) -> Read:
@@ -152,8 +152,11 @@ def _own_num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch
 
 def _blocks_that_fit(settings: ModelSettings, device: torch.device, shard: Shard) -> int:
     element = torch.empty((), dtype=getattr(torch, settings.dtype)).element_size()
-    config = settings.config
-    token = 2 * config.num_hidden_layers * shard.kv_heads(config) * config.head_dim * element
+    config, quantisation = settings.config, settings.quantisation
+    vector = config.head_dim * element
+    if quantisation is not None and quantisation.kv8:
+        vector = config.head_dim + _SCALE_BYTES
+    token = 2 * config.num_hidden_layers * shard.kv_heads(config) * vector
     # Ranks on a CPU share its memory; a device belongs to one rank.
     sharing = 1 if device.type == "cuda" else shard.world_size
     room = settings.memory_fraction * free_memory(device) / sharing - num_parameters(config, shard) * element

@@ -55,7 +55,9 @@ def quantize(settings: Any) -> None:
         reports = quantise_checkpoint(
             source, target, options, sequences, overwrite=overwrite, progress=lambda stage: bar.update()
         )
-    table = Table(*COLUMNS, title=f"{scheme}: inputs and outputs of the quantised linears")
+    table = Table(title=f"{scheme}: inputs and outputs of the quantised linears")
+    for column in COLUMNS:
+        table.add_column(column, no_wrap=column == COLUMNS[0])
     for row in table_rows(reports):
         table.add_row(*row)
     Console().print(table)

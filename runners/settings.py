@@ -36,8 +36,8 @@ class RankSettings:
 class ModelSettings:
     """What to build, with every default filled in.
 
-    checkpoint_dir is None only with random weights of a named size. quantisation: what loading makes of floating-point
-    weights; None: they are loaded as they are. soc is None unless the backend is torchair.
+    checkpoint_dir is None only with random weights of a named size. quantisation: the checkpoint's, or what loading
+    makes of floating-point weights; None: nothing is quantised. soc is None unless the backend is torchair.
     """
 
     config: GemmaConfig
@@ -78,9 +78,9 @@ def resolve_settings(settings: Any) -> ModelSettings:
         sizes = ", ".join(map(str, BLOCK_SIZES))
         raise UserError(f"block_size is {settings.block_size!r}; it must be one of {sizes}.")
     dtype = settings.dtype or config.dtype
-    quantisation = _quantisation(settings, config)
-    stored = None if directory is None else read_quantisation(directory, config)
-    soc = _soc(settings, config, dtype, Shard(0, world_size), stored or quantisation)
+    stored = None if directory is None or weights == "random" else read_quantisation(directory, config)
+    quantisation = _quantisation(settings, config, stored)
+    soc = _soc(settings, config, dtype, Shard(0, world_size), quantisation)
     fraction = settings.memory_fraction
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise UserError(f"memory_fraction is {fraction!r}; it must be above 0 and at most 1.")
@@ -140,29 +140,30 @@ def _model(name: str, path: str | None, random_weights: bool) -> tuple[GemmaConf
     )
 
 
-def _quantisation(settings: Any, config: GemmaConfig) -> Quantisation | None:
-    """What `quant` asks for; None where it asks for nothing, or for what the checkpoint is anyway."""
-    scheme = settings.quant.scheme
-    if scheme is None:
-        return None
-    if scheme not in SCHEMES:
+def _quantisation(settings: Any, config: GemmaConfig, stored: Quantisation | None) -> Quantisation | None:
+    """What `quant` asks for and what the checkpoint, of which `stored` is read, is: None where it is neither."""
+    scheme, kv8 = settings.quant.scheme, settings.quant.kv8
+    if not isinstance(kv8, bool):
+        raise UserError(f"quant.kv8 is {kv8!r}; it must be true or false.")
+    if scheme is not None and scheme not in SCHEMES:
         raise UserError(f"quant.scheme is {scheme!r}; it must be one of {', '.join(SCHEMES)}.")
-    if config.quantize is not None:
-        if config.quantize == scheme:
-            return None
+    if stored is not None:
+        if scheme in (None, stored.scheme):
+            return replace(stored, kv8=kv8)
         raise UserError(
-            f"quant={scheme}: the checkpoint is quantised already, as {config.quantize} (quantize in config.json). "
+            f"quant={scheme}: the checkpoint is quantised already, as {stored.scheme} (quantize in config.json). "
             "Leave quant out, or give the floating-point original."
         )
-    if scheme == "w8a8":
-        if settings.weights == "random":
-            return Quantisation(scheme, select_linears(config, settings.quant.keep_float), stored=True)
+    if scheme is None:
+        return Quantisation(None, kv8=True) if kv8 else None
+    random = settings.weights == "random"
+    if scheme == "w8a8" and not random:
         raise UserError(
             "quant=w8a8 needs scales of the activations, and a floating-point checkpoint has none. Make a quantised "
             "checkpoint with them: python runners/quantize.py model.path=DIR quant=w8a8 output_dir=NEW, then give "
             "model.path=NEW. quant=w8a8_dynamic and quant=w8a16 need no scales."
         )
-    return Quantisation(scheme, select_linears(config, settings.quant.keep_float))
+    return Quantisation(scheme, select_linears(config, settings.quant.keep_float), stored=scheme == "w8a8", kv8=kv8)
 
 
 def _soc(

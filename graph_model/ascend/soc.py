@@ -251,6 +251,11 @@ def check_quantised_matmul(soc: Soc, in_features: int, out_features: int, transp
 
 def check_quantisation(soc: Soc, quantisation: Quantisation, vocab_size: int) -> None:
     """Raise UserError if the chip cannot run a model that is quantised in this way."""
+    if quantisation.kv8:
+        raise UserError(
+            f"soc={soc.name}: quant.kv8, an int8 cache with a scale per token and head, is not lowered to this chip. "
+            "Leave quant.kv8=false."
+        )
     if quantisation.scheme == "w8a8_dynamic" and not soc.dynamic_quant:
         raise UserError(
             f"soc={soc.name}: quantisation w8a8_dynamic needs DynamicQuant, which the {soc.product} is not known to "

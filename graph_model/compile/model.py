@@ -98,11 +98,7 @@ class CompiledModel:
 
     def _load(self, step: Step) -> _Loaded:
         if not self._caches:
-            config, pages = self.recipe.config, self.recipe.pages
-            shape = (pages.num_blocks, pages.block_size, self.recipe.shard.kv_heads(config), config.head_dim)
-            self._caches = [
-                torch.zeros(shape, dtype=self.recipe.dtype).to(self._device) for _ in range(step.num_caches)
-            ]
+            self._caches = [torch.zeros(shape, dtype=dtype).to(self._device) for shape, dtype in step.caches]
         inputs = make_inputs(step.bucket)
         arrays = inputs.arrays()
         host_inputs = [torch.from_numpy(arrays[name]) for name in step.input_names]

@@ -72,14 +72,14 @@ class Recipe:
 class Step:
     """A bucket's signature, and how to get its function.
 
-    weight_plan: the weights' placeholders, in order; then come the caches, then `input_names`.
+    weight_plan: the weights' placeholders, in order; then come `caches` (shape and dtype), then `input_names`.
     compile: makes the step's function from arguments of the right shapes.
     cached: whether the function comes from the cache.
     """
 
     bucket: Bucket
     weight_plan: WeightPlan
-    num_caches: int
+    caches: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     input_names: tuple[str, ...]
     compile: Callable[[Sequence[Tensor]], StepFunction]
     cached: bool
@@ -113,18 +113,23 @@ def prepare_step(recipe: Recipe, bucket: Bucket) -> Step:
     return Step(
         bucket,
         graph.weight_plan,
-        len(graph.placeholders("cache")),
+        _caches(graph),
         tuple(node.name for node in graph.placeholders("input")),
         compile_graph,
         cached=False,
     )
 
 
+def _caches(graph: ModelGraph) -> tuple[tuple[tuple[int, ...], torch.dtype], ...]:
+    values = [node.meta["val"] for node in graph.placeholders("cache")]
+    return tuple((tuple(value.shape), value.dtype) for value in values)
+
+
 def _describe(graph: ModelGraph) -> dict[str, Any]:
     return {
         "bucket": str(graph.bucket),
         "weights": {name: weights.to_json(expression) for name, expression in graph.weight_plan.items()},
-        "num_caches": len(graph.placeholders("cache")),
+        "caches": [[list(shape), str(dtype).removeprefix("torch.")] for shape, dtype in _caches(graph)],
         "inputs": [node.name for node in graph.placeholders("input")],
     }
 
@@ -132,4 +137,5 @@ def _describe(graph: ModelGraph) -> dict[str, Any]:
 def _described_step(bucket: Bucket, description: dict[str, Any], function: StepFunction) -> Step:
     plan = {name: weights.from_json(raw) for name, raw in description["weights"].items()}
     inputs = tuple(description["inputs"])
-    return Step(bucket, plan, description["num_caches"], inputs, lambda arguments: function, cached=True)
+    caches = tuple((tuple(shape), getattr(torch, dtype)) for shape, dtype in description["caches"])
+    return Step(bucket, plan, caches, inputs, lambda arguments: function, cached=True)

@@ -1,6 +1,6 @@
 """Canonical ops: the vocabulary of the rewritten graph."""
 
-from graph_model.ops.attention import paged_attention
+from graph_model.ops.attention import paged_attention, paged_attention_int8
 from graph_model.ops.collective import all_gather, all_reduce
 from graph_model.ops.elementwise import gelu_and_mul, rotary
 from graph_model.ops.linear import few_rows_linear, onednn_linear, onednn_supports, tiled_linear
@@ -45,6 +45,7 @@ __all__ = [
     "onednn_linear",
     "onednn_supports",
     "paged_attention",
+    "paged_attention_int8",
     "quantise",
     "quantise_rows",
     "redraw",

@@ -39,20 +39,66 @@ def paged_attention(
     The new tokens are the last of the context. What the cache holds beyond context_lens never reaches the result,
     not even when it is NaN.
     """
-    block_size = key_cache.shape[1]
-    slot_blocks, slot_offsets = slot_mapping // block_size, slot_mapping % block_size
-    key_cache.index_put_((slot_blocks, slot_offsets), key)
-    value_cache.index_put_((slot_blocks, slot_offsets), value)
+    slots = _slots(slot_mapping, key_cache)
+    key_cache.index_put_(slots, key)
+    value_cache.index_put_(slots, value)
+    if block_table is not None:
+        key, value = (cache[block_table].flatten(1, 2) for cache in (key_cache, value_cache))
+    return _attend_causally(query, key, value, query_lens, context_lens if block_table is not None else None, scale)
+
+
+@canonical_op(
+    "paged_attention_int8(Tensor query, Tensor key, Tensor value, Tensor(a!) key_cache, Tensor(b!) value_cache,"
+    " Tensor(c!) key_scales, Tensor(d!) value_scales, Tensor slot_mapping, Tensor? query_lens, Tensor? context_lens,"
+    " Tensor? block_table, float scale) -> Tensor"
+)
+def paged_attention_int8(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    key_scales: Tensor,
+    value_scales: Tensor,
+    slot_mapping: Tensor,
+    query_lens: Tensor | None,
+    context_lens: Tensor | None,
+    block_table: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """paged_attention with caches of int8, quantised as quantise_rows does: a scale for each token and head.
+
+    key_scales, value_scales [num_blocks, block_size, kv_heads] float32, written in place like the caches. Attention
+    computes on dequantised keys and values, in the query's dtype; without a block table on the new ones as they are.
+    """
+    slots = _slots(slot_mapping, key_cache)
+    for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
+        q, row_scales = torch.ops.gemma.quantise_rows(new)
+        cache.index_put_(slots, q)
+        scales.index_put_(slots, row_scales)
+    if block_table is not None:
+        key, value = (
+            (cache[block_table].float() * scales[block_table].unsqueeze(-1)).to(query.dtype).flatten(1, 2)
+            for cache, scales in ((key_cache, key_scales), (value_cache, value_scales))
+        )
+    return _attend_causally(query, key, value, query_lens, context_lens if block_table is not None else None, scale)
+
+
+def _slots(slot_mapping: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+    """The blocks of the slots, and the places in them."""
+    return slot_mapping // cache.shape[1], slot_mapping % cache.shape[1]
+
+
+def _attend_causally(
+    query: Tensor, keys: Tensor, values: Tensor, query_lens: Tensor | None, context_lens: Tensor | None, scale: float
+) -> Tensor:
+    """Each query sees the keys up to its own; queries are the last of context_lens, or None: the keys are theirs."""
     batch, tokens = query.shape[:2]
     steps = torch.arange(tokens, device=query.device)
-    if block_table is None:
-        keys, values = key, value
+    if context_lens is None:
         lens = steps.new_full((batch,), tokens) if query_lens is None else query_lens
         query_positions = steps.expand(batch, tokens)
     else:
-        assert context_lens is not None
-        keys = key_cache[block_table].flatten(1, 2)  # [batch, width * block_size, kv_heads, head_dim]
-        values = value_cache[block_table].flatten(1, 2)
         lens = context_lens
         start = lens - (tokens if query_lens is None else query_lens)
         query_positions = start[:, None] + steps

@@ -21,6 +21,7 @@ STRENGTHS = tuple(0.1 * step for step in range(1, 10))
 _SEARCH_TOKENS = 512
 # Factors of the norm are kept this many spacings of the stored dtype away from 0, where rounding would ruin them.
 _SPACINGS = 64
+_WIDEST = 256.0
 
 
 @dataclass(frozen=True)
@@ -90,4 +91,6 @@ def _scales(largest: Tensor, columns: Tensor, strength: float, limit: Tensor | N
     scales = largest.clamp(min=1e-5) ** strength / columns.clamp(min=1e-5) ** (1 - strength)
     # Only ratios between channels matter; around 1 the norm's weight keeps most of its precision.
     scales = scales / scales.log().median().exp()
-    return scales.clamp(min=1e-4) if limit is None else torch.minimum(scales.clamp(min=1e-4), limit)
+    # What lies further apart would leave float16's normal numbers.
+    scales = scales.clamp(1 / _WIDEST, _WIDEST)
+    return scales if limit is None else torch.minimum(scales, limit)

@@ -90,7 +90,8 @@ def test_a_required_pass_cannot_be_switched_off_or_left_out(name: str) -> None:
 
 def test_what_is_required_is_what_no_backend_could_do_without() -> None:
     required = {cls.name for cls in DEFAULT_PASSES if cls.required}
-    assert required == {"canonicalise", "paged_attention", "last_token", "insert_quantization", "select_token"}
+    quantising = {"quantize_cache", "insert_quantization"}
+    assert required == {"canonicalise", "paged_attention", "last_token", "select_token", *quantising}
 
 
 # Attributes of the model, from the captured graph to the last.
@@ -266,6 +267,6 @@ def test_a_broken_pass_stops_the_run_before_the_next() -> None:
 def test_a_dump_is_written_before_the_first_pass_and_after_each(tmp_path: Path) -> None:
     run_passes(FLOAT32.captured("decode"), build_passes(ALL), dump_dir=tmp_path)
     names = sorted(path.name for path in (tmp_path / "decode-b2-w2").iterdir())
-    quantising = ("insert_quantization", "fold_dequantise", "fold_quantise")  # nothing is quantised
+    quantising = ("quantize_cache", "insert_quantization", "fold_dequantise", "fold_quantise")  # nothing is quantised
     ran = [name for name in ALL if name not in quantising]
     assert names == [f"{i:02}_{name}.txt" for i, name in enumerate(["capture", *ran])]

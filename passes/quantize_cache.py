@@ -1,0 +1,59 @@
+"""Keep keys and values in int8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from passes.contract import Pass, Tier
+
+_CACHES = slice(3, 5)  # the arguments of attention that are caches
+
+
+@dataclass(frozen=True)
+class QuantizeCache(Pass):
+    """The caches become int8, and each gets a cache of scales, one per token and head.
+
+    Original: gemma.paged_attention(q, k, v, key_cache, value_cache, ...). After::
+
+        gemma.paged_attention_int8(q, k, v, key_cache, value_cache, key_scales, value_scales, ...)
+    """
+
+    name: ClassVar[str] = "quantize_cache"
+    tier: ClassVar[Tier] = Tier.QUANTISING
+    budget: ClassVar[float] = 0.3
+    required: ClassVar[bool] = True
+    removes: ClassVar[tuple[object, ...]] = (ops.paged_attention,)
+
+    def applies(self, graph: ModelGraph) -> bool:
+        return graph.quantisation is not None and graph.quantisation.kv8
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(ops.paged_attention)
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return graph.config.num_hidden_layers
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        scales = []
+        for cache in candidate.args[_CACHES]:
+            assert isinstance(cache, fx.Node)
+            shape = cache.meta["val"].shape
+            with graph.fake_mode:
+                cache.meta["val"] = torch.empty(shape, dtype=torch.int8)
+                fake = torch.empty(shape[:-1], dtype=torch.float32)
+            scales.append(graph.add_placeholder(cache.name.replace("cache", "scales"), "cache", fake))
+        before, behind = candidate.args[: _CACHES.stop], candidate.args[_CACHES.stop :]
+        result = graph.insert(ops.paged_attention_int8, *before, *scales, *behind, at=candidate)
+        candidate.replace_all_uses_with(result)
+        graph.graph.erase_node(candidate)
+
+    def earlier_caches(self, caches: list[Tensor], count: int) -> list[Tensor]:
+        """Caches come first, then their scales, both in the layers' order."""
+        pairs = zip(caches[:count], caches[count:], strict=True)
+        return [cache.float() * scales[..., None] for cache, scales in pairs]

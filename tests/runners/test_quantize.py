@@ -1,0 +1,85 @@
+"""python runners/quantize.py and quant= of infer.py, as users call them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cli import run_command
+
+from graph_model.errors import UserError
+from runners.calibration import read_texts
+from runners.infer import infer
+from runners.quantize import quantize
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "holds no items"),
+        ('{"prompt": "a"}\nnope\n', "line 2 is not JSON"),
+        ('{"prompt": "a"}\n\n{"text": "b"}\n', "line 3 has neither a prompt nor passage and question"),
+        ('{"prompt": 5}', "line 1 has neither"),
+        ("[1]", "line 1 has neither"),
+    ],
+)
+def test_bad_calibration_files_are_refused_by_line(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_texts(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_texts(tmp_path / "absent.jsonl")
+
+
+def test_prompts_and_boolq_items_are_read(tmp_path: Path) -> None:
+    items: list[dict[str, Any]] = [
+        {"prompt": "Once upon"},
+        {"title": "T", "passage": "P.", "question": "is it", "answer": True},
+        {"passage": "P.", "question": "is it"},
+    ]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("\n".join(map(json.dumps, items)))
+    assert read_texts(path) == [
+        "Once upon",
+        "T -- P.\nQuestion: is it?\nAnswer: yes",
+        "P.\nQuestion: is it?\nAnswer:",
+    ]
+
+
+def test_a_quantised_demo_answers_and_the_rest_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    target = tmp_path / "quantised"
+
+    def run(command: Any, name: str, *arguments: str) -> Any:
+        return run_command(command, name, list(arguments), capsys, monkeypatch)
+
+    done = run(quantize, "quantize", f"output_dir={target}", "calibration.samples=4")
+    assert done.status == 0, done.stderr
+    assert "layers.3.mlp.gate_proj" in done.stdout
+    assert (target / "quantisation.html").read_text().count("<tr>") == 1 + 3 * 4
+    again = run(quantize, "quantize", f"output_dir={target}", "calibration.samples=4")
+    assert (again.status, "exists already" in again.stderr) == (2, True)
+
+    settings = ["backend=eager", f"cache_dir={tmp_path / 'cache'}", "max_seq_len=128", "max_new_tokens=12"]
+    settings += ['prompts=["One day Clara took a red kite to the meadow."]']
+    answers = {}
+    for name, arguments in {
+        "float": [],
+        "stored": [f"model.path={target}", "quant.kv8=true"],
+        "weights": ["quant=w8a16"],
+    }.items():
+        found = run(infer, "infer", *settings, *arguments)
+        assert found.status == 0, found.stderr
+        answers[name] = found.stdout.split("backend:")[0]
+    assert answers["stored"][:70] == answers["weights"][:70] == answers["float"][:70]
+
+    refused = run(infer, "infer", *settings, "quant=w8a8")
+    assert refused.status == 2
+    assert "quant=w8a8 needs scales of the activations" in refused.stderr
+    assert "python runners/quantize.py" in refused.stderr
+    other = run(infer, "infer", *settings, f"model.path={target}", "quant=w8a16")
+    assert "the checkpoint is quantised already, as w8a8" in other.stderr
