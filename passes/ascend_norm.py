@@ -18,6 +18,10 @@ from passes.contract import NearMiss, Pass, Tier, describe_target, operand
 aten = torch.ops.aten
 
 
+# Norms that quantise, which are selected before.
+_QUANTISING = ("npu.npu_add_rms_norm_quant", "npu.npu_add_rms_norm_dynamic_quant")
+
+
 @dataclass(frozen=True)
 class AscendNorm(Pass):
     """Replaces every canonical norm, with the residual addition in front of it where there is one."""
@@ -30,7 +34,7 @@ class AscendNorm(Pass):
     def expected_matches(self, graph: ModelGraph) -> int:
         if not self.candidates(graph):
             return 0
-        quantising = [node for node in graph.calls() if describe_target(node.target) == "npu.npu_add_rms_norm_quant"]
+        quantising = [node for node in graph.calls() if describe_target(node.target) in _QUANTISING]
         return 2 * graph.config.num_hidden_layers + 1 - len(quantising)
 
 

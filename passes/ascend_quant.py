@@ -12,7 +12,7 @@ from torch import fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from graph_model.quantised_weights import ChannelScale, DeqScale
-from graph_model.weights import Concat, Expression, OnePlus, Rounded, Source
+from graph_model.weights import Concat, Expression, OnePlus, Rounded, Slice, Source
 from passes.contract import NearMiss, Pass, Tier, operand
 
 aten = torch.ops.aten
@@ -25,7 +25,8 @@ class AscendQuant(Pass):
     ::
 
         gemma.quantise(x, s, z)                      ->  npu_quantize(x, s, z), which divides
-        gemma.quantise_rows(x)                       ->  npu_dynamic_quant(x)
+        gemma.quantise_rows(x)                       ->  npu_dynamic_quant(x); where x is an add_rms_norm that nothing
+                                                         else reads, npu_add_rms_norm_dynamic_quant in place of both
         gemma.add_rms_norm_quantise(x, r, 1 + w, …)  ->  npu_add_rms_norm_quant(x, r, round(1 + w), s, z)
         gemma.rms_norm_quantise(x, 1 + w, …)         ->  npu_quantize(gemma.rms_norm(x, 1 + w), s, z)
         gemma.int8_linear(q, w8, b32, s, rows, b)    ->  ascend.quant_matmul(q, w8, s, b32, rows) [+ b]
@@ -53,6 +54,7 @@ class AscendQuant(Pass):
         "npu.npu_quantize",
         "npu.npu_dynamic_quant",
         "npu.npu_add_rms_norm_quant",
+        "npu.npu_add_rms_norm_dynamic_quant",
         "ascend.quant_matmul",
         "ascend.weight_quant_matmul",
     )
@@ -74,8 +76,7 @@ class AscendQuant(Pass):
             normed = graph.insert(ops.rms_norm, x, weight, eps, at=candidate)
             candidate.replace_all_uses_with(_quantise(graph, normed, candidate))
         elif candidate.target == ops.quantise_rows:
-            pair = graph.insert(torch.ops.npu.npu_dynamic_quant.default, candidate.args[0], at=candidate)
-            candidate.replace_all_uses_with(pair)
+            _quantise_rows(graph, candidate)
         elif candidate.target == ops.add_rms_norm_quantise:
             _norm_and_quantise(graph, candidate)
         elif candidate.target == ops.int8_linear:
@@ -91,18 +92,44 @@ def _quantise(graph: ModelGraph, x: fx.Node, quantise: fx.Node) -> fx.Node:
     return graph.insert(torch.ops.npu.npu_quantize.default, x, scale, offset, torch.qint8, -1, at=quantise)
 
 
-def _norm_and_quantise(graph: ModelGraph, candidate: fx.Node) -> None:
-    x, residual, weight = (operand(candidate, index) for index in range(3))
+def _quantise_rows(graph: ModelGraph, candidate: fx.Node) -> None:
+    source = operand(candidate, 0)
+    norm = operand(source, 0) if source.target == operator.getitem else source
+    if norm.target != ops.add_rms_norm or source.args[1] != 0 or len(source.users) > 1:
+        pair = graph.insert(torch.ops.npu.npu_dynamic_quant.default, source, at=candidate)
+        candidate.replace_all_uses_with(pair)
+        return
+    rounded = _rounded_factor(graph, norm)
+    target = torch.ops.npu.npu_add_rms_norm_dynamic_quant.default
+    options = {"epsilon": norm.args[-1], "output_mask": [True, False]}
+    fused = graph.insert(target, *norm.args[:2], rounded, **options, at=norm)
+    _replace_items(graph, candidate, fused, {0: 0, 1: 3})
+    _replace_items(graph, norm, fused, {1: 2})
+
+
+def _rounded_factor(graph: ModelGraph, norm: fx.Node) -> fx.Node:
+    weight = operand(norm, 2)
     factor = weight.meta.get("expression")
     if not isinstance(factor, OnePlus):
-        raise NearMiss(candidate, f"its weight {weight.name} is not 1 + a weight of the checkpoint")
-    rounded = graph.add_weight(f"{weight.name}_rounded", Rounded(factor, graph.dtype))
+        raise NearMiss(norm, f"its weight {weight.name} is not 1 + a weight of the checkpoint")
+    return graph.add_weight(f"{weight.name}_rounded", Rounded(factor, graph.dtype))
+
+
+def _replace_items(graph: ModelGraph, node: fx.Node, fused: fx.Node, places: dict[int, int]) -> None:
+    """Replace node[i] by fused[places[i]]."""
+    for user in list(node.users):
+        index = user.args[1]
+        if isinstance(index, int) and index in places:
+            user.replace_all_uses_with(graph.insert(operator.getitem, fused, places[index], at=fused.next))
+
+
+def _norm_and_quantise(graph: ModelGraph, candidate: fx.Node) -> None:
+    x, residual = (operand(candidate, index) for index in range(2))
+    rounded = _rounded_factor(graph, candidate)
     scale, offset = _scale_and_offset(graph, candidate)
     target = torch.ops.npu.npu_add_rms_norm_quant.default
     fused = graph.insert(target, x, residual, rounded, scale, offset, epsilon=candidate.args[-1], at=candidate)
-    for user in list(candidate.users):
-        index = 2 if user.args[1] == 1 else 0
-        user.replace_all_uses_with(graph.insert(operator.getitem, fused, index, at=candidate))
+    _replace_items(graph, candidate, fused, {0: 0, 1: 2})
 
 
 def _scale_and_offset(graph: ModelGraph, quantise: fx.Node) -> tuple[fx.Node, fx.Node]:
@@ -158,6 +185,8 @@ def _map(expression: Expression, change: object) -> Expression:
     assert callable(change)
     if isinstance(expression, Concat):
         return Concat(tuple(_map(part, change) for part in expression.parts))
+    if isinstance(expression, Slice):
+        return replace(expression, x=_map(expression.x, change))  # type: ignore[arg-type]
     assert isinstance(expression, Source | ChannelScale | DeqScale)
     return change(expression)
 

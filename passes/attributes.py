@@ -98,7 +98,7 @@ def _softmax_scale(node: fx.Node) -> object:
 
 
 def _norm_eps(node: fx.Node, graph: ModelGraph) -> object:
-    if _op(node) == "npu::npu_add_rms_norm_quant":
+    if _op(node) in ("npu::npu_add_rms_norm_quant", "npu::npu_add_rms_norm_dynamic_quant"):
         return node.kwargs["epsilon"]
     if node.target in _NORMS or _op(node) in _FUSED_NORMS:
         return node.args[-1]

@@ -166,9 +166,7 @@ def _quantisation(settings: Any, config: GemmaConfig, stored: Quantisation | Non
     return Quantisation(scheme, select_linears(config, settings.quant.keep_float), stored=scheme == "w8a8", kv8=kv8)
 
 
-def _soc(
-    settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantisation: Quantisation | None
-) -> Soc | None:
+def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantisation: Quantisation | None) -> Soc | None:
     """The chip to lower for, which must be able to run the model; None unless the backend is torchair."""
     if settings.norm not in ("exact", "fused"):
         raise UserError(f"norm is {settings.norm!r}; it must be exact or fused.")

@@ -123,8 +123,8 @@ def register_converters() -> None:
     from torchair import register_fx_node_ge_converter
     from torchair._ge_concrete_graph import ge_apis as ge
     from torchair._ge_concrete_graph.compat_ir import IrDef, ge_op
-    from torchair._ge_concrete_graph.utils import torch_dtype_value_to_ge_proto_type, torch_dtype_value_to_ge_type
     from torchair.ge import attr
+    from torchair.ge._ge_graph import torch_type_to_ge_type
 
     # GemmaRmsNorm: ops-nn norm/gemma_rms_norm/op_graph/gemma_rms_norm_proto.h
     gemma_rms_norm_ir = (
@@ -201,10 +201,8 @@ def register_converters() -> None:
     def convert_quant_matmul(
         x: Any, weight: Any, scale: Any, bias: Any, pertoken_scale: Any, dtype: Any, meta_outputs: Any = None
     ) -> Any:
-        output = torch_dtype_value_to_ge_type(dtype)
-        result = ge.QuantBatchMatmulV3(x, weight, scale, None, bias, pertoken_scale, dtype=output, transpose_x2=True)
-        result.desc.dtype = torch_dtype_value_to_ge_proto_type(dtype)
-        return result
+        output = torch_type_to_ge_type(dtype)
+        return ge.QuantBatchMatmulV3(x, weight, scale, None, bias, pertoken_scale, dtype=output, transpose_x2=True)
 
     @register_fx_node_ge_converter(torch.ops.ascend.weight_quant_matmul.default)
     def convert_weight_quant_matmul(x: Any, weight: Any, scale: Any, meta_outputs: Any = None) -> Any:

@@ -101,6 +101,17 @@ def _add_rms_norm_quant(
     return y, torch.zeros_like(y), total
 
 
+@_kernel("npu::npu_add_rms_norm_dynamic_quant")
+def _add_rms_norm_dynamic_quant(
+    x1: Tensor, x2: Tensor, gamma: Tensor, *, epsilon: float = 1e-6, output_mask: object = None, **unused: None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    total = x1 + x2
+    normed = _normalised(total, epsilon) * gamma.float()
+    scale = normed.abs().amax(-1) / 127.0
+    y = _int8(normed / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None])
+    return y, torch.zeros_like(y), total, scale, torch.zeros_like(scale)
+
+
 @_kernel("ascend::quant_matmul")
 def _quant_matmul(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, pertoken_scale: Tensor | None, dtype: torch.dtype

@@ -43,6 +43,7 @@ from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GEMMA_2B, GEMMA_7B
 from graph_model.graph import Pages
+from graph_model.quantisation import Quantisation, select_linears
 from passes.attributes import check_attributes
 from passes.check import TOLERANCE
 from passes.contract import PassError
@@ -279,9 +280,17 @@ def one_graph_serves_a_thousand_steps_of_growing_length(folder: Path) -> None:
 # Full-size models, on fake tensors.
 
 
-def lowered_counts(soc: str, config: Any, norm: str, bucket: Bucket, dtype: torch.dtype, block_size: int) -> Any:
+def lowered_counts(
+    soc: str,
+    config: Any,
+    norm: str,
+    bucket: Bucket,
+    dtype: torch.dtype,
+    block_size: int,
+    quantisation: Quantisation | None = None,
+) -> Any:
     """Counts of the lowered graph's nodes, and its input names."""
-    graph = capture(config, bucket, Pages(4096, block_size), dtype)
+    graph = capture(config, bucket, Pages(4096, block_size), dtype, quantisation)
     run_passes(graph, [cls() for cls in DEFAULT_PASSES])
     run_passes(graph, kernel_passes(AscendOptions(find_soc(soc), norm)))
     lowered = lower(graph)
@@ -330,6 +339,40 @@ for _soc, _size_name, _norm in BUDGETS:
 register_budget(A2, "2b", "fused", 4, slow=False)
 for _size_name in ("2b", "7b"):
     register_budget(DUO, _size_name, "exact", 4, slow=False)
+
+
+# Two kernels per layer above floating point are allowed; norm and quantise in one saves some.
+QUANTISED_BUDGETS = {
+    (A2, "w8a8", "exact"): 13,
+    (A2, "w8a8", "fused"): 13,
+    (A2, "w8a8_dynamic", "exact"): 13,
+    (A2, "w8a16", "exact"): 14,
+    (DUO, "w8a8", "exact"): 30,
+    (DUO, "w8a16", "exact"): 35,
+}
+
+
+def check_quantised_budget(soc: str, scheme: Any, norm: str, layers: int) -> None:
+    config = replace(GEMMA_7B, num_hidden_layers=layers)
+    quantisation = Quantisation(scheme, select_linears(config, ["down_proj", "lm_head"]), stored=scheme == "w8a8")
+    bucket = Bucket("decode", 8, 1, 16)
+    counts, placeholders = lowered_counts(soc, config, norm, bucket, HALF, 64, quantisation)
+    besides = counts.compute - layers * QUANTISED_BUDGETS[soc, scheme, norm]
+    assert 0 < besides <= BESIDES[soc] + 3, f"{counts.compute} kernels in {layers} layers: {counts.by_type}"
+    assert counts.copies["TensorMove"] == counts.copies["Assign"] == counts.copies["Transpose"] == 0, counts
+    assert counts.weight_copies == counts.host_inputs == 0, counts
+    assert counts.inputs == placeholders
+
+
+def register_quantised_budget(soc: str, scheme: str, norm: str, layers: int, slow: bool) -> None:
+    name = f"budget_7b_{scheme}_{norm}_on_{soc}" + ("" if slow else f"_of_{layers}_layers")
+    CASES[name] = Case(soc, lambda folder: check_quantised_budget(soc, scheme, norm, layers), slow)
+
+
+for _soc, _scheme, _norm in QUANTISED_BUDGETS:
+    register_quantised_budget(_soc, _scheme, _norm, GEMMA_7B.num_hidden_layers, slow=True)
+for _soc, _scheme in ((A2, "w8a8"), (A2, "w8a8_dynamic"), (DUO, "w8a8")):
+    register_quantised_budget(_soc, _scheme, "exact", 3, slow=False)
 
 
 def check_compiles(soc: str, size: str, dtype: torch.dtype) -> None:
