@@ -76,9 +76,8 @@ def test_a_migrated_norm_is_rounded_first_and_its_consumers_take_the_rest(dtype:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @torch.no_grad()
 def test_the_smoothed_float_model_computes_the_same(dtype: torch.dtype, tmp_path: Path) -> None:
-    """In float32 to 1e-5; in 16 bit no further from the float32 model than the original's own rounding is."""
+    """In float32 to 1e-5; in 16 bit as near to the float32 model as the original's own rounding, to a quarter."""
     state = with_outliers(load_file(save(tmp_path / "c", torch.float32) / "model.safetensors"))
-    ids = torch.tensor([SEQUENCES[0]])
     quantised = {path.split(".", 3)[3] for path in linear_paths(CONFIG)[:7]}  # all seven, so that all migrations happen
     smoothed, strengths = dict(state), []
     hidden = embed(CONFIG, state["model.embed_tokens.weight"], SEQUENCES)
@@ -94,14 +93,14 @@ def test_the_smoothed_float_model_computes_the_same(dtype: torch.dtype, tmp_path
     def logits(weights: dict[str, torch.Tensor], computed_in: torch.dtype) -> torch.Tensor:
         model = GemmaForCausalLM(CONFIG).to(computed_in)
         model.load_state_dict({"lm_head.weight": weights["model.embed_tokens.weight"], **weights})
-        return model(ids, torch.arange(ids.shape[1])[None]).double()
+        return torch.cat([model(torch.tensor([ids]), torch.arange(len(ids))[None])[0].double() for ids in SEQUENCES])
 
     exact = logits(state, torch.float32)
     error = (logits(smoothed, dtype) - exact).square().mean().sqrt()
     if dtype == torch.float32:
         assert (logits(smoothed, dtype) - exact).abs().max() <= 1e-5 * exact.abs().max()
     else:
-        assert error <= 1.1 * (logits(state, dtype) - exact).square().mean().sqrt()
+        assert error <= 1.25 * (logits(state, dtype) - exact).square().mean().sqrt()
 
 
 @pytest.mark.parametrize("dialect", ["atb", "vllm_ascend"])
