@@ -166,18 +166,22 @@ def table(results: dict[str, dict[str, Scores]]) -> str:
         reference = next(iter(schemes.values()))
         for scheme, scores in schemes.items():
             points = [100.0 * (a - b) for a, b in zip(scores.right, reference.right, strict=True)]
-            logs = [100.0 * (a - b) for a, b in zip(scores.losses, reference.losses, strict=True)]
-            is_reference = scores is reference
+            logs = [a - b for a, b in zip(scores.losses, reference.losses, strict=True)]
+            growth = math.exp(mean(logs))
+            accuracy = f"{mean(points):+.2f} ± {_half_interval(points):.2f}"
+            perplexity = f"{100 * (growth - 1):+.2f} ± {100 * growth * _half_interval(logs):.2f} %"
+            if scores is reference:
+                accuracy = perplexity = "-"
             lines.append(
-                f"| {model} | {scheme} | {100 * scores.accuracy:.1f} % | {'-' if is_reference else _paired(points)} | "
-                f"{scores.perplexity:.3f} | {'-' if is_reference else _paired(logs) + ' %'} |"
+                f"| {model} | {scheme} | {100 * scores.accuracy:.1f} % | {accuracy} | {scores.perplexity:.3f} | "
+                f"{perplexity} |"
             )
     return "\n".join(lines)
 
 
-def _paired(differences: Sequence[float]) -> str:
-    half = 1.96 * stdev(differences) / math.sqrt(len(differences))
-    return f"{mean(differences):+.2f} ± {half:.2f}"
+def _half_interval(differences: Sequence[float]) -> float:
+    """Half of the mean's interval of 95 %."""
+    return 1.96 * stdev(differences) / math.sqrt(len(differences))
 
 
 def _right(model: GraphModel, tokenizer: Tokenizer, items: Sequence[Item]) -> list[bool]:
