@@ -34,7 +34,7 @@ from graph_model.demo.world import calibration_texts, held_out_items, held_out_s
 from graph_model.graph import Pages
 from graph_model.quantisation import Quantisation, select_linears
 from graph_model.quantiser import QuantiserOptions, quantise_checkpoint
-from graph_model.weights import evaluate
+from graph_model.weights import Part, evaluate
 from passes.manager import DEFAULT_PASSES, run_passes
 
 OUTLIER_FACTOR = 100.0
@@ -74,8 +74,11 @@ class GraphModel:
         graph = capture(self._config, bucket, Pages(1, 16), torch.float32, self._quantisation)
         run_passes(graph, [cls() for cls in DEFAULT_PASSES if cls.name not in _NOT_OF_SEQUENCES])
         plan = graph.weight_plan
-        tensors = evaluate(plan.values(), self._checkpoint.read, torch.device("cpu"))
+        tensors = evaluate(plan.values(), self._read, torch.device("cpu"))
         return graph.module, [tensors[expression] for expression in plan.values()]
+
+    def _read(self, name: str, part: Part | None = None) -> Tensor:
+        return self._checkpoint.read(name) if part is None else self._checkpoint.read_slice(name, *part)
 
 
 @dataclass(frozen=True)
