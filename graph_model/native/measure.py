@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -35,8 +36,8 @@ def main() -> None:
             x = torch.randn(rows, size).bfloat16()
             op = ops.few_rows_linear if rows <= 16 else ops.tiled_linear
             torch_s, ours_s, read_s = _in_turn(
-                lambda x=x, w=weight: F.linear(x, w),
-                lambda x=x, w=weight, op=op: op(x, w, None),
+                partial(F.linear, x, weight),
+                partial(op, x, weight, None),
                 probe.sum,
             )
             print(
