@@ -1,1 +1,0 @@
-"""What runners/benchmark.py measures and writes."""
