@@ -106,7 +106,7 @@ def measure_rank(
     counts = count_nodes(lowered)
     return RankStep(
         nodes=counts.compute,
-        copies=sum(counts.copies.values()) + counts.weight_copies,
+        copies=counts.copies["TensorMove"] + counts.copies["Assign"] + counts.weight_copies,
         collectives=dict(collectives(lowered)),
         weight_bytes=sum(prod(e.shape) * e.dtype.itemsize for e in dict.fromkeys(graph.weight_plan.values())),
         kv_bytes=_kv_bytes(graph),
