@@ -1,9 +1,10 @@
-"""check=true: each pass against its tier, and the answers against the plain model."""
+"""check=true: passes against their tiers, lowered graphs against their origins, answers against the plain model."""
 
 from __future__ import annotations
 
 import torch
 
+from graph_model.backends.torchair import TorchairBackend
 from graph_model.capture import plain_weight
 from graph_model.errors import UserError
 from graph_model.gemma import GemmaForCausalLM
@@ -35,6 +36,21 @@ def check_model_passes(loaded: LoadedModel) -> None:
             f"check: {graph_pass.name} ({graph_pass.tier.value}) holds on {len(errors)} graphs, "
             f"largest difference {max(errors):.1e}"
         )
+
+
+def report_checked_steps(loaded: LoadedModel) -> None:
+    """Print what comparing lowered graphs with the graphs that were lowered showed, at every run of every bucket."""
+    backend = loaded.model.recipe.backend
+    if not isinstance(backend, TorchairBackend):
+        return
+    for step in backend.checked_steps:
+        found = step.findings
+        if found.runs:
+            print(
+                f"check: lowered graph of {step.bucket} equals the graph that was lowered in {found.runs} runs: "
+                f"{found.nodes} nodes, largest difference {found.error:.1e} at {found.node}; "
+                f"{found.tokens} tokens, {found.excused} of them within rounding"
+            )
 
 
 def check_answers(loaded: LoadedModel, inputs: Inputs, results: list[RequestResult]) -> None:

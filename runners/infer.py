@@ -22,20 +22,21 @@ def infer(settings: Any) -> None:
 
 def _answer(settings: Any, model_settings: ModelSettings) -> None:
     from runners.answer import answer
-    from runners.check import check_answers, check_model_passes
+    from runners.check import check_answers, check_model_passes, report_checked_steps
     from runners.inputs import read_inputs
     from runners.llm import LLM
     from runners.output import OutputFile
     from runners.report import print_report
 
     inputs = read_inputs(settings, model_settings)
-    with OutputFile(settings.output_file) as output, LLM(model_settings, inputs.tokenizer) as llm:
+    with OutputFile(settings.output_file) as output, LLM(model_settings, inputs.tokenizer, settings.check) as llm:
         if settings.check:
             check_model_passes(llm.loaded)
         llm.warm_up([prompt.token_ids for prompt in inputs.prompts], inputs.sampling[0])
         results = answer(llm, inputs, output)
         print_report(llm, results)
         if settings.check:
+            report_checked_steps(llm.loaded)
             check_answers(llm.loaded, inputs, results)
 
 

@@ -20,11 +20,13 @@ class LLM(EngineLLM):
 
     settings: overrides as on the command line of runners/infer.py (``["model.path=DIR", "dtype=bfloat16"]``), of which
     those of the model count; or resolved settings. tokenizer: None: the checkpoint's own, where it has one; without
-    any, prompts are lists of token ids. Weights are read, and steps compiled, when they are first needed or by
+    any, prompts are lists of token ids. check: as for `load_model`. Weights are read, and steps compiled, when they are first needed or by
     `warm_up`. `close` (or leaving a `with` block) gives back the checkpoint's files. Raises UserError.
     """
 
-    def __init__(self, settings: ModelSettings | Sequence[str] = (), tokenizer: Any = None) -> None:
+    def __init__(
+        self, settings: ModelSettings | Sequence[str] = (), tokenizer: Any = None, check: bool = False
+    ) -> None:
         if not isinstance(settings, ModelSettings):
             settings = resolve_settings(compose("infer", settings))
         self.settings = settings
@@ -32,7 +34,7 @@ class LLM(EngineLLM):
         if tokenizer is None and directory is not None and has_tokenizer(directory):
             tokenizer = load_tokenizer(directory, config)
         with ExitStack() as resources:
-            self.loaded = load_model(settings, resources)
+            self.loaded = load_model(settings, resources, check)
             super().__init__(self.loaded.model, tokenizer, config.eos_token_ids, config.vocab_size)
             self._resources = resources.pop_all()
 

@@ -40,15 +40,16 @@ class LoadedModel:
     backend: str  # which backend was taken and why
 
 
-def load_model(settings: ModelSettings, resources: ExitStack) -> LoadedModel:
+def load_model(settings: ModelSettings, resources: ExitStack, check: bool = False) -> LoadedModel:
     """Build the model; weights are read when its first buckets are warmed up.
 
-    `resources` keeps the checkpoint open. Raises UserError.
+    `resources` keeps the checkpoint open. check: let a backend that can compare its steps with the graphs that they
+    were made from do so at every run. Raises UserError.
     """
     shard = _shard(settings)
     read = _reader(settings, resources)
     backend, description = select_backend(
-        settings.backend, settings.cache_dir, settings.soc, settings.norm, settings.dump_dir
+        settings.backend, settings.cache_dir, settings.soc, settings.norm, settings.dump_dir, check
     )
     buckets = bucket_table(settings)
     dtype = getattr(torch, settings.dtype)

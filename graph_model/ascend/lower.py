@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 
+from graph_model.ascend.engine import compiler_config
 from graph_model.ascend.ge_graph import GeGraph, read_graph
 from graph_model.ascend.origins import annotate
 from graph_model.graph import ModelGraph
@@ -44,6 +45,16 @@ class LoweredStep:
     def input_order(self) -> tuple[int, ...]:
         """The position of the placeholder that each input of the graph is, by the input's index."""
         return tuple(info.func.fx_input_idx for info in self.concrete._input_info_list)
+
+    @property
+    def output_order(self) -> tuple[int, ...]:
+        """The position among the graph's outputs of each of the step's."""
+        return tuple(index for _, index in sorted(self.concrete._fx_outputs_mapping.items()))
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What torchair lets the engine compile this graph with."""
+        return dict(self.concrete._normalize_ge_option()[0])
 
     def write_pbtxt(self, path: Path) -> None:
         """torchair's own text of the graph."""
@@ -92,16 +103,10 @@ def lower(graph: ModelGraph) -> LoweredStep:
 
     Weights are frozen parameters: the engine may rearrange them when it compiles. Caches are written by reference.
     """
-    from torchair import CompilerConfig, get_compiler
+    from torchair import get_compiler
     from torchair.npu_fx_compiler import _get_merged_decompositions
 
-    config = CompilerConfig()
-    config.mode = "max-autotune"
-    config.experimental_config.frozen_parameter = True
-    config.experimental_config.topology_sorting_strategy = "StableRDFS"
-    # With it, torchair loses transposes in some chains of views.
-    config.experimental_config.enable_view_optimize = False
-
+    config = compiler_config()
     copy = graph.copy()
     views = _read_caches_in_one_shape(copy)
     _create_on_device(copy)

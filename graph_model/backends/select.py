@@ -16,11 +16,16 @@ NAMES = ("auto", "eager", "inductor", "torchair")
 
 
 def select_backend(
-    name: str, cache_dir: Path, soc: Soc | None = None, norm: str = "exact", dump_dir: Path | None = None
+    name: str,
+    cache_dir: Path,
+    soc: Soc | None = None,
+    norm: str = "exact",
+    dump_dir: Path | None = None,
+    check: bool = False,
 ) -> tuple[Backend, str]:
     """The backend for the setting `backend` and a sentence that says which one was taken and why.
 
-    soc, norm, dump_dir: for torchair only, see AscendOptions; soc must be given then.
+    soc, norm, dump_dir, check: for torchair only, see AscendOptions; soc must be given then.
     auto takes inductor where it can compile (a CUDA GPU, or a C++ compiler), else eager. Raises UserError.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,7 +36,7 @@ def select_backend(
         from graph_model.backends.torchair import AscendOptions, TorchairBackend
 
         assert soc is not None
-        torchair = TorchairBackend(AscendOptions(soc, norm, dump_dir), cache_dir / "cann_standin")
+        torchair = TorchairBackend(AscendOptions(soc, norm, dump_dir, check), cache_dir / "cann_standin")
         return torchair, torchair.description
     if name == "eager":
         return EagerBackend(device), f"eager on {device.type}"

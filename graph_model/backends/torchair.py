@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from graph_model.ascend import standin
+from graph_model.ascend.checked_step import CheckedStep
 from graph_model.ascend.kernels import register_kernels
 from graph_model.ascend.listing import list_graph
 from graph_model.ascend.lower import LoweredStep, lower
@@ -31,11 +32,13 @@ from passes.contract import Pass
 
 @dataclass(frozen=True)
 class AscendOptions:
-    """soc: the chip to lower for. norm: exact or fused. dump_dir: where lowered graphs are written as text."""
+    """soc: the chip to lower for. norm: exact or fused. dump_dir: where lowered graphs are written as text. check:
+    compare every run of a lowered graph with the graph that was lowered."""
 
     soc: Soc
     norm: str
     dump_dir: Path | None = None
+    check: bool = False
 
 
 def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
@@ -55,7 +58,7 @@ def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
 class TorchairBackend:
     """Lowers to GE through torchair. Without CANN the graph runs in the GE interpreter, on the CPU.
 
-    standin_dir: where the stand-in's libraries are kept.
+    standin_dir: where the stand-in's libraries are kept. checked_steps: with options.check, the steps compiled so far.
     """
 
     name: ClassVar[str] = "torchair"
@@ -66,6 +69,7 @@ class TorchairBackend:
         register_kernels()
         self.options = options
         self.device = torch.device("npu:0")
+        self.checked_steps: list[CheckedStep] = []
 
     @property
     def description(self) -> str:
@@ -82,7 +86,12 @@ class TorchairBackend:
         return kernel_passes(self.options)
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
-        return self.lower(graph).load(arguments)
+        lowered = self.lower(graph)
+        step = lowered.load(arguments)
+        if not self.options.check:
+            return step
+        self.checked_steps.append(CheckedStep(graph, lowered, step))
+        return self.checked_steps[-1]
 
     def lower(self, graph: ModelGraph) -> LoweredStep:
         """The step's GE graph, dumped where dump_dir says; nothing is loaded or run."""

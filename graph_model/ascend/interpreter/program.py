@@ -15,6 +15,9 @@ from graph_model.ascend.interpreter.registry import BoundNode, Kernel, bind, whe
 
 _NONE = 0  # the slot of an absent input
 
+# Called with a node and its outputs, which later nodes may change or release.
+Observer = Callable[[Node, Sequence[Tensor]], None]
+
 
 @dataclass(frozen=True)
 class _Step:
@@ -48,8 +51,11 @@ class Program:
         self._steps = self._schedule(nodes, bound)
         self._verified = False
 
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Execute the graph; returns NetOutput's tensors, which may share memory with inputs."""
+    def run(self, inputs: Sequence[Tensor], observe: Observer | None = None) -> list[Tensor]:
+        """Execute the graph; returns NetOutput's tensors, which may share memory with inputs.
+
+        observe: sees every node that computes, as soon as it has.
+        """
         if len(inputs) != self.num_inputs:
             raise GeGraphError(f"graph {self.graph.name} has {self.num_inputs} inputs, {len(inputs)} were given")
         values: list[Any] = list(self._initial)
@@ -69,6 +75,8 @@ class Program:
                     values[slot] = value
             if not self._verified:
                 _verify(step, values)
+            if observe is not None:
+                observe(step.node, [values[slot] for slot in step.outputs])
             for slot in step.release:
                 values[slot] = None
         self._verified = True

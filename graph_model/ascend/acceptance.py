@@ -1,0 +1,131 @@
+"""Acceptance of the ops of lowered graphs: device against interpreter against formula, op by op."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graph_model.ascend import standin
+from graph_model.ascend.checked_step import relative_difference
+from graph_model.ascend.engine import EngineGraph
+from graph_model.ascend.formulas import FORMULAS
+from graph_model.ascend.ge_graph import GeGraphError, read_graph
+from graph_model.ascend.interpreter import Program
+from graph_model.ascend.single_ops import SingleOp
+
+# Largest difference that an op's own rounding may make, relative to the largest value. Integers must be equal.
+OP_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@dataclass
+class OpResult:
+    """What running one op alone gave: largest relative differences over its outputs, None: not compared.
+
+    allowed: the bound for its narrowest output. formula: the interpreter from the formula. engine: what torchair's
+    engine gave from the interpreter; on the stand-in the engine is the interpreter. problem: what is wrong, "" if
+    nothing is.
+    """
+
+    type: str
+    case: str
+    allowed: float
+    formula: float | None = None
+    engine: float | None = None
+    problem: str = ""
+
+
+@dataclass
+class OpReport:
+    results: list[OpResult] = field(default_factory=list)
+
+    @property
+    def failed(self) -> list[OpResult]:
+        return [result for result in self.results if result.problem]
+
+
+def verify_ops(cases: Iterable[SingleOp]) -> OpReport:
+    """Run every op alone and compare. torch_npu must be loaded."""
+    return OpReport([verify_op(single) for single in sorted(cases, key=lambda single: single.key)])
+
+
+def verify_op(single: SingleOp) -> OpResult:
+    """The interpreter's result against the formula's, and the engine's against the interpreter's."""
+    result = OpResult(single.node.type, single.key, 0.0)
+    interpreted = interpret(single)
+    result.allowed = max(_allowed(value) for value in interpreted)
+    formula = FORMULAS.get(single.node.type)
+    if formula is None:
+        result.problem = "there is no formula for this op type"
+    else:
+        result.formula, result.problem = _worst(by_formula(single), interpreted, "the interpreter", "the formula")
+    try:
+        found = run_on_engine(single)
+    except (RuntimeError, GeGraphError) as error:
+        result.problem = result.problem or f"{engine_name()} refuses it: {error}"
+    else:
+        result.engine, problem = _worst(interpreted, found, engine_name(), "the interpreter")
+        result.problem = result.problem or problem
+    return result
+
+
+def engine_name() -> str:
+    """Who executes what torchair's engine is given."""
+    return "the stand-in" if standin.is_standin() else "the device"
+
+
+def interpret(single: SingleOp) -> list[Tensor]:
+    """The interpreter's outputs."""
+    graph_type = _model_def()
+    model = graph_type()
+    model.ParseFromString(single.serialized)
+    return Program(read_graph(model.graph[0])).run([value.clone() for value in single.data])
+
+
+def run_on_engine(single: SingleOp) -> list[Tensor]:
+    """The engine's outputs, on the host."""
+    outputs = EngineGraph(single.serialized, len(single.data)).run([value.to("npu") for value in single.data])
+    return [output.cpu() for output in outputs]
+
+
+def by_formula(single: SingleOp) -> list[Tensor]:
+    """The formula's outputs, unrounded."""
+    inputs = {name: _plain(value) for name, value in single.arguments.items()}
+    attrs = {name: value for name, value in single.node.attrs.items() if not name.startswith("_")}
+    outputs = FORMULAS[single.node.type](inputs, attrs)
+    return [outputs[index] for index in single.outputs]
+
+
+def _worst(expected: list[Tensor], found: list[Tensor], who: str, reference: str) -> tuple[float, str]:
+    """The largest difference, and what is wrong with it."""
+    if len(found) != len(expected):
+        return float("inf"), f"{who} gives {len(found)} outputs, {reference} {len(expected)}"
+    worst, problem = 0.0, ""
+    for index, (a, b) in enumerate(zip(expected, found, strict=True)):
+        # A formula's numbers are compared before they are rounded; what it leaves integer or bool must be equal.
+        same_kind = a.is_floating_point() == b.is_floating_point()
+        error = relative_difference(*((a.double(), b.double()) if a.is_floating_point() else (a.to(b.dtype), b)))
+        error = error if same_kind and a.shape == b.shape else float("inf")
+        if not error <= _allowed(b):
+            problem = problem or f"output {index}: {who} differs from {reference} by {error:.1e}"
+        worst = max(worst, error)
+    return worst, problem
+
+
+def _allowed(value: Tensor) -> float:
+    return OP_TOLERANCE.get(value.dtype, 0.0)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.double() if value.is_floating_point() else value if value.dtype is torch.bool else value.long()
+
+
+def _model_def() -> Any:
+    from torchair._ge_concrete_graph.ge_ir_pb2 import ModelDef
+
+    return ModelDef

@@ -1,0 +1,50 @@
+"""Runs a serialized GE graph on torchair's engine: on the device, or on the stand-in by the interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+class EngineGraph:
+    """A ge.proto.ModelDef that the engine has compiled; torch_npu must be loaded (`standin.load`).
+
+    inputs: their number. options: the compile options that torchair made for the graph, as `LoweredStep.options`
+    gives them; without them, those of a graph whose inputs are neither weights nor frozen.
+    """
+
+    def __init__(self, serialized: bytes, inputs: int, options: Mapping[str, str] | None = None) -> None:
+        from torchair.core._backend import initialize_graph_engine
+        from torchair.ge._ge_graph import GeGraph as TorchairGraph
+
+        self._graph: Any = TorchairGraph(serialized_model_def=serialized)
+        local, globally = compile_options()
+        initialize_graph_engine(globally)
+        own = {"frozenInput": ",".join("0" for _ in range(inputs)), "ge.exec.allTensorNotEmpty": "1"}
+        self._graph.load(dict(options) if options is not None else {**local, **own})
+        self._graph.compile()
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The graph's outputs for tensors on device npu, in the order of the Data nodes' indices."""
+        return list(self._graph.run(list(inputs)))
+
+
+def compiler_config() -> Any:
+    """torchair's settings for lowered steps; torch_npu must be loaded."""
+    from torchair import CompilerConfig
+
+    config = CompilerConfig()
+    config.mode = "max-autotune"
+    config.experimental_config.frozen_parameter = True
+    config.experimental_config.topology_sorting_strategy = "StableRDFS"
+    # With it, torchair loses transposes in some chains of views.
+    config.experimental_config.enable_view_optimize = False
+    return config
+
+
+def compile_options() -> tuple[dict[str, str], dict[str, str]]:
+    """What a graph and the engine as a whole are compiled with, before torchair adds what depends on the graph."""
+    local, globally = compiler_config().as_dict()
+    return dict(local), {**globally, "ge.exec.staticMemoryPolicy": "2", "ge.opSelectImplmode": "high_precision"}

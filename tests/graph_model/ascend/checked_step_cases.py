@@ -1,0 +1,212 @@
+"""Level 2 inside a run: what CheckedStep lets pass and what it stops at. See support.standin_cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import graph_model  # noqa: F401  (before torch)
+
+import torch  # isort: skip
+import torchair_steps as steps  # isort: skip
+from support.checkpoints import make_checkpoint
+from support.standin_cases import A2, DUO, Cases
+
+from graph_model.ascend.checked_step import CheckedStep
+from graph_model.ascend.lower import lower
+from graph_model.ascend.soc import find_soc
+from graph_model.backends.torchair import AscendOptions, kernel_passes
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.errors import UserError
+from graph_model.graph import ModelGraph, Pages
+from passes.check import example_inputs
+from passes.manager import DEFAULT_PASSES, run_passes
+
+CASES = Cases()
+HALF = torch.float16
+PHASES = ("prefill", "extend", "decode")
+Change = Callable[[Any], None]  # of the ge.proto.GraphDef
+
+
+def step_graph(soc: str, phase: str, selection: str = "greedy", logprobs: int = -1) -> ModelGraph:
+    """A step that ends with tokens, kernels selected."""
+    bucket = Bucket(phase, 3, 1 if phase == "decode" else 16, 0 if phase == "prefill" else 2, selection, logprobs)  # type: ignore[arg-type]
+    graph = capture(steps.BASE, bucket, Pages(8, 64), HALF)
+    run_passes(graph, [cls() for cls in DEFAULT_PASSES])
+    run_passes(graph, kernel_passes(AscendOptions(find_soc(soc), "exact")))
+    return graph
+
+
+def run_checked(
+    graph: ModelGraph, change: Change = lambda proto: None, wrap: Callable[..., Any] = lambda run: run
+) -> CheckedStep:
+    """Run a step once under its checks; `change` acts on the lowered graph, `wrap` on the function that runs it."""
+    lowered = lower(graph)
+    change(lowered.concrete.graph._proto)
+    inputs = example_inputs(graph, past=True)
+    caches = [torch.randn(n.meta["val"].shape).to(HALF).to("npu") for n in graph.placeholders("cache")]
+    weights = [w.to("npu") for w in steps.weights_of(graph, steps.StepCase(steps.BASE, HALF, 64, "decode"))]
+    arguments = [*weights, *caches, *(inputs[n.name].to("npu") for n in graph.placeholders("input"))]
+    checked = CheckedStep(graph, lowered, wrap(lowered.load(arguments)))
+    checked(*arguments)
+    return checked
+
+
+def all_phases_agree(soc: str) -> None:
+    for phase in PHASES:
+        found = run_checked(step_graph(soc, phase)).findings
+        assert (found.runs, found.tokens, found.excused) == (1, 3, 0)
+        assert found.nodes > 60, found
+        assert 0 <= found.error < 4e-3, found
+    found = run_checked(step_graph(soc, "decode", "sample", 3)).findings
+    assert found.tokens == 3
+
+
+@CASES.add(A2)
+def every_phase_of_the_a2_agrees_node_by_node(folder: Path) -> None:
+    all_phases_agree(A2)
+
+
+@CASES.add(DUO, slow=True)
+def every_phase_of_the_duo_agrees_node_by_node(folder: Path) -> None:
+    all_phases_agree(DUO)
+
+
+def ops(proto: Any, op_type: str) -> list[Any]:
+    found = [op for op in proto.op if op.type == op_type]
+    assert found, op_type
+    return found
+
+
+def set_attr(op_type: str, name: str, value: object, kind: str = "f", index: int = 0) -> Change:
+    def change(proto: Any) -> None:
+        setattr(ops(proto, op_type)[index].attr[name], kind, value)
+
+    return change
+
+
+def swap_inputs(op_type: str, first: int, second: int) -> Change:
+    def change(proto: Any) -> None:
+        op = ops(proto, op_type)[0]
+        op.input[first], op.input[second] = op.input[second], op.input[first]
+
+    return change
+
+
+# Faults of a lowering, with the node that must be named.
+LOWERING_FAULTS: dict[str, tuple[str, Change, str]] = {
+    "embedding scale": ("decode", set_attr("Muls", "value", 1.0), "Cast Cast_1"),
+    "softmax scale": (
+        "decode",
+        set_attr("FusedInferAttentionScore", "scale", 0.5),
+        "FusedInferAttentionScore FusedInferAttentionScore",
+    ),
+    "second layer's softmax scale": (
+        "decode",
+        set_attr("FusedInferAttentionScore", "scale", 0.5, index=1),
+        "FusedInferAttentionScore FusedInferAttentionScore_1",
+    ),
+    "norm epsilon": ("decode", set_attr("GemmaRmsNorm", "epsilon", 0.5), "GemmaRmsNorm GemmaRmsNorm"),
+    "gate and up": ("decode", set_attr("GeGluV2", "activate_left", False, "b"), "GeGluV2 GeGluV2"),
+    "cosine and sine": ("decode", swap_inputs("RotaryMul", 1, 2), "RotaryMul RotaryMul"),
+    "keys and values": (
+        "decode",
+        swap_inputs("FusedInferAttentionScore", 1, 2),
+        "FusedInferAttentionScore FusedInferAttentionScore",
+    ),
+    "lost mask": (
+        "prefill",
+        set_attr("FusedInferAttentionScore", "sparse_mode", 0, "i"),
+        "FusedInferAttentionScore FusedInferAttentionScore",
+    ),
+}
+
+
+@CASES.add(A2)
+def a_wrong_lowering_is_stopped_at_the_node_that_is_wrong(folder: Path) -> None:
+    graphs = {phase: step_graph(A2, phase) for phase in ("decode", "prefill")}
+    for name, (phase, change, node) in LOWERING_FAULTS.items():
+        with pytest.raises(UserError) as error:
+            run_checked(graphs[phase], change)
+        message = str(error.value)
+        assert f"check: {graphs[phase].bucket}: " in message, (name, message)
+        assert f"The first that differs is {node} (" in message, (name, message)
+
+
+def other_results(change: Callable[[list[torch.Tensor], tuple[torch.Tensor, ...]], None]) -> Callable[..., Any]:
+    """Change what a run returns, or the arguments that it has written."""
+
+    def wrap(run: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: torch.Tensor) -> list[torch.Tensor]:
+            outputs = [output.cpu() for output in run(*arguments)]
+            change(outputs, arguments)
+            return [output.to("npu") for output in outputs]
+
+        return wrapped
+
+    return wrap
+
+
+@CASES.add(A2)
+def a_run_that_is_not_the_graph_is_stopped(folder: Path) -> None:
+    graph = step_graph(A2, "decode")
+    first_cache = len(graph.placeholders("weight"))
+
+    def other_token(outputs: list[torch.Tensor], arguments: tuple[torch.Tensor, ...]) -> None:
+        outputs[0][1] = (outputs[0][1] + 1) % steps.BASE.vocab_size
+
+    def foreign_slot(outputs: list[torch.Tensor], arguments: tuple[torch.Tensor, ...]) -> None:
+        cache = arguments[first_cache].cpu()
+        cache[7, 63] = 1.0
+        arguments[first_cache].copy_(cache)
+
+    for change in (other_token, foreign_slot):
+        with pytest.raises(UserError, match="is not what the interpreter computes"):
+            run_checked(graph, wrap=other_results(change))
+
+
+@CASES.add(A2)
+def tokens_may_differ_by_rounding_only(folder: Path) -> None:
+    """A head whose rows are all equal leaves the choice open; any other head does not."""
+    graph = step_graph(A2, "decode")
+    checked = run_checked(graph)
+    logits = torch.tensor([[1.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 3.0]]).half()
+    head = graph.outputs[0].args[0].name
+    expected = torch.tensor([0, 0, 2])
+    checked._compare_outputs({head: logits}, [expected], [torch.tensor([1, 0, 2])], "the device")
+    assert checked.findings.excused == 1
+    for tokens in ([0, 1, 2], [2, 0, 2]):
+        with pytest.raises(UserError, match="not because their logits are equal"):
+            checked._compare_outputs({head: logits}, [expected], [torch.tensor(tokens)], "the device")
+
+
+@CASES.add(A2)
+def the_command_checks_prefill_chunks_and_decode_with_paging(folder: Path) -> None:
+    from torchair_cases import run_infer
+
+    make_checkpoint(folder / "checkpoint", replace(steps.BASE, num_hidden_layers=1), dtype=HALF)
+    prompt = list(range(3, 83))
+    printed, _ = run_infer(
+        folder,
+        "backend=torchair",
+        "check=true",
+        f"model.path={folder / 'checkpoint'}",
+        f"prompt_token_ids=[{prompt}]",
+        "max_prefill_tokens=64",
+        "max_prefill_batch_size=1",
+        "max_batch_size=1",
+        "max_seq_len=128",
+        "max_new_tokens=3",
+        "ignore_eos=true",
+    )
+    for bucket, runs in (("prefill-b1-t64", 1), ("extend-b1-t64-w2", 1), ("decode-b1-w2", 2)):
+        assert f"check: lowered graph of {bucket} equals the graph that was lowered in {runs} runs" in printed, printed
+
+
+if __name__ == "__main__":
+    CASES.main()
