@@ -21,6 +21,7 @@ def infer(settings: Any) -> None:
 
 
 def _answer(settings: Any, model_settings: ModelSettings) -> None:
+    from graph_model.backends.base import Check
     from runners.answer import answer
     from runners.check import check_answers, check_model_passes, report_checked_steps
     from runners.inputs import read_inputs
@@ -29,7 +30,8 @@ def _answer(settings: Any, model_settings: ModelSettings) -> None:
     from runners.report import print_report
 
     inputs = read_inputs(settings, model_settings)
-    with OutputFile(settings.output_file) as output, LLM(model_settings, inputs.tokenizer, settings.check) as llm:
+    check: Check = "stop" if settings.check else "no"
+    with OutputFile(settings.output_file) as output, LLM(model_settings, inputs.tokenizer, check) as llm:
         if settings.check:
             check_model_passes(llm.loaded)
         llm.warm_up([prompt.token_ids for prompt in inputs.prompts], inputs.sampling[0])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from graph_model.backends.base import Check
 from runners.engine.llm import LLM as EngineLLM
 from runners.engine.sampling_params import SamplingParams
 from runners.entry import compose
@@ -20,12 +21,13 @@ class LLM(EngineLLM):
 
     settings: overrides as on the command line of runners/infer.py (``["model.path=DIR", "dtype=bfloat16"]``), of which
     those of the model count; or resolved settings. tokenizer: None: the checkpoint's own, where it has one; without
-    any, prompts are lists of token ids. check: as for `load_model`. Weights are read, and steps compiled, when they are first needed or by
-    `warm_up`. `close` (or leaving a `with` block) gives back the checkpoint's files. Raises UserError.
+    any, prompts are lists of token ids. check: as for `load_model`. Weights are read, and steps compiled, when they
+    are first needed or by `warm_up`. `close` (or leaving a `with` block) gives back the checkpoint's files. Raises
+    UserError.
     """
 
     def __init__(
-        self, settings: ModelSettings | Sequence[str] = (), tokenizer: Any = None, check: bool = False
+        self, settings: ModelSettings | Sequence[str] = (), tokenizer: Any = None, check: Check = "no"
     ) -> None:
         if not isinstance(settings, ModelSettings):
             settings = resolve_settings(compose("infer", settings))

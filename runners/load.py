@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from graph_model.backends import select_backend
+from graph_model.backends.base import Check
 from graph_model.bucket import BucketTable, powers_of_two
 from graph_model.checkpoint import Checkpoint, expected_tensors, open_checkpoint
 from graph_model.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
@@ -40,11 +41,11 @@ class LoadedModel:
     backend: str  # which backend was taken and why
 
 
-def load_model(settings: ModelSettings, resources: ExitStack, check: bool = False) -> LoadedModel:
+def load_model(settings: ModelSettings, resources: ExitStack, check: Check = "no") -> LoadedModel:
     """Build the model; weights are read when its first buckets are warmed up.
 
-    `resources` keeps the checkpoint open. check: let a backend that can compare its steps with the graphs that they
-    were made from do so at every run. Raises UserError.
+    `resources` keeps the checkpoint open. check: whether a backend that can compare its steps with the graphs that
+    they were made from does so at every run, and what it does about a difference. Raises UserError.
     """
     shard = _shard(settings)
     read = _reader(settings, resources)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from graph_model.ascend import standin
+
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on `device`; on the CPU what the system calls available, within the control group."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    """Bytes that can be taken on `device`; on the CPU what the system calls available, within the control group.
+
+    The CANN stand-in's device lies in the host's memory.
+    """
+    if (accelerator := _accelerator(device)) is not None:
+        return int(accelerator.mem_get_info(device)[0])
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
@@ -21,10 +27,16 @@ def free_memory(device: torch.device) -> int:
 
 def peak_memory(device: torch.device) -> int:
     """Most bytes that this process held at once, on `device`."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if (accelerator := _accelerator(device)) is not None:
+        return int(accelerator.max_memory_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _accelerator(device: torch.device) -> Any:
+    """torch's module for a device that has memory of its own, torch.cuda or torch.npu; None if it has none."""
+    on_host = device.type == "cpu" or (device.type == "npu" and standin.is_standin())
+    return None if on_host else getattr(torch, device.type)
 
 
 def _number(path: Path) -> int | None:

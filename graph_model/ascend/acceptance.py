@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graph_model.ascend import standin
 from graph_model.ascend.checked_step import relative_difference
-from graph_model.ascend.engine import EngineGraph
+from graph_model.ascend.engine import EngineGraph, model_def
 from graph_model.ascend.formulas import FORMULAS
 from graph_model.ascend.ge_graph import GeGraphError, read_graph
 from graph_model.ascend.interpreter import Program
@@ -38,18 +38,9 @@ class OpResult:
     problem: str = ""
 
 
-@dataclass
-class OpReport:
-    results: list[OpResult] = field(default_factory=list)
-
-    @property
-    def failed(self) -> list[OpResult]:
-        return [result for result in self.results if result.problem]
-
-
-def verify_ops(cases: Iterable[SingleOp]) -> OpReport:
+def verify_ops(cases: Iterable[SingleOp]) -> list[OpResult]:
     """Run every op alone and compare. torch_npu must be loaded."""
-    return OpReport([verify_op(single) for single in sorted(cases, key=lambda single: single.key)])
+    return [verify_op(single) for single in sorted(cases, key=lambda single: single.key)]
 
 
 def verify_op(single: SingleOp) -> OpResult:
@@ -79,8 +70,7 @@ def engine_name() -> str:
 
 def interpret(single: SingleOp) -> list[Tensor]:
     """The interpreter's outputs."""
-    graph_type = _model_def()
-    model = graph_type()
+    model = model_def()()
     model.ParseFromString(single.serialized)
     return Program(read_graph(model.graph[0])).run([value.clone() for value in single.data])
 
@@ -123,9 +113,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value.double() if value.is_floating_point() else value if value.dtype is torch.bool else value.long()
-
-
-def _model_def() -> Any:
-    from torchair._ge_concrete_graph.ge_ir_pb2 import ModelDef
-
-    return ModelDef

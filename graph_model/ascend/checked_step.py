@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ _SHARE_EXCUSED = 100  # of this many tokens one may differ by rounding
 @dataclass
 class Findings:
     """What the runs of one step showed. error: the largest difference, relative to a tensor's largest value; node: of
-    which node. excused: tokens that differ because two candidates lie closer than rounding."""
+    which node. excused: tokens that differ because two candidates lie closer than rounding. problems:
+    what was wrong first, in each run that had something wrong."""
 
     runs: int = 0
     nodes: int = 0
@@ -34,6 +35,7 @@ class Findings:
     excused: int = 0
     error: float = 0.0
     node: str = ""
+    problems: list[str] = field(default_factory=list)
 
 
 class CheckedStep:
@@ -45,14 +47,15 @@ class CheckedStep:
     - What the run gave: on the stand-in the interpreter's results bit for bit, on a device within the tolerance.
 
     Tokens are choices: one may differ where the reference's logits of both are that close, a drawn one once in
-    100. Raises UserError naming the first node that differs.
+    100. The first thing that differs is named in a UserError, or with `record` in the findings only.
     """
 
-    def __init__(self, graph: ModelGraph, lowered: LoweredStep, run: StepFunction) -> None:
+    def __init__(self, graph: ModelGraph, lowered: LoweredStep, run: StepFunction, record: bool = False) -> None:
         self.bucket = graph.bucket
+        self.lowered = lowered
         self.findings = Findings()
         self._graph = graph
-        self._lowered = lowered
+        self._record = record
         self._run = run
         self._program = Program(lowered.graph)
         self._bound = TOLERANCE[graph.dtype]
@@ -63,16 +66,26 @@ class CheckedStep:
         self._final = _final_tensors(graph, lowered.module)
 
     def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
+        try:
+            return self._checked(arguments)
+        except _Difference as difference:
+            self.findings.problems.append(str(difference))
+            if not self._record:
+                raise UserError(f"check: {self.bucket}: {difference}") from None
+        return self._outputs
+
+    def _checked(self, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
         first_input = self._weights + self._caches
         if not self._host_weights:
             self._host_weights = [_on_host(tensor) for tensor in arguments[: self._weights]]
         caches, inputs = arguments[self._weights : first_input], [x.cpu() for x in arguments[first_input:]]
         copies = [[cache.cpu() for cache in caches] for _ in range(2)]
         reference = _Tracer(self._graph.module)
+        self.findings.runs += 1
         with torch.no_grad():
+            outputs = self._outputs = self._run(*arguments)
             expected = reference.run(*self._host_weights, *copies[0], *inputs)
             found = self._interpret([*self._host_weights, *copies[1], *inputs], reference.values)
-            outputs = self._run(*arguments)
         slots = inputs[[node.name for node in self._graph.placeholders("input")].index("slot_mapping")].flatten()
         own = [output.cpu() for output in outputs]
         own_caches = [_on_host(cache) for cache in caches]
@@ -83,7 +96,6 @@ class CheckedStep:
         else:
             self._compare_caches(copies[0], own_caches, slots, "the device")
             self._compare_outputs(reference.values, expected, own, "the device")
-        self.findings.runs += 1
         return outputs
 
     def _interpret(self, arguments: list[Tensor], reference: dict[str, Any]) -> list[Tensor]:
@@ -102,17 +114,17 @@ class CheckedStep:
                         self._hold(expected, value.view(expected.shape), f"{node.type} {node.name} ({origin})")
                         compared += 1
 
-        tensors = self._lowered.as_read(arguments)
-        results = self._program.run([tensors[i] for i in self._lowered.input_order], observe)
+        tensors = self.lowered.as_read(arguments)
+        results = self._program.run([tensors[i] for i in self.lowered.input_order], observe)
         self.findings.nodes = compared
-        return [results[i] for i in self._lowered.output_order]
+        return [results[i] for i in self.lowered.output_order]
 
     def _hold(self, expected: Tensor, found: Tensor, what: str) -> None:
         error = relative_difference(expected, found)
         if not error <= (self._bound if expected.is_floating_point() else 0.0):
-            raise UserError(
-                f"check: {self.bucket}: the lowered graph differs from the graph that was lowered. The first that "
-                f"differs is {what}: by {error:.1e} of its largest value, allowed are {self._bound:.0e}."
+            raise _Difference(
+                f"the lowered graph differs from the graph that was lowered. The first that differs is {what}: by "
+                f"{error:.1e} of its largest value, allowed are {self._bound:.0e}."
             )
         if error >= self.findings.error:
             self.findings.error, self.findings.node = error, what
@@ -124,9 +136,7 @@ class CheckedStep:
             kept = rows.clone()
             kept[slots] = theirs[slots]
             if not torch.equal(kept, theirs):
-                raise UserError(
-                    f"check: {self.bucket}: {who} changes {node.name} outside the slots of the step's tokens."
-                )
+                raise _Difference(f"{who} changes {node.name} outside the slots of the step's tokens.")
 
     def _compare_outputs(
         self, reference: dict[str, Any], expected: Sequence[Tensor], found: Sequence[Tensor], who: str
@@ -147,20 +157,19 @@ class CheckedStep:
         self.findings.excused += int(differ.sum())
         wrong = differ & ~drawn & (gap > margin)
         if bool(wrong.any()) or self.findings.excused > max(1, self.findings.tokens // _SHARE_EXCUSED):
-            raise UserError(
-                f"check: {self.bucket}: {who} chooses tokens {theirs.tolist()}, the graph that was lowered "
+            raise _Difference(
+                f"{who} chooses tokens {theirs.tolist()}, the graph that was lowered "
                 f"{tokens.tolist()}, and not because their logits are equal up to rounding."
             )
         for node, a, b in list(zip(self._graph.outputs, expected, found, strict=True))[1:]:
             if a.is_floating_point() and not bool(((a - b).abs() <= margin)[~differ].all()):
-                raise UserError(f"check: {self.bucket}: {who} gives other log-probabilities ({node.name}).")
+                raise _Difference(f"{who} gives other log-probabilities ({node.name}).")
 
     def _require_equal(self, interpreted: list[Tensor], run: list[Tensor]) -> None:
         for index, (a, b) in enumerate(zip(interpreted, run, strict=True)):
             if a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()):
-                raise UserError(
-                    f"check: {self.bucket}: result {index} of the step is not what the interpreter computes from the "
-                    "same graph and inputs."
+                raise _Difference(
+                    f"result {index} of the step is not what the interpreter computes from the same graph and inputs."
                 )
 
 
@@ -178,6 +187,10 @@ def relative_difference(expected: Tensor, found: Tensor) -> float:
     if not expected.numel() or torch.equal(expected, found):
         return 0.0
     return difference(expected, found) if bool(expected.any()) else found.abs().max().item()
+
+
+class _Difference(Exception):
+    """What differs first in a run."""
 
 
 class _Tracer(fx.Interpreter):

@@ -48,3 +48,18 @@ def compile_options() -> tuple[dict[str, str], dict[str, str]]:
     """What a graph and the engine as a whole are compiled with, before torchair adds what depends on the graph."""
     local, globally = compiler_config().as_dict()
     return dict(local), {**globally, "ge.exec.staticMemoryPolicy": "2", "ge.opSelectImplmode": "high_precision"}
+
+
+def model_def() -> Any:
+    """The message type of a serialized graph, ge.proto.ModelDef; torch_npu must be loaded."""
+    from torchair._ge_concrete_graph.ge_ir_pb2 import ModelDef
+
+    return ModelDef
+
+
+def describe_device() -> dict[str, str]:
+    """Which device and which CANN this is; torch_npu must be loaded over CANN."""
+    import torch_npu
+    from torch_npu.npu.utils import get_cann_version
+
+    return {"device": torch_npu.npu.get_device_name(), "cann": get_cann_version("CANN")}

@@ -42,6 +42,11 @@ class LoweredStep:
         return read_graph(self.concrete.graph._proto)
 
     @property
+    def serialized(self) -> bytes:
+        """The same as a ge.proto.ModelDef."""
+        return bytes(self.concrete.graph.SerializeToString())
+
+    @property
     def input_order(self) -> tuple[int, ...]:
         """The position of the placeholder that each input of the graph is, by the input's index."""
         return tuple(info.func.fx_input_idx for info in self.concrete._input_info_list)

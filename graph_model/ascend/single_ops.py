@@ -11,6 +11,7 @@ from torch import Tensor
 from graph_model.ascend.ge_graph import GE_DTYPES, PROTO_DTYPES, Node, read_graph
 from graph_model.ascend.interpreter import Program
 from graph_model.ascend.interpreter.registry import OPS
+from graph_model.ascend.listing import written_inputs
 from graph_model.ascend.lower import LoweredStep
 
 _PROTO = {dtype: number for number, dtype in PROTO_DTYPES.items()}
@@ -51,17 +52,18 @@ def cut_out_ops(lowered: LoweredStep, arguments: Sequence[Tensor]) -> dict[str, 
     protos = {op.name: op for op in model.graph[0].op}
     tensors = lowered.as_read(arguments)
     known: dict[tuple[str, int], Tensor] = {}
+    written = {edge.producer for node in graph.nodes for edge in node.inputs if edge.name in written_inputs(node.type)}
     for node, position in zip(graph.inputs(), lowered.input_order, strict=True):
-        known[node.name, 0] = tensors[position].clone()
+        known[node.name, 0] = tensors[position].clone() if node.name in written else tensors[position]
     known.update({(node.name, 0): node.attrs["value"] for node in graph.nodes if node.type == "Const"})
     found: dict[str, SingleOp] = {}
 
     def observe(node: Node, values: Sequence[Tensor]) -> None:
-        written = OPS[node.type].by_reference
+        by_reference = OPS[node.type].by_reference
         single = _single_op(model, protos, node, known, values)
         if single is not None:
             found.setdefault(single.key, single)
-        known.update({(node.name, i): v.clone() if i in written else v for i, v in enumerate(values)})
+        known.update({(node.name, i): v.clone() if i in by_reference else v for i, v in enumerate(values)})
 
     Program(graph).run([tensors[position] for position in lowered.input_order], observe)
     return found

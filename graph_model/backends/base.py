@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from graph_model.graph import ModelGraph
 from passes.contract import Pass
 
 StepFunction = Callable[..., Sequence[Tensor]]
+Check = Literal["no", "stop", "record"]  # what to do about a step that differs from the graph that it was made from
 
 
 class Backend(Protocol):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from graph_model.ascend.soc import Soc
-from graph_model.backends.base import Backend
+from graph_model.backends.base import Backend, Check
 from graph_model.backends.eager import EagerBackend
 from graph_model.backends.inductor import InductorBackend, cpp_compiler
 from graph_model.errors import UserError
@@ -21,7 +21,7 @@ def select_backend(
     soc: Soc | None = None,
     norm: str = "exact",
     dump_dir: Path | None = None,
-    check: bool = False,
+    check: Check = "no",
 ) -> tuple[Backend, str]:
     """The backend for the setting `backend` and a sentence that says which one was taken and why.
 

@@ -17,7 +17,7 @@ from graph_model.ascend.kernels import register_kernels
 from graph_model.ascend.listing import list_graph
 from graph_model.ascend.lower import LoweredStep, lower
 from graph_model.ascend.soc import Soc
-from graph_model.backends.base import StepFunction
+from graph_model.backends.base import Check, StepFunction
 from graph_model.graph import ModelGraph
 from passes.ascend_attention import AscendFusedAttention, attention_choice
 from passes.ascend_flat_attention import AscendFlatAttention
@@ -33,12 +33,12 @@ from passes.contract import Pass
 @dataclass(frozen=True)
 class AscendOptions:
     """soc: the chip to lower for. norm: exact or fused. dump_dir: where lowered graphs are written as text. check:
-    compare every run of a lowered graph with the graph that was lowered."""
+    compare every run of a lowered graph with the graph that was lowered, and stop at a difference or record it."""
 
     soc: Soc
     norm: str
     dump_dir: Path | None = None
-    check: bool = False
+    check: Check = "no"
 
 
 def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
@@ -88,9 +88,9 @@ class TorchairBackend:
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         lowered = self.lower(graph)
         step = lowered.load(arguments)
-        if not self.options.check:
+        if self.options.check == "no":
             return step
-        self.checked_steps.append(CheckedStep(graph, lowered, step))
+        self.checked_steps.append(CheckedStep(graph, lowered, step, record=self.options.check == "record"))
         return self.checked_steps[-1]
 
     def lower(self, graph: ModelGraph) -> LoweredStep:

@@ -18,6 +18,7 @@ from graph_model.errors import UserError
 
 MAX_SHARD_BYTES = 4_000_000_000
 
+ExtraFile = Path | bytes | Callable[[Path], bytes]
 NamedTensors = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 
 
@@ -25,7 +26,7 @@ def save_checkpoint(
     directory: Path,
     tensors: NamedTensors,
     config_json: Mapping[str, Any],
-    extra_files: Mapping[str, Path | bytes | Callable[[], bytes]] | None = None,
+    extra_files: Mapping[str, ExtraFile] | None = None,
     *,
     overwrite: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -34,8 +35,9 @@ def save_checkpoint(
     """Write weights, config.json and further files to `directory`, which appears only when all of it is written.
 
     `tensors` may be an iterator: no more than one shard of it is held at a time. `extra_files` maps a file name to its
-    content, to the file to copy, or to a function that gives the content once all tensors are written. `stem` begins
-    the names of the files that hold weights. Raises UserError where `check_target` does and when writing fails.
+    content, to the file to copy, or to a function that gives the content once all before it is written, from the
+    directory that it lies in. `stem` begins the names of the files that hold weights. Raises UserError where
+    `check_target` does and when writing fails.
     """
     directory = Path(directory).absolute()
     check_target(directory, overwrite=overwrite)
@@ -51,7 +53,7 @@ def save_checkpoint(
             if isinstance(source, Path):
                 shutil.copyfile(source, content / name)
             else:
-                (content / name).write_bytes(source() if callable(source) else source)
+                (content / name).write_bytes(source(content) if callable(source) else source)
         _publish(content, directory)
     except (OSError, SafetensorError) as error:
         raise UserError(

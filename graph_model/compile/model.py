@@ -86,6 +86,10 @@ class CompiledModel:
             outputs = ops.redraw(outputs, sampling, bucket.logprobs, self.recipe.shard.world_size)
         return StepOutput(*(output.cpu().numpy() for output in outputs))
 
+    def arguments(self, bucket: Bucket) -> list[Tensor]:
+        """The tensors that the bucket's step reads: weights, caches, and the inputs of its last run."""
+        return self._loaded[bucket].arguments
+
     @property
     def weight_bytes(self) -> int:
         """Bytes of the loaded weights."""

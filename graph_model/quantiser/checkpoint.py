@@ -78,8 +78,8 @@ def quantise_checkpoint(
     extra: dict[str, Any] = {name: source / name for name in _COPIED if (source / name).is_file()}
     with open_checkpoint(source, config) as checkpoint:
         quantiser = _Quantiser(config, checkpoint, options, sequences, progress)
-        extra[f"quant_model_description{suffix}.json"] = lambda: json.dumps(quantiser.description, indent=2).encode()
-        extra[REPORT_NAME] = lambda: html_page(f"{source.name} in {scheme}", quantiser.reports).encode()
+        extra[f"quant_model_description{suffix}.json"] = lambda _: json.dumps(quantiser.description, indent=2).encode()
+        extra[REPORT_NAME] = lambda _: html_page(f"{source.name} in {scheme}", quantiser.reports).encode()
         stem = f"quant_model_weight_{scheme}" if options.dialect == "atb" else "quant_model_weights"
         config_json = {**raw, "quantize": scheme}
         save_checkpoint(target, quantiser.tensors(), config_json, extra, overwrite=overwrite, stem=stem)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
+from torch import Tensor  # isort: skip
 import torchair_steps as steps  # isort: skip
 from support.checkpoints import make_checkpoint
 from support.standin_cases import A2, DUO, Cases
 
 from graph_model.ascend.checked_step import CheckedStep
-from graph_model.ascend.lower import lower
+from graph_model.ascend.lower import LoweredStep, lower
 from graph_model.ascend.soc import find_soc
 from graph_model.backends.torchair import AscendOptions, kernel_passes
 from graph_model.bucket import Bucket
@@ -33,37 +35,47 @@ PHASES = ("prefill", "extend", "decode")
 Change = Callable[[Any], None]  # of the ge.proto.GraphDef
 
 
-def step_graph(soc: str, phase: str, selection: str = "greedy", logprobs: int = -1) -> ModelGraph:
-    """A step that ends with tokens, kernels selected."""
+@dataclass(frozen=True)
+class Prepared:
+    """A step that ends with tokens, its kernels selected, lowered and loaded."""
+
+    graph: ModelGraph
+    lowered: LoweredStep
+    run: Callable[..., Any]
+    weights: list[Tensor]
+
+    def arguments(self) -> list[Tensor]:
+        """Weights, caches filled with random numbers, inputs."""
+        graph, inputs = self.graph, example_inputs(self.graph, past=True)
+        caches = [torch.randn(n.meta["val"].shape).to(HALF).to("npu") for n in graph.placeholders("cache")]
+        return [*self.weights, *caches, *(inputs[n.name].to("npu") for n in graph.placeholders("input"))]
+
+    def check(self, run: Callable[..., Any] | None = None) -> CheckedStep:
+        """Run the step once under its checks, or let `run` stand in its place."""
+        checked = CheckedStep(self.graph, self.lowered, run or self.run)
+        checked(*self.arguments())
+        return checked
+
+
+@cache
+def prepared(soc: str, phase: str, selection: str = "greedy", logprobs: int = -1) -> Prepared:
     bucket = Bucket(phase, 3, 1 if phase == "decode" else 16, 0 if phase == "prefill" else 2, selection, logprobs)  # type: ignore[arg-type]
     graph = capture(steps.BASE, bucket, Pages(8, 64), HALF)
     run_passes(graph, [cls() for cls in DEFAULT_PASSES])
     run_passes(graph, kernel_passes(AscendOptions(find_soc(soc), "exact")))
-    return graph
-
-
-def run_checked(
-    graph: ModelGraph, change: Change = lambda proto: None, wrap: Callable[..., Any] = lambda run: run
-) -> CheckedStep:
-    """Run a step once under its checks; `change` acts on the lowered graph, `wrap` on the function that runs it."""
-    lowered = lower(graph)
-    change(lowered.concrete.graph._proto)
-    inputs = example_inputs(graph, past=True)
-    caches = [torch.randn(n.meta["val"].shape).to(HALF).to("npu") for n in graph.placeholders("cache")]
     weights = [w.to("npu") for w in steps.weights_of(graph, steps.StepCase(steps.BASE, HALF, 64, "decode"))]
-    arguments = [*weights, *caches, *(inputs[n.name].to("npu") for n in graph.placeholders("input"))]
-    checked = CheckedStep(graph, lowered, wrap(lowered.load(arguments)))
-    checked(*arguments)
-    return checked
+    lowered = lower(graph)
+    step = Prepared(graph, lowered, lambda: None, weights)
+    return replace(step, run=lowered.load(step.arguments()))
 
 
 def all_phases_agree(soc: str) -> None:
     for phase in PHASES:
-        found = run_checked(step_graph(soc, phase)).findings
+        found = prepared(soc, phase).check().findings
         assert (found.runs, found.tokens, found.excused) == (1, 3, 0)
         assert found.nodes > 60, found
         assert 0 <= found.error < 4e-3, found
-    found = run_checked(step_graph(soc, "decode", "sample", 3)).findings
+    found = prepared(soc, "decode", "sample", 3).check().findings
     assert found.tokens == 3
 
 
@@ -129,20 +141,31 @@ LOWERING_FAULTS: dict[str, tuple[str, Change, str]] = {
 
 @CASES.add(A2)
 def a_wrong_lowering_is_stopped_at_the_node_that_is_wrong(folder: Path) -> None:
-    graphs = {phase: step_graph(A2, phase) for phase in ("decode", "prefill")}
     for name, (phase, change, node) in LOWERING_FAULTS.items():
-        with pytest.raises(UserError) as error:
-            run_checked(graphs[phase], change)
+        step = prepared(A2, phase)
+        proto = step.lowered.concrete.graph._proto
+        sound = type(proto)()
+        sound.CopyFrom(proto)
+        try:
+            change(proto)
+            with pytest.raises(UserError) as error:
+                step.check(run=lambda *arguments: ())
+        finally:
+            proto.CopyFrom(sound)
         message = str(error.value)
-        assert f"check: {graphs[phase].bucket}: " in message, (name, message)
+        assert f"check: {step.graph.bucket}: " in message, (name, message)
         assert f"The first that differs is {node} (" in message, (name, message)
+    step = prepared(A2, "decode")
+    recording = CheckedStep(step.graph, step.lowered, other_results(other_token)(step.run), record=True)
+    recording(*step.arguments())
+    assert len(recording.findings.problems) == 1
 
 
-def other_results(change: Callable[[list[torch.Tensor], tuple[torch.Tensor, ...]], None]) -> Callable[..., Any]:
+def other_results(change: Callable[[list[Tensor], tuple[Tensor, ...]], None]) -> Callable[..., Any]:
     """Change what a run returns, or the arguments that it has written."""
 
     def wrap(run: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: torch.Tensor) -> list[torch.Tensor]:
+        def wrapped(*arguments: Tensor) -> list[Tensor]:
             outputs = [output.cpu() for output in run(*arguments)]
             change(outputs, arguments)
             return [output.to("npu") for output in outputs]
@@ -152,29 +175,30 @@ def other_results(change: Callable[[list[torch.Tensor], tuple[torch.Tensor, ...]
     return wrap
 
 
+def other_token(outputs: list[Tensor], arguments: tuple[Tensor, ...]) -> None:
+    outputs[0][1] = (outputs[0][1] + 1) % steps.BASE.vocab_size
+
+
+def foreign_slot(outputs: list[Tensor], arguments: tuple[Tensor, ...]) -> None:
+    cache = next(tensor for tensor in arguments if tensor.dim() == 4)
+    changed = cache.cpu()
+    changed[7, 63] = 1.0
+    cache.copy_(changed)
+
+
 @CASES.add(A2)
 def a_run_that_is_not_the_graph_is_stopped(folder: Path) -> None:
-    graph = step_graph(A2, "decode")
-    first_cache = len(graph.placeholders("weight"))
-
-    def other_token(outputs: list[torch.Tensor], arguments: tuple[torch.Tensor, ...]) -> None:
-        outputs[0][1] = (outputs[0][1] + 1) % steps.BASE.vocab_size
-
-    def foreign_slot(outputs: list[torch.Tensor], arguments: tuple[torch.Tensor, ...]) -> None:
-        cache = arguments[first_cache].cpu()
-        cache[7, 63] = 1.0
-        arguments[first_cache].copy_(cache)
-
+    step = prepared(A2, "decode")
     for change in (other_token, foreign_slot):
         with pytest.raises(UserError, match="is not what the interpreter computes"):
-            run_checked(graph, wrap=other_results(change))
+            step.check(other_results(change)(step.run))
 
 
 @CASES.add(A2)
 def tokens_may_differ_by_rounding_only(folder: Path) -> None:
     """A head whose rows are all equal leaves the choice open; any other head does not."""
-    graph = step_graph(A2, "decode")
-    checked = run_checked(graph)
+    step = prepared(A2, "decode")
+    graph, checked = step.graph, CheckedStep(step.graph, step.lowered, step.run)
     logits = torch.tensor([[1.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 3.0]]).half()
     head = graph.outputs[0].args[0].name
     expected = torch.tensor([0, 0, 2])

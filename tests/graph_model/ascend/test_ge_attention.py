@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from graph_model.ascend import formulas
 from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.ascend.interpreter.ops.attention import (
     fused_infer_attention_score,
@@ -21,16 +22,7 @@ CAUSAL_MASK = torch.ones(2048, 2048, dtype=torch.bool).triu(1)
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
-    """q [tokens, heads, D], k and v [keys, kv_heads, D] -> [tokens, heads, D], float64, head by head."""
-    out = torch.empty(q.shape, dtype=torch.float64)
-    group = q.shape[1] // k.shape[1]
-    for head in range(q.shape[1]):
-        keys, values = k[:, head // group].double(), v[:, head // group].double()
-        scores = q[:, head].double() @ keys.T * SCALE
-        if hidden is not None:
-            scores[hidden] = -math.inf
-        out[:, head] = torch.softmax(scores, -1) @ values
-    return out
+    return formulas.attention(q, k, v, SCALE, hidden)
 
 
 def close(got: Tensor, expected: Tensor) -> None:

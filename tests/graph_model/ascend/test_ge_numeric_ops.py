@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from graph_model.ascend import formulas
 from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.ascend.interpreter.ops import activation, elementwise, matmul, norm, reduction
 
@@ -67,10 +68,6 @@ def test_batched_matmul_broadcasts_and_transposes() -> None:
     assert ulps(got, torch.einsum("abmk,bnk->abmn", a.double().expand(4, 2, 3, 8), b.double())) < 0.51
 
 
-def exact_norm(x: Tensor, gamma: Tensor, eps: float) -> Tensor:
-    return x.double() / (x.double().pow(2).mean(-1, keepdim=True) + eps).sqrt() * gamma.double()
-
-
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("gamma_dtype", ["same", "float32"])
 def test_rms_norm_rounds_once(dtype: torch.dtype, gamma_dtype: str) -> None:
@@ -78,7 +75,7 @@ def test_rms_norm_rounds_once(dtype: torch.dtype, gamma_dtype: str) -> None:
     x = torch.randn(4, 200).to(dtype) * 3
     gamma = (torch.rand(200) + 0.5).to(dtype if gamma_dtype == "same" else torch.float32)
     y, rstd = norm.rms_norm(x, gamma, epsilon=1e-5)
-    assert ulps(y, exact_norm(x, gamma, 1e-5)) < 0.51
+    assert ulps(y, formulas.rms_norm(x, gamma, 1e-5)) < 0.51
     assert rstd.shape == (4, 1)
     assert rstd.dtype is torch.float32
 
@@ -88,7 +85,7 @@ def test_gemma_rms_norm_adds_one_in_fp32_and_rounds_once(dtype: torch.dtype) -> 
     torch.manual_seed(0)
     x, gamma = torch.randn(4, 200).to(dtype), (torch.randn(200) * 1e-3).to(dtype)
     y, _ = norm.gemma_rms_norm(x, gamma)
-    assert ulps(y, exact_norm(x, 1 + gamma.double(), 1e-6)) < 0.51
+    assert ulps(y, formulas.rms_norm(x, 1 + gamma.double(), 1e-6)) < 0.51
     with pytest.raises(GeGraphError, match="one dtype"):
         norm.gemma_rms_norm(x, gamma.float())
 
@@ -99,18 +96,18 @@ def test_add_rms_norm_rounds_the_sum_the_quotient_and_the_product(dtype: torch.d
     x1, x2, gamma = (torch.randn(*shape).to(dtype) for shape in ((4, 200), (4, 200), (200,)))
     y, _, total = norm.add_rms_norm(x1, x2, gamma)
     rounded_sum = (x1.double() + x2.double()).to(dtype)
-    quotient = exact_norm(rounded_sum, torch.ones(200), 1e-6).to(dtype)
+    quotient = formulas.rms_norm(rounded_sum, torch.ones(200), 1e-6).to(dtype)
     assert torch.equal(total, rounded_sum)
     off = (y != (quotient.double() * gamma.double()).to(dtype)).double().mean()
     assert off < 0.02  # fp32 against float64 before the first rounding
-    assert ulps(y, exact_norm(rounded_sum, gamma, 1e-6)) > 0.6  # more than one rounding
+    assert ulps(y, formulas.rms_norm(rounded_sum, gamma, 1e-6)) > 0.6  # more than one rounding
 
 
 def test_rms_norm_over_two_dimensions() -> None:
     x, gamma = torch.randn(2, 3, 4), torch.rand(3, 4)
     y, rstd = norm.rms_norm(x, gamma)
     assert rstd.shape == (2, 1, 1)
-    torch.testing.assert_close(y, exact_norm(x.flatten(1), gamma.flatten(), 1e-6).float().view(2, 3, 4))
+    torch.testing.assert_close(y, formulas.rms_norm(x.flatten(1), gamma.flatten(), 1e-6).float().view(2, 3, 4))
 
 
 def test_rotary_rounds_per_product_in_fp16_and_once_in_bf16() -> None:
@@ -123,7 +120,7 @@ def test_rotary_rounds_per_product_in_fp16_and_once_in_bf16() -> None:
             left, right = (x.double() * cos.double()).half(), (rotated.double() * sin.double()).half()
             assert torch.equal(got, (left.double() + right.double()).half())
         else:
-            assert ulps(got, x.double() * cos.double() + rotated.double() * sin.double()) < 0.51
+            assert ulps(got, formulas.rotary(x, cos, sin)) < 0.51
     with pytest.raises(GeGraphError, match="mode"):
         norm.rotary_mul(x, cos, sin, mode="interleave")
 
@@ -135,8 +132,7 @@ def test_geglu_activates_one_half_and_rounds_the_product_once(activate_left: boo
     x = torch.randn(3, 64).bfloat16()
     halves = x.double().chunk(2, -1)
     gate, up = halves if activate_left else halves[::-1]
-    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
-    gelu = 0.5 * gate * (1 + (inner.tanh() if approximate else torch.erf(gate / math.sqrt(2))))
+    gelu = formulas.gelu(gate, tanh_form=bool(approximate))
     y, activated = activation.geglu_v2(x, approximate=approximate, activate_left=activate_left)
     assert ulps(y, gelu * up) < 0.6
     assert ulps(activated, gelu) < 0.6

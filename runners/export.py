@@ -1,0 +1,28 @@
+"""Write a model as Ascend graphs: python runners/export.py export_dir=DIR [SETTING=VALUE ...]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runners.entry import main, require
+
+
+def export(settings: Any) -> None:
+    # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
+    from pathlib import Path
+
+    from graph_model.checkpoint.writer import check_target
+    from runners.exporting import export_model
+    from runners.settings import complete_settings, resolve_settings
+
+    directory = Path(require(settings, "export_dir", str, "the directory to write")).expanduser()
+    overwrite = require(settings, "overwrite", bool, "true or false")
+    sample = require(settings, "sample", bool, "true or false")
+    check_target(directory, overwrite=overwrite)
+    model_settings = resolve_settings(complete_settings(settings, backend="torchair", weights="checkpoint"))
+    for bucket in export_model(model_settings, directory, sample=sample, overwrite=overwrite):
+        print(f"{directory / str(bucket)}.pb")
+
+
+if __name__ == "__main__":
+    main(export, "export")

@@ -1,0 +1,112 @@
+"""What runners/export.py does: lowers every bucket and writes the bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from graph_model.ascend import bundle as bundles
+from graph_model.ascend.bundle import BundleInput, BundleStep
+from graph_model.ascend.listing import written_inputs
+from graph_model.ascend.lower import LoweredStep, lower, views_shape
+from graph_model.bucket import Bucket
+from graph_model.checkpoint.writer import save_checkpoint
+from graph_model.graph import ModelGraph
+from graph_model.weights import Expression, Read, evaluate
+from runners.load import LoadedModel, load_model
+from runners.settings import ModelSettings
+from runners.warm_up import reachable_buckets
+
+
+def export_model(
+    settings: ModelSettings, directory: Path, *, sample: bool = False, overwrite: bool = False
+) -> list[Bucket]:
+    """Write a bundle with every bucket that serving under `settings` can come to; returns the buckets.
+
+    Raises UserError; then nothing is left behind.
+    """
+    with ExitStack() as resources:
+        loaded = load_model(settings, resources)
+        longest = [[0] * (settings.max_seq_len - 1)] * settings.max_batch_size
+        selections = (False, True) if sample else (False,)
+        wanted = {b: None for s in selections for b in reachable_buckets(loaded.model, longest, 1, sample=s)}
+        files: dict[str, Path | bytes | Callable[[Path], bytes]] = {bundles.DESCRIPTOR: _descriptor()}
+        steps: list[BundleStep] = []
+        weights: dict[str, Expression] = {}
+        for bucket in wanted:
+            graph = loaded.model.recipe.graph(bucket)
+            lowered = lower(graph)
+            steps.append(_step(graph, lowered))
+            weights.update({str(expression): expression for expression in graph.weight_plan.values()})
+            files[f"{bucket}.pb"] = lowered.serialized
+            files[f"{bucket}.pbtxt"] = str(lowered.concrete.graph).encode()
+            files[f"{bucket}.options.json"] = json.dumps(lowered.options, indent=1).encode()
+        header = _header(settings, loaded)
+        files[bundles.MANIFEST] = lambda content: bundles.manifest_json(header, steps, content)
+        save_checkpoint(
+            directory, _tensors(weights, loaded.read), settings.config.to_json(), files, overwrite=overwrite
+        )
+    return list(wanted)
+
+
+def _tensors(weights: dict[str, Expression], read: Read) -> Iterator[tuple[str, Tensor]]:
+    """One weight at a time, so that exporting needs no more memory than a shard."""
+    for name, expression in weights.items():
+        yield name, evaluate([expression], read, torch.device("cpu"))[expression]
+
+
+def _step(graph: ModelGraph, lowered: LoweredStep) -> BundleStep:
+    """The graph's inputs by the names that a bundle gives them."""
+    placeholders = graph.graph.find_nodes(op="placeholder")
+    ge_graph = lowered.graph
+    written = {
+        edge.producer for node in ge_graph.nodes for edge in node.inputs if edge.name in written_inputs(node.type)
+    }
+    inputs = []
+    for data, position in zip(ge_graph.inputs(), lowered.input_order, strict=True):
+        node = placeholders[position]
+        kind = node.meta["kind"]
+        inputs.append(
+            BundleInput(
+                kind=kind,
+                name=str(node.meta["expression"]) if kind == "weight" else node.name,
+                shape=lowered.views.get(position, views_shape(node)),
+                dtype=str(node.meta["val"].dtype).removeprefix("torch."),
+                by_reference=data.name in written,
+            )
+        )
+    return BundleStep(graph.bucket, tuple(inputs), lowered.output_order)
+
+
+def _header(settings: ModelSettings, loaded: LoadedModel) -> dict[str, object]:
+    model = loaded.model
+    assert settings.soc is not None
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in ("graph-gemma", "torch", "torch_npu")},
+        "soc": {"name": settings.soc.name, "cann_name": settings.soc.cann_name},
+        "lowered": loaded.backend,
+        "dtype": settings.dtype,
+        "norm": settings.norm,
+        "eos_token_ids": list(settings.config.eos_token_ids),
+        "vocab_size": settings.config.vocab_size,
+        "serving": {
+            "block_size": model.block_size,
+            "num_blocks": model.num_blocks,
+            "num_scratch_blocks": model.num_scratch_blocks,
+            "max_seq_len": model.max_seq_len,
+            "buckets": dataclasses.asdict(model.buckets),
+        },
+    }
+
+
+def _descriptor() -> bytes:
+    from graph_model.ascend.engine import model_def
+
+    return bytes(model_def().DESCRIPTOR.file.serialized_pb)

@@ -1,0 +1,28 @@
+"""Check the Ascend graph on a device, or on the stand-in: python runners/verify.py [SETTING=VALUE ...]."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from runners.entry import main, require
+
+
+def verify(settings: Any) -> None:
+    # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
+    from pathlib import Path
+
+    from runners.settings import complete_settings, resolve_settings
+    from runners.verification import WORKLOAD, run_verification, write_report
+
+    directory = Path(require(settings, "report_dir", str, "a directory")).expanduser()
+    completed = complete_settings(settings, backend="torchair", **WORKLOAD)
+    report = run_verification(resolve_settings(completed))
+    print(write_report(report, directory), end="")
+    print(f"report: {directory / 'report.json'}, {directory / 'report.txt'}")
+    if not report["passed"]:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(verify, "verify")
