@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,7 @@ def perturbed(values: list[torch.Tensor]) -> list[torch.Tensor]:
     return [first, *values[1:]]
 
 
+@cache
 def single_ops(soc: str) -> list[SingleOp]:
     found: dict[str, SingleOp] = {}
     for phase in ("extend", "decode"):
