@@ -50,7 +50,7 @@ def cut_out_ops(lowered: LoweredStep, arguments: Sequence[Tensor]) -> dict[str, 
     model = lowered.concrete.graph._model
     graph = read_graph(model.graph[0])
     protos = {op.name: op for op in model.graph[0].op}
-    tensors = lowered.as_read(arguments)
+    tensors = lowered.as_read([argument.detach() for argument in arguments])
     known: dict[tuple[str, int], Tensor] = {}
     written = {edge.producer for node in graph.nodes for edge in node.inputs if edge.name in written_inputs(node.type)}
     for node, position in zip(graph.inputs(), lowered.input_order, strict=True):

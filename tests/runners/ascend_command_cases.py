@@ -69,6 +69,7 @@ def checkpoint(folder: Path) -> list[str]:
 def verified(soc: str, folder: Path, *arguments: str) -> dict[str, Any]:
     settings = [*checkpoint(folder), f"soc={soc}", f"report_dir={folder / 'report'}", *arguments]
     status, out, err = command(verify, "verify", *settings)
+    assert (folder / "report/report.json").is_file(), err
     report: dict[str, Any] = json.loads((folder / "report/report.json").read_text())
     assert status == 0, (report["failures"][:5], err)
     text = (folder / "report/report.txt").read_text()

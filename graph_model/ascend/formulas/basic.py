@@ -66,12 +66,12 @@ FORMULAS.update({op: _elementwise(op) for op in _ELEMENTWISE})
 
 @formula("Muls")
 def _muls(x: Inputs, a: Attrs) -> list[Tensor]:
-    return [x["x"] * a["value"]]
+    return [(x["x"].double() * a["value"]).to(x["x"].dtype)]
 
 
 @formula("Adds")
 def _adds(x: Inputs, a: Attrs) -> list[Tensor]:
-    return [x["x"] + a["value"]]
+    return [(x["x"].double() + a["value"]).to(x["x"].dtype)]
 
 
 @formula("MaskedFill")

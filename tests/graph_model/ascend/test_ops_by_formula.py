@@ -1,0 +1,174 @@
+"""Every op that has a formula: the interpreter gives the formula's numbers, over dtypes and forms of its inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from graph_model.ascend.acceptance import by_definition, compare_outputs
+from graph_model.ascend.formulas import FORMULAS
+from graph_model.ascend.interpreter.registry import OPS
+
+GENERATOR = torch.Generator().manual_seed(0)
+t = torch.tensor
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=GENERATOR)
+
+
+x = randn(3, 7)
+h, b = x.half(), x > 0
+i = torch.randint(0, 3, (3, 7), generator=GENERATOR)
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("Cast", {"x": x}, {"dst_type": 1}),
+    ("Cast", {"x": i}, {"dst_type": 0}),
+    ("Cast", {"x": b}, {"dst_type": 3}),
+    ("Cast", {"x": i}, {"dst_type": 3}),
+    ("Cast", {"x": x}, {"dst_type": 9}),
+    ("RealDiv", {"x1": x, "x2": x.abs()[:, :1] + 1}, {}),
+    ("SelectV2", {"condition": b, "then": x, "else": x * 2}, {}),
+    ("SelectV2", {"condition": b[:, :1], "then": x, "else": t(1.0)}, {}),
+    ("Sort", {"x": x}, {"axis": -1, "descending": True}),
+    ("Sort", {"x": h}, {"axis": -1, "descending": True}),
+    ("GatherElements", {"x": x, "index": i[:, :2]}, {"dim": 1}),
+    ("Sub", {"x1": i, "x2": t(1)}, {}),
+    ("GreaterEqual", {"x1": x, "x2": x[:, :1]}, {}),
+    ("LessEqual", {"x1": x, "x2": x[:, :1]}, {}),
+    ("Less", {"x1": i, "x2": i[:, :1]}, {}),
+    ("Greater", {"x1": i, "x2": t(0)}, {}),
+    ("Equal", {"x1": i, "x2": t(0)}, {}),
+    ("SoftmaxV2", {"x": x}, {"axes": [-1]}),
+    ("LogSoftmaxV2", {"logits": x}, {"axes": [-1]}),
+    ("Cumsum", {"x": x, "axis": t(-1)}, {}),
+    ("Cumsum", {"x": h, "axis": t([1])}, {}),
+    ("LogicalOr", {"x1": b, "x2": ~b}, {}),
+    ("LogicalAnd", {"x1": b, "x2": b[:, :1]}, {}),
+    ("LogicalNot", {"x": b}, {}),
+    ("ReduceSum", {"x": i, "axes": t([-1])}, {"keep_dims": True}),
+    ("ReduceSum", {"x": x, "axes": t([1])}, {}),
+    ("ReduceMax", {"x": x, "axes": t([-1])}, {}),
+    ("ClipByValueV2", {"x": i, "clip_value_min": t(1), "clip_value_max": t(2)}, {}),
+    ("Maximum", {"x1": i, "x2": t(1)}, {}),
+    ("Minimum", {"x1": x, "x2": x * 0}, {}),
+    ("ReverseV2", {"x": b, "axis": t([1])}, {}),
+    ("ArgMaxV2", {"x": x, "dimension": t(-1)}, {}),
+    ("ArgMaxV2", {"x": i.int().float(), "dimension": t(-1)}, {}),
+    ("TopKV2", {"x": x, "k": t(2)}, {}),
+    ("Squeeze", {"x": x[:, None]}, {"axis": [1]}),
+    ("Unsqueeze", {"x": x}, {"axes": [1, 2]}),
+    ("Fill", {"dims": t([2, 3]), "value": t(1.5)}, {}),
+    ("Fill", {"dims": t([2]), "value": t(True)}, {}),
+    ("Mul", {"x1": x, "x2": x[:1]}, {}),
+    ("Muls", {"x": h}, {"value": 2.5}),
+    ("Muls", {"x": i}, {"value": 2.0}),
+    ("Adds", {"x": x}, {"value": 2.5}),
+    ("Adds", {"x": i}, {"value": -1.0}),
+    ("MaskedFill", {"x": h, "mask": b, "value": t(2.0).half()}, {}),
+    ("MaskedFill", {"x": x, "mask": b, "value": t([2.0])}, {}),
+    ("Neg", {"x": x}, {}),
+    ("Neg", {"x": i}, {}),
+    ("Range", {"start": t(0), "limit": t(5), "delta": t(1)}, {}),
+    ("BroadcastTo", {"x": b[:, :1], "shape": t([3, 4])}, {}),
+    ("BroadcastTo", {"x": i[:, :1], "shape": t([2, 3, 4])}, {}),
+    ("ConcatV2", {"x": [x, x], "concat_dim": t(-1)}, {"N": 2}),
+    ("SplitV", {"x": x, "size_splits": t([3, -1]), "split_dim": t(-1)}, {"num_split": 2}),
+    ("Slice", {"x": x, "offsets": t([0, 1]), "size": t([-1, 2])}, {}),
+    ("StridedSliceV2", {"x": x, "begin": t([1]), "end": t([2147483647]), "axes": t([1]), "strides": t([2])}, {}),
+    ("GatherV2", {"x": h, "indices": i[:, :2], "axis": t([0])}, {}),
+    ("GatherV2", {"x": h, "indices": t(1), "axis": t(1)}, {}),
+    ("Reshape", {"x": h, "shape": t([7, -1])}, {}),
+    ("Identity", {"x": b}, {}),
+    ("Cos", {"x": x * 100}, {}),
+    ("Sin", {"x": x * 100}, {}),
+    ("RmsNorm", {"x": h, "gamma": h[0]}, {}),
+    ("AddRmsNorm", {"x1": h, "x2": h, "gamma": h[0]}, {"epsilon": 1e-5}),
+    ("GemmaRmsNorm", {"x": h, "gamma": h[0]}, {}),
+    ("BatchMatMul", {"x1": randn(2, 3, 8).half(), "x2": randn(2, 5, 8).half()}, {"adj_x2": True}),
+    (
+        "IncreFlashAttention",
+        {
+            "query": randn(2, 1, 64).half(),
+            "key": [randn(5, 16, 64).half()],
+            "value": [randn(5, 16, 64).half()],
+            "actual_seq_lengths": t([5, 20]),
+            "block_table": t([[1, 2], [3, 4]]).int(),
+        },
+        {"num_heads": 2, "scale_value": 0.2, "num_key_value_heads": 2, "block_size": 16},
+    ),
+    (
+        "PromptFlashAttention",
+        {
+            "query": randn(2, 6, 64).half(),
+            "key": randn(2, 6, 64).half(),
+            "value": randn(2, 6, 64).half(),
+            "atten_mask": torch.ones(2, 1, 6, 6).triu(1).bool(),
+        },
+        {"num_heads": 2, "scale_value": 0.2, "num_key_value_heads": 2, "next_tokens": 2147483647},
+    ),
+    ("MatMulV2", {"x1": h, "x2": h[:2], "bias": h[0, :2]}, {"transpose_x2": True}),
+    ("MatMul", {"x1": x, "x2": x}, {"transpose_x1": True}),
+    ("Add", {"x1": h, "x2": h}, {}),
+    ("RotaryMul", {"x": randn(2, 3, 4, 8).half(), "r1": randn(2, 3, 1, 8).half(), "r2": randn(2, 3, 1, 8).half()}, {}),
+    ("GeGluV2", {"x": randn(3, 8).bfloat16()}, {"activate_left": True}),
+    ("GeGluV2", {"x": randn(3, 8)}, {"approximate": 0}),
+    (
+        "ScatterPaKvCache",
+        {
+            "key": randn(2, 1, 4),
+            "key_cache": randn(3, 4, 1, 4),
+            "slot_mapping": t([9, 2]),
+            "value": randn(2, 1, 4),
+            "value_cache": randn(3, 4, 1, 4),
+        },
+        {},
+    ),
+    ("ScatterNdUpdate", {"var": randn(5, 3), "indices": t([[4], [0]]), "updates": randn(2, 3)}, {}),
+    (
+        "FusedInferAttentionScore",
+        {
+            "query": randn(2, 3, 4, 16).half(),
+            "key": [randn(5, 128, 32).half()],
+            "value": [randn(5, 128, 32).half()],
+            "atten_mask": torch.ones(2048, 2048).triu(1).bool(),
+            "actual_seq_lengths": t([3, 2]),
+            "actual_seq_lengths_kv": t([5, 130]),
+            "block_table": t([[1, 2], [3, 4]]).int(),
+        },
+        {
+            "num_heads": 4,
+            "num_key_value_heads": 2,
+            "scale": 0.2,
+            "input_layout": "BSND",
+            "sparse_mode": 3,
+            "block_size": 128,
+        },
+    ),
+    ("Select", {"condition": b, "x1": x, "x2": x * 2}, {}),
+    ("ClipByValue", {"x": x, "clip_value_min": t(-1.0), "clip_value_max": t(1.0)}, {}),
+    ("TopK", {"x": x, "k": t(2)}, {"largest": False}),
+]
+
+
+def clones(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [v.clone() for v in value] if isinstance(value, list) else value.clone() for name, value in inputs.items()
+    }
+
+
+@pytest.mark.parametrize(("op", "inputs", "attrs"), CASES)
+def test_the_interpreter_computes_the_formula(op: str, inputs: dict[str, Any], attrs: dict[str, Any]) -> None:
+    expected = by_definition(op, clones(inputs), attrs)
+    arguments = [clones(inputs).get(name) for name, _ in OPS[op].inputs]
+    while arguments[-1] is None:
+        arguments.pop()
+    found = OPS[op].kernel(*arguments, **attrs)
+    outputs = list(found) if isinstance(found, tuple) else [found]
+    error, problem = compare_outputs(expected, outputs[: len(expected)], "the interpreter", "the formula")
+    assert not problem, (error, problem)
+
+
+def test_every_formula_is_tried() -> None:
+    assert FORMULAS.keys() == {op for op, _, _ in CASES}
