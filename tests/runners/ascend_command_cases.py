@@ -86,7 +86,7 @@ def verified(soc: str, folder: Path, *arguments: str) -> dict[str, Any]:
     return report
 
 
-@CASES.add(A2)
+@CASES.add(A2, slow=True)
 def verify_holds_every_op_of_the_a2_to_its_formula(folder: Path) -> None:
     report = verified(A2, folder)
     types = {op["type"] for op in report["ops"]}
