@@ -13,13 +13,14 @@ def export(settings: Any) -> None:
 
     from graph_model.checkpoint.writer import check_target
     from runners.exporting import export_model
-    from runners.settings import complete_settings, resolve_settings
+    from runners.settings import require_torchair, resolve_settings
 
     directory = Path(require(settings, "export_dir", str, "the directory to write")).expanduser()
     overwrite = require(settings, "overwrite", bool, "true or false")
     sample = require(settings, "sample", bool, "true or false")
     check_target(directory, overwrite=overwrite)
-    model_settings = resolve_settings(complete_settings(settings, backend="torchair", weights="checkpoint"))
+    model_settings = resolve_settings(settings)
+    require_torchair(model_settings)
     for bucket in export_model(model_settings, directory, sample=sample, overwrite=overwrite):
         print(f"{directory / str(bucket)}.pb")
 

@@ -120,6 +120,15 @@ def check_place(settings: ModelSettings, world_size: int) -> None:
         )
 
 
+def require_torchair(settings: ModelSettings) -> None:
+    """Raise UserError unless the settings are for one Ascend chip, which some commands are about."""
+    if settings.backend != "torchair" or settings.world_size != 1:
+        raise UserError(
+            f"backend is {settings.backend} and world_size {settings.world_size}; this command is about the graphs of "
+            "one Ascend chip. Leave backend=torchair world_size=1."
+        )
+
+
 def default_cache_dir() -> Path:
     """graph_gemma in the user's cache directory (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

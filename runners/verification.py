@@ -22,13 +22,7 @@ from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
 from runners.settings import SMALLEST_CHUNK, ModelSettings
 
-# Few and small steps that still come to every phase: a prompt of two chunks, a decode that crosses a block's end.
-WORKLOAD = {
-    "max_batch_size": 2,
-    "max_prefill_batch_size": 1,
-    "max_prefill_tokens": SMALLEST_CHUNK,
-    "max_seq_len": 256,
-}
+# A prompt of one chunk, and one of two where max_prefill_tokens is the smallest.
 _PROMPT_LENGTHS = (7, 2 * SMALLEST_CHUNK - 2)
 _SAMPLINGS = (
     SamplingParams(max_new_tokens=4, ignore_eos=True),

@@ -12,12 +12,13 @@ def verify(settings: Any) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from pathlib import Path
 
-    from runners.settings import complete_settings, resolve_settings
-    from runners.verification import WORKLOAD, run_verification, write_report
+    from runners.settings import require_torchair, resolve_settings
+    from runners.verification import run_verification, write_report
 
     directory = Path(require(settings, "report_dir", str, "a directory")).expanduser()
-    completed = complete_settings(settings, backend="torchair", **WORKLOAD)
-    report = run_verification(resolve_settings(completed))
+    model_settings = resolve_settings(settings)
+    require_torchair(model_settings)
+    report = run_verification(model_settings)
     print(write_report(report, directory), end="")
     print(f"report: {directory / 'report.json'}, {directory / 'report.txt'}")
     if not report["passed"]:
