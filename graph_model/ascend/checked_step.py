@@ -147,7 +147,7 @@ class CheckedStep:
             for node, a, b in zip(self._graph.outputs, expected, found, strict=True):
                 self._hold(a, b, f"output {node.name} of {who}")
             return
-        logits = reference[chosen[0].args[0].name].double()  # type: ignore[union-attr]
+        logits = reference[chosen[0].args[0].name].double()  # type: ignore[union-attr, index]
         margin = 2 * self._bound * logits.abs().max()
         tokens, theirs = expected[0], found[0]
         differ = tokens != theirs

@@ -27,7 +27,7 @@ class ExportedModel:
     def __init__(self, bundle: Bundle, on_engine: bool = False) -> None:
         serving = bundle.manifest["serving"]
         self.bundle = bundle
-        table = {name: tuple(v) if isinstance(v, list) else v for name, v in serving["buckets"].items()}
+        table: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in serving["buckets"].items()}
         self.buckets = BucketTable(**table)
         self.block_size: int = serving["block_size"]
         self.num_blocks: int = serving["num_blocks"]
