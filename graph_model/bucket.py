@@ -8,7 +8,9 @@ from typing import Literal
 import numpy as np
 
 Phase = Literal["prefill", "extend", "decode"]
-Selection = Literal["greedy", "sample"]
+Selection = Literal["greedy", "sample", "score", "distribution"]
+
+_FEW_SCORED = 16  # answers of a few tokens share one bucket; whole texts take as many places as the chunk has
 
 
 @dataclass(frozen=True, order=True)
@@ -21,9 +23,12 @@ class Bucket:
     batch: rows. chunk: tokens per row (1 in decode). table_width: blocks per row of the block table
       (0 in prefill, which reads no blocks).
     selection: ``greedy`` takes the likeliest token; ``sample`` adds the sampling inputs (temperature 0 in a row is
-      greedy there too, so that any mixture of requests fits one bucket).
+      greedy there too, so that any mixture of requests fits one bucket). Not in decode: ``score`` chooses nothing but
+      gives the log-probabilities of given tokens behind given positions of the chunk, ``distribution`` those of all
+      tokens.
     logprobs: how many of the likeliest tokens' log-probabilities are returned besides the chosen token's;
       -1: none at all.
+    scored: positions per row of ``score`` and ``distribution``; 0 in the others.
     """
 
     phase: Phase
@@ -32,6 +37,7 @@ class Bucket:
     table_width: int
     selection: Selection = "greedy"
     logprobs: int = -1
+    scored: int = 0
 
     def __str__(self) -> str:
         shape = f"{self.phase}-b{self.batch}"
@@ -40,13 +46,13 @@ class Bucket:
         if self.table_width:
             shape += f"-w{self.table_width}"
         if self.selection != "greedy":
-            shape += f"-{self.selection}"
+            shape += f"-{self.selection}{self.scored or ''}"
         return shape if self.logprobs < 0 else f"{shape}-logprobs{self.logprobs}"
 
 
 @dataclass
 class StepInputs:
-    """Host arrays of one step; B = batch, T = chunk, W = table_width. None where the bucket has no such input.
+    """Host arrays of one step; B = batch, T = chunk, W = table_width, S = scored. None: the bucket has no such input.
 
     Padding. Tokens of a row beyond its ``query_lens`` and whole padded rows have id 0, position 0 and a scratch slot
     of their own in ``slot_mapping`` (all slots of a step are distinct). Padded rows have length 1 in both length
@@ -63,6 +69,8 @@ class StepInputs:
     top_k: np.ndarray | None = None  # [B] int64, 0: no limit
     top_p: np.ndarray | None = None  # [B] float32, 1: no limit
     uniform: np.ndarray | None = None  # [B] float32 in [0, 1)
+    score_positions: np.ndarray | None = None  # [B, S] int64: places in the chunk, in any order; padding: 0
+    target_ids: np.ndarray | None = None  # [B, S] int64: the token behind each of them that is scored; padding: 0
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The inputs that are present, by name, in the order of the fields."""
@@ -77,10 +85,12 @@ class StepInputs:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step returns, as host arrays; K = bucket.logprobs."""
+    """What a step returns, as host arrays; K = bucket.logprobs, S = bucket.scored."""
 
-    token_ids: np.ndarray  # [B] int64: the token chosen after each row's last real token
-    logprob: np.ndarray | None = None  # [B] float32: log-probability of the chosen token
+    # [B] int64: the token chosen after each row's last real token; [B, S]: the likeliest behind each scored position
+    token_ids: np.ndarray
+    # [B] float32: log-probability of the chosen token; [B, S]: of the targets; [B, S, vocab]: of every token
+    logprob: np.ndarray | None = None
     top_ids: np.ndarray | None = None  # [B, K] int64, likeliest first
     top_logprobs: np.ndarray | None = None  # [B, K] float32
 
@@ -103,6 +113,10 @@ def make_inputs(bucket: Bucket) -> StepInputs:
         inputs.top_k = np.zeros(batch, np.int64)
         inputs.top_p = np.ones(batch, np.float32)
         inputs.uniform = np.zeros(batch, np.float32)
+    if bucket.scored:
+        inputs.score_positions = np.zeros((batch, bucket.scored), np.int64)
+    if bucket.selection == "score":
+        inputs.target_ids = np.zeros((batch, bucket.scored), np.int64)
     return inputs
 
 
@@ -124,16 +138,20 @@ class BucketTable:
         blocks: int = 0,
         selection: Selection = "greedy",
         logprobs: int = -1,
+        scored: int = 0,
     ) -> Bucket:
-        """The smallest bucket for `rows` rows, of which the longest has `tokens` tokens and `blocks` blocks."""
+        """The smallest bucket for `rows` rows, of which none has more than `tokens` tokens, `blocks` blocks and
+        `scored` scored positions."""
         decode = phase == "decode"
+        chunk = 1 if decode else round_up(tokens, self.chunk_lengths)
         return Bucket(
             phase=phase,
             batch=round_up(rows, self.batch_sizes if decode else self.prefill_batch_sizes),
-            chunk=1 if decode else round_up(tokens, self.chunk_lengths),
+            chunk=chunk,
             table_width=0 if phase == "prefill" else round_up(blocks, self.table_widths),
             selection=selection,
             logprobs=logprobs,
+            scored=min(scored, 1) * _FEW_SCORED if scored <= _FEW_SCORED else -(-scored // chunk) * chunk,
         )
 
     def fits(self, rows: int, tokens: int) -> bool:

@@ -11,7 +11,7 @@ merge_qkv           tolerant  three projections of one input -> one linear and a
 merge_gate_up       tolerant  two projections of one input -> one linear and a split
 gelu_and_mul        exact     tanh GELU and product -> gemma.gelu_and_mul
 paged_attention     tolerant  attention -> gemma.paged_attention; adds caches, tables and lengths to the signature
-last_token          exact     only each row's last token reaches the head
+last_token          exact     only each row's last token, or the scored ones, reach the head
 quantize_cache      quantis.  caches of int8 with a scale per token and head
 insert_quantization quantis.  quantise and dequantise around the linears that are quantised; int8 weights
 fold_dequantise     tolerant  dequantise into the integer or int8-weight linear

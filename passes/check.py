@@ -143,6 +143,8 @@ def example_inputs(graph: ModelGraph, past: bool) -> dict[str, Tensor]:
         "top_k": rows * 7,
         "top_p": torch.linspace(0.7, 1.0, batch),
         "uniform": torch.rand(batch, generator=generator),
+        "score_positions": torch.arange(bucket.scored) % query_lens[:, None],
+        "target_ids": torch.randint(0, graph.config.vocab_size, (batch, bucket.scored), generator=generator),
     }
 
 

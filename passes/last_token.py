@@ -1,4 +1,4 @@
-"""Keep only each row's last token behind the last attention."""
+"""Keep only the tokens whose logits are asked for behind the last attention: each row's last, or scored ones."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class LastToken(Pass):
 
     Original: linear(rms_norm(a + b), head). After: linear(rms_norm(last(a) + last(b)), head) and so on backwards as
     long as ops work token by token, where last is gemma.last_token(_, query_lens), or select(_, 1, 0) in decode.
+    A bucket that scores takes gemma.take_tokens(_, score_positions), a new input, so the head never sees more
+    tokens than are scored.
     """
 
     name: ClassVar[str] = "last_token"
@@ -46,6 +48,12 @@ class LastToken(Pass):
 
     def expected_matches(self, graph: ModelGraph) -> int:
         return 1
+
+    def prepare(self, graph: ModelGraph) -> None:
+        if graph.bucket.scored:
+            with graph.fake_mode:
+                positions = torch.empty((graph.bucket.batch, graph.bucket.scored), dtype=torch.int64)
+            graph.add_placeholder("score_positions", "input", positions)
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         if candidate.target not in (aten.linear.default, ops.all_gather):
@@ -64,16 +72,23 @@ class LastToken(Pass):
                 last = graph.insert(node.target, *inputs, *node.args[arity:], at=node.next)
             elif graph.bucket.phase == "decode":
                 last = graph.insert(aten.select.int, node, 1, 0, at=node.next)
+            elif graph.bucket.scored:
+                last = graph.insert(ops.take_tokens, node, _input(graph, "score_positions"), at=node.next)
             else:
-                lens = next(n for n in graph.placeholders("input") if n.name == "query_lens")
-                last = graph.insert(ops.last_token, node, lens, at=node.next)
+                last = graph.insert(ops.last_token, node, _input(graph, "query_lens"), at=node.next)
             last.meta["layer"] = node.meta["layer"]
             taken[node] = last
         return taken[node]
 
     def project(self, output: Any, graph: ModelGraph, inputs: dict[str, torch.Tensor]) -> Any:
+        if graph.bucket.scored:
+            return ops.take_tokens(output, inputs["score_positions"])
         lens = inputs.get("query_lens")
         return output[:, 0] if lens is None else ops.last_token(output, lens)
+
+
+def _input(graph: ModelGraph, name: str) -> fx.Node:
+    return next(node for node in graph.placeholders("input") if node.name == name)
 
 
 def _attention_and_before(graph: ModelGraph) -> set[fx.Node]:

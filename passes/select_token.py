@@ -26,7 +26,8 @@ class SelectToken(Pass):
     """Original: return logits. After: return token_ids, and log-probabilities where the bucket asks for them.
 
     A greedy bucket takes the maximum (no sort); a sampling bucket gets the inputs temperature, top_k, top_p and
-    uniform, one number per row each.
+    uniform, one number per row each. A scoring bucket takes the maximum behind every scored position and returns the
+    log-probabilities of its new input target_ids, or of all tokens (distribution).
     """
 
     name: ClassVar[str] = "select_token"
@@ -41,7 +42,7 @@ class SelectToken(Pass):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         end = graph.graph.output_node()
-        if graph.bucket.selection == "greedy":
+        if graph.bucket.selection != "sample":
             chosen = graph.insert(ops.greedy_token, candidate, at=end)
         else:
             with graph.fake_mode:
@@ -55,9 +56,16 @@ class SelectToken(Pass):
         if graph.bucket.logprobs >= 0:
             logprobs = graph.insert(ops.token_logprobs, candidate, chosen, graph.bucket.logprobs, at=end)
             outputs += [graph.insert(operator.getitem, logprobs, index, at=end) for index in range(3)]
+        elif graph.bucket.selection == "score":
+            with graph.fake_mode:
+                fake = torch.empty((graph.bucket.batch, graph.bucket.scored), dtype=torch.int64)
+            targets = graph.add_placeholder("target_ids", "input", fake)
+            outputs.append(graph.insert(ops.target_logprobs, candidate, targets, at=end))
+        elif graph.bucket.selection == "distribution":
+            outputs.append(graph.insert(ops.log_probabilities, candidate, at=end))
         graph.set_outputs(*outputs)
 
     def project(self, output: Any, graph: ModelGraph, inputs: dict[str, torch.Tensor]) -> Any:
-        if graph.bucket.selection == "greedy":
+        if graph.bucket.selection != "sample":
             return ops.greedy_token(output)
         return ops.sample_token(output, *(inputs[name] for name, _ in SAMPLING_INPUTS))

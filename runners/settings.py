@@ -104,7 +104,7 @@ def resolve_settings(settings: Any) -> ModelSettings:
         num_blocks=None if settings.num_blocks is None else _at_least(settings, "num_blocks", 1),
         memory_fraction=float(fraction),
         passes=OmegaConf.to_container(settings.passes),  # type: ignore[arg-type]
-        dump_dir=None if settings.dump_dir is None else _writable_directory("dump_dir", settings.dump_dir),
+        dump_dir=None if settings.dump_dir is None else writable_directory("dump_dir", settings.dump_dir),
         cache_dir=Path(settings.cache_dir).expanduser() if settings.cache_dir is not None else default_cache_dir(),
         world_size=world_size,
         ranks=_ranks(settings, world_size),
@@ -127,6 +127,16 @@ def require_torchair(settings: ModelSettings) -> None:
             f"backend is {settings.backend} and world_size {settings.world_size}; this command is about the graphs of "
             "one Ascend chip. Leave backend=torchair world_size=1."
         )
+
+
+def one_device(settings: ModelSettings) -> ModelSettings:
+    """The settings, which must not ask for several devices: scoring runs on one. Raises UserError."""
+    if settings.world_size != 1:
+        raise UserError(
+            f"world_size is {settings.world_size}; log-probabilities of given tokens are computed on one device in "
+            "this version. Leave world_size=1."
+        )
+    return settings
 
 
 def default_cache_dir() -> Path:
@@ -240,7 +250,7 @@ def _at_least(settings: Any, name: str, smallest: int) -> int:
     return value
 
 
-def _writable_directory(name: str, value: str) -> Path:
+def writable_directory(name: str, value: str) -> Path:
     path = Path(value).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,10 @@ def load_tokenizer(directory: Path, config: GemmaConfig) -> PreTrainedTokenizerB
 
 
 def chat_prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat_template: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    chat_template: str | None = None,
+    add_generation_prompt: bool = True,
 ) -> str:
     """The prompt text for the model's next turn after `messages`, each with `role` and `content`.
 
@@ -70,7 +73,7 @@ def chat_prompt(
             [dict(message) for message in messages],
             chat_template=template,
             tokenize=False,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
         )
     except Exception as error:  # whatever the template's author let it raise
         source = "the tokenizer's chat template" if chat_template is None else f"chat_template {chat_template!r}"

@@ -24,7 +24,15 @@ from graph_model.ops.sharded_tokens import (
     sharded_sample_token,
     sharded_token_logprobs,
 )
-from graph_model.ops.tokens import greedy_token, last_token, sample_token, token_logprobs
+from graph_model.ops.tokens import (
+    greedy_token,
+    last_token,
+    log_probabilities,
+    sample_token,
+    take_tokens,
+    target_logprobs,
+    token_logprobs,
+)
 
 __all__ = [
     "NAMESPACE",
@@ -42,6 +50,7 @@ __all__ = [
     "int_linear",
     "is_canonical",
     "last_token",
+    "log_probabilities",
     "onednn_linear",
     "onednn_supports",
     "paged_attention",
@@ -57,6 +66,8 @@ __all__ = [
     "sharded_greedy_token",
     "sharded_sample_token",
     "sharded_token_logprobs",
+    "take_tokens",
+    "target_logprobs",
     "tiled_linear",
     "token_logprobs",
 ]

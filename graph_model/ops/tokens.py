@@ -15,9 +15,15 @@ def last_token(x: Tensor, query_lens: Tensor) -> Tensor:
     return x.gather(1, index).squeeze(1)
 
 
+@canonical_op("take_tokens(Tensor x, Tensor positions) -> Tensor")
+def take_tokens(x: Tensor, positions: Tensor) -> Tensor:
+    """x[b, positions[b, s]] for each row: [batch, tokens, size], int64 [batch, s] -> [batch, s, size]."""
+    return x.gather(1, positions[:, :, None].expand(-1, -1, x.shape[2]))
+
+
 @canonical_op("greedy_token(Tensor logits) -> Tensor")
 def greedy_token(logits: Tensor) -> Tensor:
-    """The likeliest id of each row, the lowest of equals: [batch, vocab] -> [batch] int64."""
+    """The likeliest id of each row, the lowest of equals: [..., vocab] -> [...] int64."""
     return logits.argmax(-1)
 
 
@@ -61,7 +67,18 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, top: int) -> tuple[Tensor,
 
     logits [batch, vocab], token_ids [batch]. Returns [batch] float32, [batch, top] int64, [batch, top] float32.
     """
-    logprobs = logits.float().log_softmax(-1)
-    chosen = logprobs.gather(-1, token_ids[:, None]).squeeze(-1)
+    logprobs = log_probabilities(logits)
     values, ids = logprobs.topk(top, dim=-1)
-    return chosen, ids, values
+    return target_logprobs(logits, token_ids), ids, values
+
+
+@canonical_op("target_logprobs(Tensor logits, Tensor target_ids) -> Tensor")
+def target_logprobs(logits: Tensor, target_ids: Tensor) -> Tensor:
+    """Log-probability of one given id per row: logits [..., vocab], int64 [...] -> [...] float32."""
+    return log_probabilities(logits).gather(-1, target_ids[..., None]).squeeze(-1)
+
+
+@canonical_op("log_probabilities(Tensor logits) -> Tensor")
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Natural logarithm of the softmax in float32: [..., vocab] -> [..., vocab]."""
+    return logits.float().log_softmax(-1)

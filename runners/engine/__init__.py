@@ -3,8 +3,9 @@
 from runners.engine.engine import Engine
 from runners.engine.llm import LLM
 from runners.engine.model import StepModel
-from runners.engine.result import FinishReason, RequestResult, TokenEvent, TokenLogprobs
+from runners.engine.result import FinishReason, RequestResult, Scores, TokenEvent, TokenLogprobs
 from runners.engine.sampling_params import SamplingParams
+from runners.engine.scoring import ScoreRequest
 from runners.engine.statistics import Statistics
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "FinishReason",
     "RequestResult",
     "SamplingParams",
+    "ScoreRequest",
+    "Scores",
     "Statistics",
     "StepModel",
     "TokenEvent",

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from graph_model.bucket import StepOutput
+from graph_model.bucket import Bucket, StepOutput
 from graph_model.errors import UserError
 from runners.engine.block_manager import BlockManager
 from runners.engine.detokenizer import Detokenizer, make_decode
@@ -19,6 +19,7 @@ from runners.engine.result import FinishReason, RequestResult, TokenEvent, Token
 from runners.engine.row_state import RowState
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scheduler import Plan, Scheduler
+from runners.engine.scoring import ScoreRequest, Scoring, make_scoring
 from runners.engine.sequence import Sequence
 from runners.engine.statistics import Statistics
 from runners.engine.step import StepPreparation
@@ -73,6 +74,17 @@ class Engine:
         self._inbox.append(sequence)
         return sequence.request_id
 
+    def add_score_request(self, request: ScoreRequest, on_event: Callable[[TokenEvent], None] | None = None) -> int:
+        """Queue a text whose next tokens are to be scored; returns its id. Otherwise as `add_request`.
+
+        Its only event is its last; its result has finish_reason ``scored``.
+        """
+        scoring = make_scoring(request, self._vocab_size)
+        sequence = self._make_sequence(request.token_ids, SamplingParams(max_new_tokens=1), on_event, scoring)
+        self._sequences[sequence.request_id] = sequence
+        self._inbox.append(sequence)
+        return sequence.request_id
+
     def abort(self, request_id: int) -> None:
         """End a request, wherever it is. It makes no more tokens; its last event comes with the next step.
 
@@ -102,8 +114,9 @@ class Engine:
         output = self.model.run(bucket)
         run_end = time.perf_counter()
         blocks = self.blocks.num_used
-        self._rows.append(rows[ending], output.token_ids[: len(rows)][ending])
-        self._take_tokens(plan, ending.tolist(), output, run_end, events)
+        if plan.sequences[0].scoring is None:
+            self._rows.append(rows[ending], output.token_ids[: len(rows)][ending])
+        self._take_tokens(plan, bucket, ending.tolist(), output, run_end, events)
         end = time.perf_counter()
         host_s = (end - start) - (run_end - run_start)
         self.statistics.record(plan.decode, sum(plan.counts), end - start, host_s, blocks)
@@ -120,24 +133,26 @@ class Engine:
                 sequence.received = True
                 self.scheduler.add(sequence)
             elif sequence.aborted:
-                event = TokenEvent(sequence.request_id)
-                event.result = self._finish(sequence, "abort")
-                self._notify(sequence, event)
-                events.append(event)
+                events.append(self._end(sequence, "abort"))
         return events
 
     def _take_tokens(
-        self, plan: Plan, ending: list[bool], output: StepOutput, now: float, events: list[TokenEvent]
+        self, plan: Plan, bucket: Bucket, ending: list[bool], output: StepOutput, now: float, events: list[TokenEvent]
     ) -> None:
         block_size = self.blocks.block_size
         token_ids = output.token_ids.tolist()
         for index, sequence in enumerate(plan.sequences):
             if sequence.aborted:
                 continue
+            if sequence.scoring is not None and bucket.scored:
+                sequence.scoring.take(output, index, sequence.num_computed, plan.counts[index])
             sequence.num_computed += plan.counts[index]
             if sequence.num_computed >= (sequence.num_registered + 1) * block_size:
                 self._register_blocks(sequence)
             if not ending[index]:
+                continue
+            if sequence.scoring is not None:
+                events.append(self._end(sequence, "scored"))
                 continue
             if not plan.decode:
                 self.scheduler.prompt_computed(sequence)
@@ -192,6 +207,13 @@ class Engine:
             sequence.text.append(piece)
         return reason
 
+    def _end(self, sequence: Sequence, reason: FinishReason) -> TokenEvent:
+        """End a request with an event that has no token."""
+        event = TokenEvent(sequence.request_id)
+        event.result = self._finish(sequence, reason)
+        self._notify(sequence, event)
+        return event
+
     def _notify(self, sequence: Sequence, event: TokenEvent) -> None:
         if sequence.on_event is None:
             return
@@ -220,6 +242,7 @@ class Engine:
             ttft_s=None if first is None else first - sequence.arrival_time,
             decode_tokens_per_s=speed,
             logprobs=None if sequence.sampling.logprobs is None else sequence.logprobs,
+            scores=None if sequence.scoring is None else sequence.scoring.scores(),
             num_cached_tokens=sequence.num_cached_tokens,
             num_preemptions=sequence.num_preemptions,
             error=error,
@@ -238,6 +261,7 @@ class Engine:
         prompt: Iterable[int],
         sampling: SamplingParams,
         on_event: Callable[[TokenEvent], None] | None,
+        scoring: Scoring | None = None,
     ) -> Sequence:
         token_ids = self._check_prompt(prompt)
         max_tokens = min(len(token_ids) + sampling.max_new_tokens, self.model.max_seq_len)
@@ -266,6 +290,7 @@ class Engine:
             detokenizer=None if self._decode is None else Detokenizer(self._decode),
             stop_matcher=StopMatcher(sampling.stop) if sampling.stop else None,
             on_event=on_event,
+            scoring=scoring,
         )
 
     def _check_prompt(self, prompt: Iterable[int]) -> array[int]:

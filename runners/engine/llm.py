@@ -7,13 +7,15 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, cast
 
 from graph_model.errors import UserError
 from runners.engine.engine import Engine
 from runners.engine.model import StepModel
-from runners.engine.result import RequestResult, TokenEvent
+from runners.engine.result import RequestResult, Scores, TokenEvent
 from runners.engine.sampling_params import SamplingParams
+from runners.engine.scoring import ScoreRequest
 
 Prompt = str | list[int]
 Sink = Callable[[TokenEvent], None]
@@ -34,7 +36,7 @@ class LLM:
         vocab_size: int | None = None,
     ) -> None:
         self.engine = Engine(model, tokenizer, eos_token_ids, vocab_size)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._sinks: dict[int, Sink] = {}  # who gets the events of a request
         self._lock = threading.Lock()  # held by whoever runs a step
         self._driver: asyncio.Task[None] | None = None
@@ -59,6 +61,33 @@ class LLM:
         settings = sampling if isinstance(sampling, list) else [sampling] * len(batch)
         if len(settings) != len(batch):
             raise UserError(f"sampling has {len(settings)} entries for {len(batch)} prompts; give one, or one each.")
+        return self._run(
+            partial(self._submit, prompt, setting, _numbered(on_event, index))
+            for index, (prompt, setting) in enumerate(zip(batch, settings, strict=True))
+        )
+
+    def score(
+        self, requests: Iterable[ScoreRequest], on_event: Callable[[int, TokenEvent], None] | None = None
+    ) -> list[Scores]:
+        """Log-probabilities of given tokens in given texts; scores in the order of the requests.
+
+        Texts run in the same steps as far as they fit and share what they begin with. `on_event`, interruption and
+        UserErrors are as in `generate`; an error in `on_event` is raised at the end.
+        """
+
+        def submit(index: int, request: ScoreRequest, sink: Sink) -> int:
+            request_id = self.engine.add_score_request(request, _numbered(on_event, index))
+            self._sinks[request_id] = sink
+            return request_id
+
+        results = self._run(partial(submit, index, request) for index, request in enumerate(requests))
+        for result in results:
+            if result.error is not None:
+                raise result.error
+        return [cast(Scores, result.scores) for result in results]
+
+    def _run(self, submissions: Iterable[Callable[[Sink], int]]) -> list[RequestResult]:
+        """Submit requests, run steps until they have ended, and return their results in order."""
         results: dict[int, RequestResult] = {}
 
         def take(event: TokenEvent) -> None:
@@ -67,8 +96,8 @@ class LLM:
 
         ids: list[int] = []
         try:
-            for index, (prompt, setting) in enumerate(zip(batch, settings, strict=True)):
-                ids.append(self._submit(prompt, setting, take, _numbered(on_event, index)))
+            for submit in submissions:
+                ids.append(submit(take))
             while len(results) < len(ids):
                 self._step()
         finally:
@@ -78,7 +107,7 @@ class LLM:
     def stream(self, prompt: Prompt, sampling: SamplingParams | None = None) -> Iterator[TokenEvent]:
         """The events of one prompt, as they happen. Closing the iterator aborts the request."""
         events: deque[TokenEvent] = deque()
-        request_id = self._submit(prompt, sampling, events.append)
+        request_id = self._submit(prompt, sampling, None, events.append)
         try:
             while True:
                 while not events:
@@ -97,7 +126,7 @@ class LLM:
         that waits for it, aborts the request. An error of the model is raised to every task that waits.
         """
         queue: asyncio.Queue[TokenEvent | BaseException] = asyncio.Queue()
-        request_id = self._submit(prompt, sampling, queue.put_nowait)
+        request_id = self._submit(prompt, sampling, None, queue.put_nowait)
         self._failed[request_id] = queue.put_nowait
         self._start_driver()
         try:
@@ -121,16 +150,16 @@ class LLM:
         """Token ids of a prompt, with the special tokens that the tokenizer puts around a text."""
         if not isinstance(prompt, str):
             return prompt
-        if self._tokenizer is None:
+        if self.tokenizer is None:
             raise UserError("A prompt is a text, but there is no tokenizer. Give token ids, or a tokenizer.")
-        return list(self._tokenizer.encode(prompt))
+        return list(self.tokenizer.encode(prompt))
 
     def _submit(
         self,
         prompt: Prompt,
         sampling: SamplingParams | None,
+        on_event: Sink | None,
         sink: Sink,
-        on_event: Sink | None = None,
     ) -> int:
         request_id = self.engine.add_request(self.encode(prompt), sampling, on_event)
         self._sinks[request_id] = sink

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+import numpy as np
+
+FinishReason = Literal["stop", "length", "scored", "abort", "error"]
 
 
 @dataclass(slots=True)
@@ -17,13 +19,26 @@ class TokenLogprobs:
 
 
 @dataclass(slots=True)
+class Scores:
+    """What a scoring request gets, S being the number of its positions.
+
+    token_ids [S] int64: the likeliest token behind each position. logprobs float32: [S], of the targets, or
+    [S, vocab], of every token.
+    """
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+
+
+@dataclass(slots=True)
 class RequestResult:
     """A finished request.
 
     token_ids: every chosen token, the end-of-sequence token and those of a stop string included. text: their text up
     to a stop string, without special tokens and without an incomplete character at the end.
     finish_reason: ``stop`` - end of sequence or stop string; ``length`` - max_new_tokens or max_seq_len reached;
-    ``abort`` - cancelled; ``error`` - handling its tokens raised `error`.
+    ``scored`` - a scoring request, which has no tokens but `scores`; ``abort`` - cancelled; ``error`` - handling its
+    tokens raised `error`.
     ttft_s: seconds from arrival to the first token. decode_tokens_per_s: of the tokens after the first.
     num_cached_tokens: prompt tokens that needed no computing because their blocks were cached.
     """
@@ -37,6 +52,7 @@ class RequestResult:
     ttft_s: float | None = None
     decode_tokens_per_s: float | None = None
     logprobs: list[TokenLogprobs] | None = None
+    scores: Scores | None = None
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     error: Exception | None = None
@@ -46,7 +62,7 @@ class RequestResult:
 class TokenEvent:
     """News of a request: a token, its end, or both.
 
-    token_id: None where only the end is told (abort, error). text: what may be shown now; it lags behind
+    token_id: None where only the end is told (scored, abort, error). text: what may be shown now; it lags behind
     the tokens while a character or a possible stop string is incomplete. result: set in the last event.
     """
 

@@ -117,9 +117,11 @@ class Scheduler:
 
     def _plan_prefill(self) -> Plan | None:
         self._admit()
-        candidates = self.prefilling[: self._prefill_limit]
-        if not candidates:
+        if not self.prefilling:
             return None
+        # One step returns one kind of thing: requests that score are computed with their like.
+        kind = _kind(self.prefilling[0])
+        candidates = [s for s in self.prefilling if _kind(s) == kind][: self._prefill_limit]
         counts = self._chunk([len(s.token_ids) - s.num_computed for s in candidates])
         return Plan(False, candidates[: len(counts)], counts)
 
@@ -134,7 +136,7 @@ class Scheduler:
                 return
             sequence = self.waiting[0]
             token_ids = sequence.token_ids
-            shared, content = self._blocks.match(token_ids)
+            shared, content = self._blocks.match(sequence.shareable)
             if self._is_being_computed(sequence, len(shared)):
                 return
             needed = -(-len(token_ids) // self._blocks.block_size) - len(shared)
@@ -157,7 +159,7 @@ class Scheduler:
     def _is_being_computed(self, sequence: Sequence, num_shared: int) -> bool:
         """Whether a prefilling sequence will compute the next block that this one could share."""
         end = (num_shared + 1) * self._blocks.block_size
-        if end >= len(sequence.token_ids):
+        if end >= len(sequence.shareable):
             return False
         beginning = sequence.token_ids[:end]
         return any(
@@ -185,6 +187,10 @@ class Scheduler:
         """What a padded prefill step costs, in tokens."""
         rows = round_up(rows, self._buckets.prefill_batch_sizes)
         return rows * round_up(tokens, self._buckets.chunk_lengths) + _STEP_COST
+
+
+def _kind(sequence: Sequence) -> str | None:
+    return None if sequence.scoring is None else sequence.scoring.kind
 
 
 def _max_chunk(buckets: BucketTable, rows: int) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from runners.engine.detokenizer import Detokenizer
 from runners.engine.result import TokenEvent, TokenLogprobs
 from runners.engine.sampling_params import SamplingParams
+from runners.engine.scoring import Scoring
 from runners.engine.stop_matcher import StopMatcher
 
 
@@ -29,6 +30,7 @@ class Sequence:
     detokenizer: Detokenizer | None = None
     stop_matcher: StopMatcher | None = None
     on_event: Callable[[TokenEvent], None] | None = None
+    scoring: Scoring | None = None  # set: it makes no answer, its prompt's next tokens are scored
 
     row: int = -1  # row in RowState, -1: does not run
     blocks: list[int] = field(default_factory=list)
@@ -44,6 +46,11 @@ class Sequence:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     first_token_time: float | None = None
     last_token_time: float | None = None
+
+    @property
+    def shareable(self) -> array[int]:
+        """The tokens of which all but the last may be found in the cache: what is scored has to be computed."""
+        return self.token_ids if self.scoring is None else self.token_ids[: int(self.scoring.positions[0]) + 1]
 
     @property
     def num_new_tokens(self) -> int:

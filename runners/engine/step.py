@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph_model.bucket import Bucket, BucketTable, Phase, StepInputs
+from graph_model.bucket import Bucket, BucketTable, Phase, Selection, StepInputs
 from runners.engine.row_state import RowState
 from runners.engine.scheduler import Plan
 
@@ -38,14 +38,20 @@ class StepPreparation:
             chosen = rows[ending]
             phase = "extend" if starts.any() else "prefill"
             chunk = max(plan.counts)
-        sample = bool((state.temperature[chosen] > 0).any())
+        selection: Selection = "sample" if (state.temperature[chosen] > 0).any() else "greedy"
+        # A chunk in which nothing is scored needs no more than the beginning of a prompt does.
+        scoring = plan.sequences[0].scoring
+        scored = 0 if scoring is None else _most_scored(plan)
+        if scoring is not None and scored:
+            selection = scoring.kind
         bucket = self._buckets.choose(
             phase,
             rows=len(rows),
             tokens=chunk,
             blocks=-(-int(ends.max()) // self._block_size),
-            selection="sample" if sample else "greedy",
+            selection=selection,
             logprobs=int(state.logprobs[chosen].max(initial=-1)),
+            scored=scored,
         )
         return bucket, rows, ending
 
@@ -57,6 +63,8 @@ class StepPreparation:
             self._fill_chunks(inputs, plan)
         if inputs.temperature is not None:
             self._fill_sampling(inputs, rows, ending)
+        if inputs.score_positions is not None:
+            _fill_scoring(inputs, plan)
 
     def _fill_decode(self, inputs: StepInputs, rows: np.ndarray) -> None:
         state, size, count = self._state, self._block_size, len(rows)
@@ -114,3 +122,23 @@ class StepPreparation:
         inputs.top_k[:count] = state.top_k[rows]
         inputs.top_p[:count] = state.top_p[rows]
         inputs.uniform[:count] = state.uniforms(rows)
+
+
+def _most_scored(plan: Plan) -> int:
+    """The most positions that a row's chunk scores; either all sequences of a plan score or none."""
+    most = 0
+    for sequence, count in zip(plan.sequences, plan.counts, strict=True):
+        assert sequence.scoring is not None
+        here = sequence.scoring.within(sequence.num_computed, count)
+        most = max(most, here.stop - here.start)
+    return most
+
+
+def _fill_scoring(inputs: StepInputs, plan: Plan) -> None:
+    assert inputs.score_positions is not None
+    inputs.score_positions.fill(0)
+    if inputs.target_ids is not None:
+        inputs.target_ids.fill(0)
+    for row, (sequence, count) in enumerate(zip(plan.sequences, plan.counts, strict=True)):
+        assert sequence.scoring is not None
+        sequence.scoring.fill(inputs, row, sequence.num_computed, count)

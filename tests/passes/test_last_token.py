@@ -38,6 +38,17 @@ def test_head_and_last_mlp_see_one_token_per_row(bucket: str) -> None:
     assert shapes["model.layers.0.mlp.down_proj"] == (batch, chunk, 48)
 
 
+@pytest.mark.parametrize("bucket", ["score", "distribution"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_scoring_takes_the_scored_tokens(case: Case, bucket: str) -> None:
+    done = rewrite(LastToken(), case, bucket)
+    assert done.after - done.before == {"gemma.take_tokens": 2}
+    assert done.error <= (1e-5 if case.dtype == torch.float32 else 3e-2)
+    shapes = [tuple(node.meta["val"].shape) for node in done.graph.calls(aten.linear.default)]
+    assert shapes[-1] == (2, 3, case.config.vocab_size)
+    assert [node.name for node in done.graph.placeholders("input")][-1] == "score_positions"
+
+
 def test_a_graph_that_does_not_end_in_the_head_is_a_near_miss() -> None:
     graph = FLOAT32.before(LastToken)
     end = graph.graph.output_node()

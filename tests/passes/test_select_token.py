@@ -52,6 +52,21 @@ def test_outputs_are_ids_and_what_logprobs_asks_for(top: int) -> None:
     assert found == (expected if top >= 0 else expected[:1])
 
 
+@pytest.mark.parametrize(
+    ("bucket", "op", "size"), [("score", "target_logprobs", ()), ("distribution", "log_probabilities", (256,))]
+)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_scoring_returns_the_likeliest_ids_and_log_probabilities(
+    case: Case, bucket: str, op: str, size: tuple[int, ...]
+) -> None:
+    done = rewrite(SelectToken(), case, bucket)
+    assert done.after - done.before == {"gemma.greedy_token": 1, f"gemma.{op}": 1}
+    assert done.matches == 1
+    assert done.error == 0.0
+    values = [node.meta["val"] for node in done.graph.outputs]
+    assert [(v.dtype, tuple(v.shape)) for v in values] == [(torch.int64, (2, 3)), (torch.float32, (2, 3, *size))]
+
+
 def test_greedy_does_not_sort() -> None:
     graph = rewrite(SelectToken(), FLOAT32, "decode").graph
     assert not graph.calls(ops.sample_token)

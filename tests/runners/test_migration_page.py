@@ -10,9 +10,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "migration.md"
 
 
 def test_settings_of_this_version_exist() -> None:
-    known = {
-        s.name for command in ("infer", "convert", "quantize") for s in settings_of(CONF, CONF / f"{command}.yaml")
-    }
+    commands = ("infer", "convert", "quantize", "evaluate")
+    known = {s.name for command in commands for s in settings_of(CONF, CONF / f"{command}.yaml")}
     named = set()
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         ours = line.split("|", 2)[2] if line.startswith("|") else ""

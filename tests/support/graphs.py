@@ -29,6 +29,8 @@ BUCKETS = {
     "extend": Bucket("extend", batch=2, chunk=8, table_width=2),
     "decode": Bucket("decode", batch=2, chunk=1, table_width=2),
     "sample": Bucket("decode", batch=2, chunk=1, table_width=2, selection="sample", logprobs=3),
+    "score": Bucket("extend", batch=2, chunk=8, table_width=2, selection="score", scored=3),
+    "distribution": Bucket("prefill", batch=2, chunk=8, table_width=0, selection="distribution", scored=3),
 }
 LAYERS = 2
 

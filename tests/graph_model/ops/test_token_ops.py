@@ -229,3 +229,24 @@ CALLS = {
 @pytest.mark.parametrize(("op", "arguments"), CALLS.values(), ids=CALLS)
 def test_schema_and_fake_kernel_are_as_declared(op: torch._ops.OpOverload, arguments: tuple) -> None:
     torch.library.opcheck(op, arguments)
+
+
+def test_take_tokens_picks_each_position_of_each_row() -> None:
+    x = torch.arange(2 * 4 * 3).view(2, 4, 3).float()
+    positions = torch.tensor([[3, 0, 0, 1, 2], [1, 1, 2, 0, 3]])
+    expected = np.stack([x.numpy()[row, places] for row, places in enumerate(positions.numpy())])
+    np.testing.assert_array_equal(ops.take_tokens(x, positions).numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_log_probabilities_are_those_of_float64(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits = (torch.randn(2, 3, 300) * 8).to(dtype)
+    targets = torch.randint(0, 300, (2, 3))
+    exact = logits.double().numpy()
+    exact = exact - np.log(np.exp(exact).sum(-1, keepdims=True))
+    found = ops.log_probabilities(logits)
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), exact, atol=1e-5)
+    chosen = np.take_along_axis(exact, targets.numpy()[..., None], -1)[..., 0]
+    np.testing.assert_allclose(ops.target_logprobs(logits, targets).numpy(), chosen, atol=1e-5)

@@ -1,0 +1,1 @@
+"""Two configurations on the same texts: how far apart their next-token distributions are."""

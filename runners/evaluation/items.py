@@ -1,0 +1,64 @@
+"""Items in BoolQ's form: title, passage, question, and the answer, yes or no."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from graph_model.demo.world import held_out_items
+from graph_model.errors import UserError
+
+_FORM = 'A line is {"title": TEXT, "passage": TEXT, "question": TEXT, "answer": true or false}.'
+NUM_DEMO_ITEMS = 2000
+
+
+@dataclass(frozen=True)
+class BoolQItem:
+    """source: where the item stands, for messages."""
+
+    source: str
+    title: str
+    passage: str
+    question: str
+    answer: bool
+
+    @property
+    def prompt(self) -> str:
+        """As MindIE-LLM's accuracy test writes it, up to the answer."""
+        return f"{self.title} -- {self.passage}\nQuestion: {self.question}?\nAnswer:"
+
+
+def demo_items() -> list[BoolQItem]:
+    """The demo's held-out items."""
+    return [
+        BoolQItem(f"demo item {index}", item.title, item.passage, item.question, item.answer)
+        for index, item in enumerate(held_out_items(NUM_DEMO_ITEMS))
+    ]
+
+
+def read_items(path: Path) -> list[BoolQItem]:
+    """The items of a JSONL file, empty lines skipped. Raises UserError naming the line at fault."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"dataset: {path} cannot be read ({error}). Give a JSONL file in UTF-8.") from None
+    items = [_item(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not items:
+        raise UserError(f"dataset: {path} holds no items. {_FORM}")
+    return items
+
+
+def _item(path: Path, number: int, line: str) -> BoolQItem:
+    source = f"{path}, line {number}"
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"dataset: {source} is not JSON ({error}). {_FORM}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"dataset: {source} is no JSON object. {_FORM}")
+    for name, kind in (("title", str), ("passage", str), ("question", str), ("answer", bool)):
+        if not isinstance(value.get(name), kind):
+            found = f"{value[name]!r:.60}" if name in value else "missing"
+            raise UserError(f"dataset: {source}: {name} is {found}. {_FORM}")
+    return BoolQItem(source, value["title"], value["passage"], value["question"], value["answer"])

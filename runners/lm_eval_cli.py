@@ -1,0 +1,37 @@
+"""lm-evaluation-harness's own command line with the model `graph_gemma` and the demo's tasks:
+
+python runners/lm_eval_cli.py run --model graph_gemma --model_args dtype=float32 --tasks demo_comprehension
+"""
+
+from __future__ import annotations
+
+import sys
+
+from graph_model.errors import UserError
+
+
+def main() -> None:
+    """All arguments are the harness's; --model_args takes the settings of runners/infer.py."""
+    from runners.evaluation.harness import TASKS_DIR, check_installed
+
+    try:
+        check_installed()
+        from lm_eval.__main__ import cli_evaluate
+
+        import runners.evaluation.lm  # noqa: F401 (registers the model)
+
+        if "--tasks" in sys.argv and "--include_path" not in sys.argv:
+            sys.argv += ["--include_path", str(TASKS_DIR)]
+        cli_evaluate()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    # As in runners.entry: this folder's files would hide packages of their names.
+    from pathlib import Path
+
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != here]
+    main()

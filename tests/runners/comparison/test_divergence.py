@@ -1,0 +1,63 @@
+"""KL divergence, agreement and the rule, against torch and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from runners.compare import quote_sides
+from runners.comparison.divergence import compare, kl_divergence
+
+
+def logprobs(rows: int, seed: int) -> np.ndarray:
+    return torch.randn(rows, 50, generator=torch.manual_seed(seed)).log_softmax(-1).numpy()
+
+
+def test_kl_divergence_is_torchs() -> None:
+    a, b = logprobs(9, 1), logprobs(9, 2)
+    expected = torch.nn.functional.kl_div(
+        torch.tensor(b).double(), torch.tensor(a).double(), reduction="none", log_target=True
+    ).sum(-1)
+    np.testing.assert_allclose(kl_divergence(a, b), expected.numpy(), rtol=1e-5)
+    assert kl_divergence(a, a).max() == 0.0
+
+
+def test_the_first_divergence_of_each_text_is_found() -> None:
+    a = logprobs(10, 3)
+    b = a.copy()
+    second = a[6].argsort()[-2]
+    b[6, second] = 0.0  # place 2 of the second text
+    b[8, a[8].argsort()[-3]] = 0.0
+    found = compare(a, b, [4, 6], [[1], [2]], [[1], [3]])
+    assert (found.positions, found.texts, found.same_answers) == (10, 2, 1)
+    assert found.agreement == pytest.approx(0.8)
+    (place,) = found.first
+    assert (place.text, place.step, place.tokens) == (1, 2, (int(a[6].argmax()), int(second)))
+    assert place.logprobs_b[1] == 0.0
+    assert not found.passes
+
+
+@pytest.mark.parametrize(
+    ("kl", "passes"),
+    [
+        ([0.0] * 1000, True),
+        ([2e-4] * 5 + [0.0] * 995, True),
+        ([2e-4] * 6 + [0.0] * 994, False),  # 0.6 % above 1e-4
+        ([2e-3] + [0.0] * 999, False),  # one above 1e-3
+    ],
+)
+def test_the_rule(kl: list[float], passes: bool) -> None:
+    found = compare(logprobs(1, 0), logprobs(1, 0), [1], [[]], [[]])
+    found.kl = np.array(kl)
+    assert found.passes is passes
+
+
+def test_settings_of_a_side_need_no_quotes() -> None:
+    assert quote_sides(["a=[dtype=float32, x=[1,2]]", "b=[]", "b=transformers", "dtype=float16"]) == [
+        'a=["dtype=float32","x=[1,2]"]',
+        "b=[]",
+        "b=transformers",
+        "dtype=float16",
+    ]
+    assert quote_sides(["a=['x=1']"]) == ["a=['x=1']"]
