@@ -19,7 +19,7 @@ import pytest
 import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
-import torchair_steps as steps  # isort: skip
+from support import torchair_steps as steps  # isort: skip
 from support.checkpoints import make_checkpoint
 from support.standin_cases import A2, ROOT, Cases
 

@@ -85,7 +85,7 @@ def run_cases(script: Path, soc: str, directory: Path, *names: str, timeout: flo
     """What the cases ended with: the named ones, or all of the SoC's fast ones."""
     results = directory / f"{script.stem}-{soc}.json"
     command = [sys.executable, str(script), soc, str(directory / "cache"), str(results), *names]
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", script.parent, ROOT / "tests/graph_model/backends")))
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", script.parent)))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     assert process.returncode == 0, process.stdout + process.stderr

@@ -22,7 +22,7 @@ from typing import Any
 import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
-import torchair_steps as steps  # isort: skip
+from support import torchair_steps as steps  # isort: skip
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 from support.token_rule import check_greedy

@@ -6,9 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from support.checkpoints import make_model
-from support.configs import TINY_CONFIGS
-from support.modelslim import quantised_tensors
 from torch import Tensor
 
 from graph_model.ascend.lower import LoweredStep
@@ -21,6 +18,9 @@ from graph_model.graph import ModelGraph, Pages
 from graph_model.quantisation import Quantisation, select_linears
 from graph_model.weights import Read, evaluate
 from passes.manager import DEFAULT_PASSES, run_passes
+from support.checkpoints import make_model
+from support.configs import TINY_CONFIGS
+from support.modelslim import quantised_tensors
 
 BASE = replace(TINY_CONFIGS["one_kv_head"], num_hidden_layers=2, head_dim=64, num_attention_heads=4)
 CHUNK, WIDTH = 16, 2
