@@ -1,0 +1,37 @@
+"""What takes the place of speeds where the Ascend graph runs on the stand-in: the cost model's estimate."""
+
+from __future__ import annotations
+
+from graph_model.ascend.cost import estimate
+from graph_model.ascend.lower import lower
+from graph_model.ascend.soc import Soc
+from graph_model.bucket import Bucket
+from graph_model.compile import CompiledModel
+from runners.bench.request import Request
+
+
+def estimates(request: Request, soc: Soc, model: CompiledModel) -> list[str]:
+    """A line per case and phase: a lower bound of the time on the chip, and what it is bound by."""
+    lines = [
+        f"No speeds: the graph of the {soc.product} runs on the CANN stand-in, on this machine's CPU.",
+        "Instead, the cost model's ESTIMATE, a lower bound by the chip's peak rates:",
+    ]
+    for case in request.cases:
+        context = case.prompt + case.answer // 2
+        blocks = -(-(case.prompt + case.answer) // model.block_size)
+        chunk = min(case.prompt, request.model.max_prefill_tokens)
+        prefill = model.buckets.choose("prefill", 1, chunk)
+        decode = model.buckets.choose("decode", case.batch, blocks=blocks)
+        name = f"batch {case.batch}, {case.prompt} + {case.answer}:"
+        lines.append(f"{name} prefill of {chunk} tokens of one prompt {_estimate(model, soc, prefill, None)}")
+        lines.append(f"{name} decode step {_estimate(model, soc, decode, context)}")
+    return lines
+
+
+def _estimate(model: CompiledModel, soc: Soc, bucket: Bucket, context_length: int | None) -> str:
+    cost = estimate(lower(model.recipe.graph(bucket)).graph, soc, context_length)
+    seconds: dict[str, float] = {}
+    for node in cost.nodes:
+        seconds[node.bound] = seconds.get(node.bound, 0.0) + node.seconds
+    slowest = max(seconds, key=seconds.__getitem__)
+    return f"at least {cost.total_s * 1e3:.3f} ms, {seconds[slowest] / cost.total_s:.0%} of it for {slowest}"
