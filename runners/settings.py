@@ -251,6 +251,7 @@ def _at_least(settings: Any, name: str, smallest: int) -> int:
 
 
 def writable_directory(name: str, value: str) -> Path:
+    """The directory that setting `name` names, created if it is not there. Raises UserError."""
     path = Path(value).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -77,4 +77,5 @@ def _transformers_model(loaded: LoadedModel) -> Any:
     state = {name: loaded.read(name).to(recipe.dtype) for name in names}
     config = GemmaConfig(**recipe.config.to_json())
     model = GemmaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=recipe.dtype)
-    return model.to(recipe.backend.device).eval()
+    model.to(recipe.backend.device)  # type: ignore[arg-type]
+    return model.eval()

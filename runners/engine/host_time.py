@@ -1,4 +1,7 @@
-"""Host time per decode step, measured with a model that does nothing: ``python -m runners.engine.host_time``."""
+"""Host time per decode step, measured with a model that does nothing.
+
+``python runners/benchmark.py phase=host``; with a profile: ``python -m runners.engine.host_time --profile``.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,12 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="profile batch 64, sampled, instead")
     if parser.parse_args().profile:
         _profile()
-        return
+    else:
+        print_host_time()
+
+
+def print_host_time() -> None:
+    """Print the table of docs/engine.md."""
     print("host time per decode step in us: median of wall time (mean of CPU time)")
     print(f"{'batch':>5} {'context':>8} {'greedy':>14} {'no text':>14} {'sampled':>14} {'stop strings':>14}")
     for batch in (1, 8, 64):
