@@ -92,12 +92,14 @@ def test_results_have_the_reference_columns_and_agree_with_themselves(run: Run, 
     assert page.count("<rect") == len(rows)
 
 
+@pytest.mark.slow
 def test_the_largest_batch_within_a_latency_limit_is_named(run: Run) -> None:
     arguments = ("phase=max_batch", "lengths=[[8,4]]", "batch_sizes=[1,2]", "repeats=1")
     assert "batch 2 is within 100000 ms" in run(*arguments, "latency_limit_ms=1e5").stdout
     assert "no batch is within 0.0001 ms" in run(*arguments, "latency_limit_ms=1e-4").stdout
 
 
+@pytest.mark.slow
 def test_getting_ready_is_timed(run: Run, tmp_path: Path) -> None:
     result = run("phase=compile", "lengths=[[8,4]]")
     assert result.status == 0, result.stderr

@@ -10,7 +10,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "migration.md"
 
 
 def test_settings_of_this_version_exist() -> None:
-    commands = ("infer", "convert", "quantize", "evaluate")
+    commands = ("infer", "convert", "quantize", "evaluate", "benchmark")
     known = {s.name for command in commands for s in settings_of(CONF, CONF / f"{command}.yaml")}
     named = set()
     for line in PAGE.read_text(encoding="utf-8").splitlines():
