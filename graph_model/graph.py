@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model.bucket import Bucket
 from graph_model.config import GemmaConfig
-from graph_model.quantisation import Quantisation
+from graph_model.quantisation import Quantisation, Scheme
 from graph_model.shard import WHOLE, Shard
 from graph_model.weights import Expression, WeightPlan
 
@@ -42,6 +42,11 @@ class ModelGraph:
     dtype: torch.dtype
     quantisation: Quantisation | None = None
     shard: Shard = WHOLE
+
+    @property
+    def scheme(self) -> Scheme | None:
+        """How linears are quantised; None: none is."""
+        return None if self.quantisation is None else self.quantisation.scheme
 
     @property
     def graph(self) -> fx.Graph:

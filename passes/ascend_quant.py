@@ -60,7 +60,7 @@ class AscendQuant(Pass):
     )
 
     def applies(self, graph: ModelGraph) -> bool:
-        return graph.quantisation is not None and graph.quantisation.scheme is not None
+        return graph.scheme is not None
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(*self.removes)
@@ -137,7 +137,7 @@ def _scale_and_offset(graph: ModelGraph, quantise: fx.Node) -> tuple[fx.Node, fx
     arguments = [a for a in quantise.args if isinstance(a, fx.Node) and isinstance(a.meta.get("expression"), Source)]
     scale, offset = arguments[-2:]
     expression = replace(offset.meta["expression"], dtype=torch.int32)
-    return scale, _weight(graph, f"{offset.name}_int32", expression)
+    return scale, graph.add_weight(f"{offset.name}_int32", expression)
 
 
 def _int8_linear(graph: ModelGraph, candidate: fx.Node) -> None:
@@ -146,7 +146,7 @@ def _int8_linear(graph: ModelGraph, candidate: fx.Node) -> None:
     assert isinstance(scale, fx.Node)
     if dtype == torch.float16 and row_scale is None:
         packed = _map(scale.meta["expression"], lambda part: replace(part, packed=True))
-        scale = _weight(graph, f"{scale.name}_packed", packed)
+        scale = graph.add_weight(f"{scale.name}_packed", packed)
     if isinstance(row_scale, fx.Node) and len(row_scale.meta["val"].shape) != 1:
         row_scale = graph.insert(aten.reshape.default, row_scale, [-1], at=candidate)
     rows = _rows(graph, q, candidate)
@@ -160,7 +160,7 @@ def _int8_weight_linear(graph: ModelGraph, candidate: fx.Node) -> None:
     assert isinstance(x, fx.Node)
     assert isinstance(scale, fx.Node)
     rounded = _map(scale.meta["expression"], lambda part: replace(part, dtype=graph.dtype))
-    narrow = _weight(graph, f"{scale.name}_rounded", rounded)
+    narrow = graph.add_weight(f"{scale.name}_rounded", rounded)
     rows = _rows(graph, x, candidate)
     result = graph.insert(torch.ops.ascend.weight_quant_matmul.default, rows, weight, narrow, at=candidate)
     _finish(graph, candidate, result, bias)
@@ -189,9 +189,3 @@ def _map(expression: Expression, change: object) -> Expression:
         return replace(expression, x=_map(expression.x, change))  # type: ignore[arg-type]
     assert isinstance(expression, Source | ChannelScale | DeqScale)
     return change(expression)
-
-
-def _weight(graph: ModelGraph, name: str, expression: Expression) -> fx.Node:
-    """The weight with this expression, added where there is none yet."""
-    found = [node for node in graph.placeholders("weight") if node.meta["expression"] == expression]
-    return found[0] if found else graph.add_weight(name, expression)

@@ -32,7 +32,7 @@ class FoldDequantise(Pass):
     removes: ClassVar[tuple[object, ...]] = (ops.int_linear, ops.dequantise, ops.dequantise_weight)
 
     def applies(self, graph: ModelGraph) -> bool:
-        return graph.quantisation is not None and graph.quantisation.scheme is not None
+        return graph.scheme is not None
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(ops.dequantise, ops.dequantise_weight)

@@ -27,7 +27,7 @@ class FoldQuantise(Pass):
     tier: ClassVar[Tier] = Tier.EXACT
 
     def applies(self, graph: ModelGraph) -> bool:
-        return graph.quantisation is not None and graph.quantisation.scheme == "w8a8"
+        return graph.scheme == "w8a8"
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return [node for node in graph.calls(ops.quantise) if _norm(node) is not None]

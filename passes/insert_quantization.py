@@ -49,7 +49,7 @@ class InsertQuantization(Pass):
     required: ClassVar[bool] = True
 
     def applies(self, graph: ModelGraph) -> bool:
-        return graph.quantisation is not None and graph.quantisation.scheme is not None
+        return graph.scheme is not None
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         quantised = set(_quantisation(graph).linears)
@@ -77,7 +77,7 @@ class InsertQuantization(Pass):
         int8 = add("int8", _int8_weight)
         if scheme == "w8a8":
             owner = group_of(paths[0])[0]
-            scale, offset = (_shared(graph, f"{owner}.{name}") for name in ("input_scale", "input_offset"))
+            scale, offset = (_scalar(graph, f"{owner}.{name}") for name in ("input_scale", "input_offset"))
             q = _quantised(graph, ops.quantise, x, scale, offset)
             if isinstance(leaves[0], Slice) and leaves[0].dim == 1:
                 int_bias = add("quant_bias", lambda path, _: _partial_bias(graph, path, leaves[0]))
@@ -155,11 +155,9 @@ def _weight_scale(path: str, leaf: Leaf) -> Expression:
     return ChannelScale(leaf.name, leaf.shape[:1], leaf.dtype)
 
 
-def _shared(graph: ModelGraph, name: str) -> fx.Node:
+def _scalar(graph: ModelGraph, name: str) -> fx.Node:
     """The weight of one float32 that the checkpoint calls `name`."""
-    expression = Source(name, (1,), torch.float32)
-    found = [node for node in graph.placeholders("weight") if node.meta["expression"] == expression]
-    return found[0] if found else graph.add_weight(f"p_{name}".replace(".", "_"), expression)
+    return graph.add_weight(f"p_{name}".replace(".", "_"), Source(name, (1,), torch.float32))
 
 
 def _quantised(graph: ModelGraph, target: Callable[..., object], x: fx.Node, *scales: fx.Node) -> fx.Node:
