@@ -1,0 +1,37 @@
+"""What passes have in common that hand all linear layers to another kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model.graph import ModelGraph
+from passes.contract import Pass, Tier
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class LinearKernel(Pass):
+    """Base of passes that replace every aten.linear(x, w, bias); its weight stays as it is stored, [out, in]."""
+
+    tier: ClassVar[Tier] = Tier.TOLERANT
+    removes: ClassVar[tuple[object, ...]] = (aten.linear.default,)
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(aten.linear.default)
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return len(self.candidates(graph))
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        x, weight, bias = (*candidate.args, None)[:3]
+        assert isinstance(x, fx.Node)
+        candidate.replace_all_uses_with(self.kernel(graph, candidate, x, weight, bias))
+
+    def kernel(self, graph: ModelGraph, at: fx.Node, x: fx.Node, weight: object, bias: object) -> fx.Node:
+        """Insert the kernel's calls before `at`, the linear layer; returns the node of its result."""
+        raise NotImplementedError
