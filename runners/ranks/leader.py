@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import asdict, fields
 from enum import IntEnum
 from typing import TYPE_CHECKING, get_args
 
@@ -17,9 +18,9 @@ from graph_model.compile import CompiledModel
 if TYPE_CHECKING:
     from runners.settings import ModelSettings
 
-_PHASES: tuple[Phase, ...] = get_args(Phase)
-_SELECTIONS: tuple[Selection, ...] = get_args(Selection)
-_BUCKET_SIZE = 6
+# A bucket is sent as a number per field; of these fields it is the place among the names.
+_NAMES: dict[str, tuple[str, ...]] = {"phase": get_args(Phase), "selection": get_args(Selection)}
+_BUCKET_SIZE = len(fields(Bucket))
 
 
 class Message(IntEnum):
@@ -80,13 +81,14 @@ def follow(settings: ModelSettings) -> None:
 
 
 def _encode(bucket: Bucket) -> list[int]:
-    phase, selection = _PHASES.index(bucket.phase), _SELECTIONS.index(bucket.selection)
-    return [phase, bucket.batch, bucket.chunk, bucket.table_width, selection, bucket.logprobs]
+    values = asdict(bucket)
+    return [_NAMES[name].index(value) if name in _NAMES else value for name, value in values.items()]
 
 
 def _decode(numbers: list[int]) -> Bucket:
-    phase, batch, chunk, width, selection, logprobs = numbers
-    return Bucket(_PHASES[phase], batch, chunk, width, _SELECTIONS[selection], logprobs)
+    names = (field.name for field in fields(Bucket))
+    values = {name: _NAMES[name][n] if name in _NAMES else n for name, n in zip(names, numbers, strict=True)}
+    return Bucket(**values)  # type: ignore[arg-type]
 
 
 def _pack(inputs: StepInputs) -> torch.Tensor:
