@@ -14,7 +14,7 @@ from torch import Tensor
 
 from graph_model.ascend import bundle as bundles
 from graph_model.ascend.bundle import BundleInput, BundleStep
-from graph_model.ascend.listing import written_inputs
+from graph_model.ascend.listing import writers
 from graph_model.ascend.lower import LoweredStep, lower, views_shape
 from graph_model.bucket import Bucket
 from graph_model.checkpoint.writer import save_checkpoint
@@ -66,9 +66,7 @@ def _step(graph: ModelGraph, lowered: LoweredStep) -> BundleStep:
     """The graph's inputs by the names that a bundle gives them."""
     placeholders = graph.graph.find_nodes(op="placeholder")
     ge_graph = lowered.graph
-    written = {
-        edge.producer for node in ge_graph.nodes for edge in node.inputs if edge.name in written_inputs(node.type)
-    }
+    written = writers(ge_graph)
     inputs = []
     for data, position in zip(ge_graph.inputs(), lowered.input_order, strict=True):
         node = placeholders[position]

@@ -39,7 +39,7 @@ class GraphCounts:
 def count_nodes(graph: GeGraph) -> GraphCounts:
     types = Counter(node.type for node in graph.nodes)
     nodes = graph.by_name()
-    written = {edge.producer for node in graph.nodes for edge in node.inputs if edge.name in written_inputs(node.type)}
+    written = writers(graph)
     weight_copies = 0
     for node in graph.nodes:
         if node.type in ("Transpose", "Cast"):
@@ -115,6 +115,17 @@ def _is_telling(op_type: str, name: str, value: object) -> bool:
     if spec is None:
         return True
     return bool(value) if name in spec.ignored else name not in spec.defaults or value != spec.defaults[name]
+
+
+def writers(graph: GeGraph) -> dict[str, set[str]]:
+    """The types of the nodes that write a tensor by reference, by the name of its producer."""
+    found: dict[str, set[str]] = {}
+    for node in graph.nodes:
+        written = written_inputs(node.type)
+        for edge in node.inputs:
+            if edge.name in written:
+                found.setdefault(edge.producer, set()).add(node.type)
+    return found
 
 
 def written_inputs(op_type: str) -> tuple[str, ...]:

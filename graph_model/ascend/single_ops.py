@@ -11,7 +11,7 @@ from torch import Tensor
 from graph_model.ascend.ge_graph import GE_DTYPES, PROTO_DTYPES, Node, read_graph
 from graph_model.ascend.interpreter import Program
 from graph_model.ascend.interpreter.registry import OPS
-from graph_model.ascend.listing import written_inputs
+from graph_model.ascend.listing import writers
 from graph_model.ascend.lower import LoweredStep
 
 _PROTO = {dtype: number for number, dtype in PROTO_DTYPES.items()}
@@ -52,7 +52,7 @@ def cut_out_ops(lowered: LoweredStep, arguments: Sequence[Tensor]) -> dict[str, 
     protos = {op.name: op for op in model.graph[0].op}
     tensors = lowered.as_read([argument.detach() for argument in arguments])
     known: dict[tuple[str, int], Tensor] = {}
-    written = {edge.producer for node in graph.nodes for edge in node.inputs if edge.name in written_inputs(node.type)}
+    written = writers(graph)
     for node, position in zip(graph.inputs(), lowered.input_order, strict=True):
         known[node.name, 0] = tensors[position].clone() if node.name in written else tensors[position]
     known.update({(node.name, 0): node.attrs["value"] for node in graph.nodes if node.type == "Const"})

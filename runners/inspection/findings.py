@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from graph_model.ascend.cost import CostEstimate, NodeCost, estimate
 from graph_model.ascend.ge_graph import GeGraph, Node, TensorDesc
-from graph_model.ascend.listing import FREE, count_nodes, written_inputs
+from graph_model.ascend.listing import FREE, count_nodes, writers
 from graph_model.ascend.liveness import MemoryProfile, profile_memory
 from graph_model.ascend.origins import Carrier, find_carriers, origin_of
 from graph_model.ascend.tensors import byte_count, tensor_descs
@@ -120,17 +120,12 @@ def _columns(graph: GeGraph, layers: dict[str, int | None]) -> dict[str, Counter
 
 
 def _inputs(graph: GeGraph) -> list[InputGroup]:
-    writers: dict[str, set[str]] = {}
-    for node in graph.nodes:
-        written = written_inputs(node.type)
-        for edge in node.inputs:
-            if edge.name in written:
-                writers.setdefault(edge.producer, set()).add(node.type)
+    written_by = writers(graph)
     groups: dict[tuple[str, str, tuple[str, ...], str], list[Node]] = {}
     for node in graph.inputs():
         kind = origin_of(node).value.partition(" ")[0]
         alone = origin_of(node).fx_node if kind == "input" else ""  # a step's inputs differ in meaning
-        key = (kind, str(node.outputs[0]), tuple(sorted(writers.get(node.name, ()))), alone)
+        key = (kind, str(node.outputs[0]), tuple(sorted(written_by.get(node.name, ()))), alone)
         groups.setdefault(key, []).append(node)
     return [
         InputGroup(
