@@ -11,8 +11,7 @@ from graph_model.ops.registry import canonical_op
 @canonical_op("last_token(Tensor x, Tensor query_lens) -> Tensor")
 def last_token(x: Tensor, query_lens: Tensor) -> Tensor:
     """x[b, query_lens[b] - 1] for each row: [batch, tokens, size] -> [batch, size]."""
-    index = (query_lens - 1)[:, None, None].expand(-1, 1, x.shape[2])
-    return x.gather(1, index).squeeze(1)
+    return take_tokens(x, (query_lens - 1)[:, None]).squeeze(1)
 
 
 @canonical_op("take_tokens(Tensor x, Tensor positions) -> Tensor")
@@ -69,16 +68,21 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, top: int) -> tuple[Tensor,
     """
     logprobs = log_probabilities(logits)
     values, ids = logprobs.topk(top, dim=-1)
-    return target_logprobs(logits, token_ids), ids, values
+    return _take(logprobs, token_ids), ids, values
 
 
 @canonical_op("target_logprobs(Tensor logits, Tensor target_ids) -> Tensor")
 def target_logprobs(logits: Tensor, target_ids: Tensor) -> Tensor:
     """Log-probability of one given id per row: logits [..., vocab], int64 [...] -> [...] float32."""
-    return log_probabilities(logits).gather(-1, target_ids[..., None]).squeeze(-1)
+    return _take(log_probabilities(logits), target_ids)
 
 
 @canonical_op("log_probabilities(Tensor logits) -> Tensor")
 def log_probabilities(logits: Tensor) -> Tensor:
     """Natural logarithm of the softmax in float32: [..., vocab] -> [..., vocab]."""
     return logits.float().log_softmax(-1)
+
+
+def _take(x: Tensor, ids: Tensor) -> Tensor:
+    """x[..., ids[...]]: [..., vocab], [...] -> [...]."""
+    return x.gather(-1, ids[..., None]).squeeze(-1)
