@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +37,9 @@ class OpResult:
     problem: str = ""
 
 
-def verify_ops(cases: Iterable[SingleOp]) -> list[OpResult]:
-    """Run every op alone and compare. torch_npu must be loaded."""
-    return [verify_op(single) for single in sorted(cases, key=lambda single: single.key)]
-
-
 @torch.no_grad()
 def verify_op(single: SingleOp) -> OpResult:
-    """The interpreter's result against the formula's, and the engine's against the interpreter's."""
+    """The interpreter's result against the formula's, and the engine's against the interpreter's. Needs torch_npu."""
     result = OpResult(single.node.type, single.key, 0.0)
     interpreted = interpret(single)
     result.allowed = max(_allowed(value) for value in interpreted)
