@@ -13,7 +13,7 @@ from runners.entry import main, require
 def inspect_graph(settings: Any) -> None:
     """Print the figures of dumped graphs, or of one that is lowered now, and write the page."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
-    from runners.inspection.files import check_writable, write_text
+    from runners.files import check_writable, write_text
     from runners.inspection.findings import find
     from runners.inspection.live import dump_step
     from runners.inspection.page import as_page

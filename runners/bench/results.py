@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import html
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from runners.bench.timing import Summary
+from runners.files import write_text
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ def write_results(directory: Path, rows: list[Row]) -> list[Path]:
     writer.writerows(cells)
     files = {directory / "benchmark.csv": text.getvalue(), directory / "benchmark.html": _page(cells)}
     for path, content in files.items():
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(content, encoding="utf-8", newline="")
-        os.replace(temporary, path)
+        write_text(path, content)
     return list(files)
 
 

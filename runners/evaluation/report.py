@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from runners.files import write_text
 
 
 @dataclass
@@ -49,9 +50,7 @@ def write_reports(directory: Path, reports: Sequence[TaskReport], configuration:
     for report in reports:
         files[directory / f"samples_{re.sub(r'[^A-Za-z0-9_.-]', '_', report.name)}.csv"] = _csv(report.samples)
     for path, text in files.items():
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_text(path, text)
     return list(files)
 
 
