@@ -72,7 +72,7 @@ def resolve_settings(settings: Any) -> ModelSettings:
     config, directory = _model(settings.model.name, settings.model.path, weights == "random")
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise UserError(f"dtype is {settings.dtype!r}; it must be one of {', '.join(DTYPES)}, or null.")
-    world_size = _at_least(settings, "world_size", 1)
+    world_size = at_least("world_size", settings.world_size, 1)
     check_world_size(config, world_size)
     if settings.block_size not in BLOCK_SIZES:
         sizes = ", ".join(map(str, BLOCK_SIZES))
@@ -84,7 +84,7 @@ def resolve_settings(settings: Any) -> ModelSettings:
     fraction = settings.memory_fraction
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise UserError(f"memory_fraction is {fraction!r}; it must be above 0 and at most 1.")
-    max_prefill_tokens = _at_least(settings, "max_prefill_tokens", SMALLEST_CHUNK)
+    max_prefill_tokens = at_least("max_prefill_tokens", settings.max_prefill_tokens, SMALLEST_CHUNK)
     if max_prefill_tokens % SMALLEST_CHUNK:
         raise UserError(f"max_prefill_tokens is {max_prefill_tokens}; it must be a multiple of {SMALLEST_CHUNK}.")
     return ModelSettings(
@@ -97,11 +97,11 @@ def resolve_settings(settings: Any) -> ModelSettings:
         soc=soc,
         norm=settings.norm,
         block_size=settings.block_size,
-        max_batch_size=_at_least(settings, "max_batch_size", 1),
-        max_prefill_batch_size=_at_least(settings, "max_prefill_batch_size", 1),
+        max_batch_size=at_least("max_batch_size", settings.max_batch_size, 1),
+        max_prefill_batch_size=at_least("max_prefill_batch_size", settings.max_prefill_batch_size, 1),
         max_seq_len=_max_seq_len(settings, config),
         max_prefill_tokens=max_prefill_tokens,
-        num_blocks=None if settings.num_blocks is None else _at_least(settings, "num_blocks", 1),
+        num_blocks=None if settings.num_blocks is None else at_least("num_blocks", settings.num_blocks, 1),
         memory_fraction=float(fraction),
         passes=OmegaConf.to_container(settings.passes),  # type: ignore[arg-type]
         dump_dir=None if settings.dump_dir is None else writable_directory("dump_dir", settings.dump_dir),
@@ -234,7 +234,7 @@ def _max_seq_len(settings: Any, config: GemmaConfig) -> int:
     limit = config.max_position_embeddings
     if settings.max_seq_len is None:
         return min(limit, _DEFAULT_MAX_SEQ_LEN)
-    value = _at_least(settings, "max_seq_len", 2)
+    value = at_least("max_seq_len", settings.max_seq_len, 2)
     if value > limit:
         raise UserError(
             f"max_seq_len is {value}, but the model has positions for {limit} tokens (max_position_embeddings in "
@@ -243,8 +243,8 @@ def _max_seq_len(settings: Any, config: GemmaConfig) -> int:
     return value
 
 
-def _at_least(settings: Any, name: str, smallest: int) -> int:
-    value = settings[name]
+def at_least(name: str, value: Any, smallest: int) -> int:
+    """The value of setting `name`. Raises UserError unless it is an integer of at least `smallest`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
         raise UserError(f"{name} is {value!r}; it must be an integer of at least {smallest}.")
     return value

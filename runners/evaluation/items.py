@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from graph_model.demo.world import held_out_items
 from graph_model.errors import UserError
+from runners.json_lines import read_json_lines
 
 _FORM = 'A line is {"title": TEXT, "passage": TEXT, "question": TEXT, "answer": true or false}.'
 NUM_DEMO_ITEMS = 2000
@@ -39,22 +40,10 @@ def demo_items() -> list[BoolQItem]:
 
 def read_items(path: Path) -> list[BoolQItem]:
     """The items of a JSONL file, empty lines skipped. Raises UserError naming the line at fault."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"dataset: {path} cannot be read ({error}). Give a JSONL file in UTF-8.") from None
-    items = [_item(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not items:
-        raise UserError(f"dataset: {path} holds no items. {_FORM}")
-    return items
+    return [_item(source, value) for source, value in read_json_lines("dataset", path, _FORM)]
 
 
-def _item(path: Path, number: int, line: str) -> BoolQItem:
-    source = f"{path}, line {number}"
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"dataset: {source} is not JSON ({error}). {_FORM}") from None
+def _item(source: str, value: Any) -> BoolQItem:
     if not isinstance(value, dict):
         raise UserError(f"dataset: {source} is no JSON object. {_FORM}")
     for name, kind in (("title", str), ("passage", str), ("question", str), ("answer", bool)):
