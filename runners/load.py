@@ -18,6 +18,7 @@ from graph_model.compile import CompileCache, CompiledModel, Recipe, num_scratch
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.graph import Pages
+from graph_model.quantisation import Quantisation
 from graph_model.shard import WHOLE, Shard
 from graph_model.weights import Part, Read
 from passes.manager import build_passes
@@ -154,15 +155,22 @@ def _own_num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch
 
 def _blocks_that_fit(settings: ModelSettings, device: torch.device, shard: Shard) -> int:
     element = torch.empty((), dtype=getattr(torch, settings.dtype)).element_size()
-    config, quantisation = settings.config, settings.quantisation
-    vector = config.head_dim * element
-    if quantisation is not None and quantisation.kv8:
-        vector = config.head_dim + _SCALE_BYTES
-    token = 2 * config.num_hidden_layers * shard.kv_heads(config) * vector
+    config = settings.config
+    token = cache_token_bytes(config, element, settings.quantisation, shard)
     # Ranks on a CPU share its memory; a device belongs to one rank.
     sharing = 1 if device.type == "cuda" else shard.world_size
     room = settings.memory_fraction * free_memory(device) / sharing - num_parameters(config, shard) * element
     return max(0, int(room // (token * settings.block_size)))
+
+
+def cache_token_bytes(
+    config: GemmaConfig, element: int, quantisation: Quantisation | None = None, shard: Shard = WHOLE
+) -> int:
+    """Bytes that a token takes in the KV cache, or in a rank's part of it. element: bytes of a number in it."""
+    vector = config.head_dim * element
+    if quantisation is not None and quantisation.kv8:
+        vector = config.head_dim + _SCALE_BYTES
+    return 2 * config.num_hidden_layers * shard.kv_heads(config) * vector
 
 
 def num_parameters(config: GemmaConfig, shard: Shard = WHOLE) -> int:

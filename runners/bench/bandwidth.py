@@ -8,6 +8,7 @@ import torch
 
 from graph_model.compile import CompiledModel
 from runners.bench.timing import Case
+from runners.load import cache_token_bytes
 
 _PROBE_BYTES = 256 << 20
 
@@ -38,12 +39,10 @@ class ReadProbe:
 
 def decode_step_bytes(model: CompiledModel, case: Case) -> int:
     """What a decode step in the middle of the answers reads: the weights once, and each request's keys and values."""
-    config = model.recipe.config
-    element = model.recipe.dtype.itemsize
+    config, element = model.recipe.config, model.recipe.dtype.itemsize
     weights = model.weight_bytes
     if not config.tie_word_embeddings:
         # Of an embedding that is not the head, a step reads one row per request.
         weights -= config.vocab_size * config.hidden_size * element
     context = case.prompt + case.answer // 2
-    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * element
-    return weights + case.batch * context * token
+    return weights + case.batch * context * cache_token_bytes(config, element, model.recipe.quantisation)
