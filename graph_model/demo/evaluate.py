@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +25,9 @@ from graph_model.demo.comprehension import Item
 from graph_model.demo.tokenizer import EOS_ID, PAD_ID, load_tokenizer
 from graph_model.demo.world import held_out_items, held_out_stories
 from graph_model.gemma import GemmaForCausalLM
+
+# Logits [rows, tokens, vocab_size] of token ids; rows may be padded on the right.
+Logits = Callable[[list[list[int]]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,41 +46,52 @@ def load_model(checkpoint_dir: Path, dtype: torch.dtype = torch.float32) -> Gemm
     return model.to(dtype).eval()
 
 
-@torch.inference_mode()
 def measure_accuracy(model: GemmaForCausalLM, tokenizer: Tokenizer, items: Sequence[Item]) -> Accuracy:
-    """Compare the log-probabilities of " yes" and " no" after each prompt."""
+    """Of the plain model; see `right_answers`."""
+    hits = right_answers(partial(_forward, model), tokenizer, items, rows=64)
+    right: dict[str, list[bool]] = defaultdict(list)
+    for item, hit in zip(items, hits, strict=True):
+        right[item.kind].append(hit)
+    by_kind = {kind: sum(found) / len(found) for kind, found in sorted(right.items())}
+    return Accuracy(sum(hits) / len(items), by_kind)
+
+
+def measure_perplexity(model: GemmaForCausalLM, tokenizer: Tokenizer, texts: Sequence[str]) -> float:
+    """exp of the mean negative log-likelihood of the texts' tokens, each text's closing <eos> included."""
+    losses = text_losses(partial(_forward, model), tokenizer, texts, rows=32)
+    return math.exp(sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses))
+
+
+@torch.inference_mode()
+def right_answers(logits_of: Logits, tokenizer: Tokenizer, items: Sequence[Item], rows: int) -> list[bool]:
+    """Whether the likelier of " yes" and " no" after each prompt is the answer; `rows` prompts at a time."""
     yes, no = (tokenizer.encode(text, add_special_tokens=False).ids for text in (" yes", " no"))
     if len(yes) != 1 or len(no) != 1:
         raise ValueError("' yes' and ' no' must be one token each")
     prompts = [tokenizer.encode(item.prompt).ids for item in items]
-    right: dict[str, list[bool]] = defaultdict(list)
+    right = [False] * len(items)
     order = sorted(range(len(items)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), 64):
-        chosen = order[start : start + 64]
-        logits = _forward(model, [prompts[i] for i in chosen])
-        last = torch.tensor([len(prompts[i]) - 1 for i in chosen])
-        logprobs = logits[torch.arange(len(chosen)), last].float().log_softmax(-1)  # [batch, vocab_size]
-        says_yes = (logprobs[:, yes[0]] > logprobs[:, no[0]]).tolist()
-        for i, answer in zip(chosen, says_yes, strict=True):
-            right[items[i].kind].append(answer == items[i].answer)
-    by_kind = {kind: sum(hits) / len(hits) for kind, hits in sorted(right.items())}
-    return Accuracy(sum(map(sum, right.values())) / len(items), by_kind)
+    for start in range(0, len(order), rows):
+        chosen = order[start : start + rows]
+        logits = logits_of([prompts[i] for i in chosen])
+        for row, i in enumerate(chosen):
+            last = logits[row, len(prompts[i]) - 1]
+            right[i] = bool(last[yes[0]] > last[no[0]]) == items[i].answer
+    return right
 
 
 @torch.inference_mode()
-def measure_perplexity(model: GemmaForCausalLM, tokenizer: Tokenizer, texts: Sequence[str]) -> float:
-    """exp of the mean negative log-likelihood of the texts' tokens, each text's closing <eos> included."""
+def text_losses(logits_of: Logits, tokenizer: Tokenizer, texts: Sequence[str], rows: int) -> list[tuple[float, int]]:
+    """The negative log-likelihood of each text with its closing <eos>, and of how many tokens."""
     sequences = [[*tokenizer.encode(text).ids, EOS_ID] for text in texts]
-    total, tokens = 0.0, 0
-    for start in range(0, len(sequences), 32):
-        batch = sequences[start : start + 32]
-        logits = _forward(model, batch)
-        targets = _pad(batch)
+    losses = []
+    for start in range(0, len(sequences), rows):
+        batch = sequences[start : start + rows]
+        logits = logits_of(batch)
         for row, ids in enumerate(batch):
             n = len(ids) - 1
-            total += F.cross_entropy(logits[row, :n].float(), targets[row, 1 : n + 1], reduction="sum").item()
-            tokens += n
-    return math.exp(total / tokens)
+            losses.append((F.cross_entropy(logits[row, :n].float(), torch.tensor(ids[1:]), reduction="sum").item(), n))
+    return losses
 
 
 @torch.inference_mode()

@@ -18,9 +18,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from graph_model.bucket import Bucket
@@ -29,7 +27,8 @@ from graph_model.checkpoint import Checkpoint, open_checkpoint
 from graph_model.config import read_config
 from graph_model.demo import CHECKPOINT_DIR
 from graph_model.demo.comprehension import Item
-from graph_model.demo.tokenizer import EOS_ID, PAD_ID, load_tokenizer
+from graph_model.demo.evaluate import right_answers, text_losses
+from graph_model.demo.tokenizer import PAD_ID, load_tokenizer
 from graph_model.demo.world import calibration_texts, held_out_items, held_out_stories
 from graph_model.graph import Pages
 from graph_model.quantisation import Quantisation, select_linears
@@ -56,7 +55,7 @@ class GraphModel:
         self._graphs: dict[int, tuple[torch.fx.GraphModule, list[Tensor]]] = {}
 
     @torch.inference_mode()
-    def logits(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, sequences: list[list[int]]) -> Tensor:
         """[rows, tokens, vocab_size] of at most `_ROWS` sequences, padded on the right."""
         longest = max(map(len, sequences))
         tokens = -(-longest // _TOKENS) * _TOKENS
@@ -106,7 +105,9 @@ def measure(
     size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e6
     with open_checkpoint(directory, read_config(directory)) as checkpoint:
         model = GraphModel(checkpoint, directory, quantisation)
-        return Scores(_right(model, tokenizer, items), _losses(model, tokenizer, stories), size)
+        losses = text_losses(model.logits, tokenizer, stories, _ROWS)
+        right = right_answers(model.logits, tokenizer, items, _ROWS)
+        return Scores(right, [loss / tokens for loss, tokens in losses], size)
 
 
 def make_outlier_variant(source: Path, target: Path) -> None:
@@ -185,32 +186,6 @@ def table(results: dict[str, dict[str, Scores]]) -> str:
 def _half_interval(differences: Sequence[float]) -> float:
     """Half of the mean's interval of 95 %."""
     return 1.96 * stdev(differences) / math.sqrt(len(differences))
-
-
-def _right(model: GraphModel, tokenizer: Tokenizer, items: Sequence[Item]) -> list[bool]:
-    """Whether the likelier of " yes" and " no" after each prompt is the answer."""
-    yes, no = (tokenizer.encode(text, add_special_tokens=False).ids[0] for text in (" yes", " no"))
-    prompts = [tokenizer.encode(item.prompt).ids for item in items]
-    right = [False] * len(items)
-    order = sorted(range(len(items)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), _ROWS):
-        chosen = order[start : start + _ROWS]
-        logits = model.logits([prompts[index] for index in chosen])
-        for row, index in enumerate(chosen):
-            last = logits[row, len(prompts[index]) - 1]
-            right[index] = bool(last[yes] > last[no]) == items[index].answer
-    return right
-
-
-def _losses(model: GraphModel, tokenizer: Tokenizer, stories: Sequence[str]) -> list[float]:
-    sequences = [[*tokenizer.encode(text).ids, EOS_ID] for text in stories]
-    losses = []
-    for start in range(0, len(sequences), _ROWS):
-        batch = sequences[start : start + _ROWS]
-        logits = model.logits(batch)
-        for row, ids in enumerate(batch):
-            losses.append(F.cross_entropy(logits[row, : len(ids) - 1], torch.tensor(ids[1:])).item())
-    return losses
 
 
 def main() -> None:
