@@ -11,7 +11,8 @@ from graph_model.ops.registry import canonical_op
 @canonical_op("last_token(Tensor x, Tensor query_lens) -> Tensor")
 def last_token(x: Tensor, query_lens: Tensor) -> Tensor:
     """x[b, query_lens[b] - 1] for each row: [batch, tokens, size] -> [batch, size]."""
-    return take_tokens(x, (query_lens - 1)[:, None]).squeeze(1)
+    index = (query_lens - 1)[:, None, None].expand(-1, 1, x.shape[2])
+    return x.gather(1, index).squeeze(1)
 
 
 @canonical_op("take_tokens(Tensor x, Tensor positions) -> Tensor")

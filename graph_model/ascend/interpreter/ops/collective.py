@@ -7,7 +7,6 @@ order and rounding of partial sums are its choice. Source: prototypes in hcom_op
 
 from __future__ import annotations
 
-import functools
 import re
 
 import torch
@@ -58,9 +57,12 @@ def hcom_broadcast(x: list[Tensor], *, root_rank: int, group: str) -> Tensor:
     return result
 
 
-@functools.lru_cache(maxsize=64)
 def process_group(group: str) -> dist.ProcessGroup:
-    """torch's process group for torchair's name of it; it must exist already."""
+    """torch's process group for torchair's name of it; it must exist already.
+
+    It is looked up each time: a reference kept here would let the group live on after destroy_process_group, and
+    gloo's threads, still running when the process ends, would abort it.
+    """
     match = re.fullmatch(r"tag=(.*);rank_list=([\d,]+)", group)
     if match is None:
         raise GeGraphError(f"group {group!r} is not of the form tag=...;rank_list=...")
