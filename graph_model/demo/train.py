@@ -61,7 +61,7 @@ CONFIG = GemmaConfig(
 TOKENIZER_TEXTS = 12000  # enough that every word of the world occurs
 MATRIX_LEARNING_RATE, OTHER_LEARNING_RATE = 0.02, 3e-3
 WARMUP_STEPS = 100
-CONTEXT_EVERY = 16  # a step in so many is on a whole context, in which many documents follow each other
+CONTEXT_EVERY = 8  # a step in so many is on a whole context, in which many documents follow each other
 LAST_MIXTURE = (
     (0.35, exercise_documents),
     (0.15, item_documents),

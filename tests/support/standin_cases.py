@@ -38,7 +38,7 @@ Run = Callable[[Path], None]  # gets an empty folder
 class Case:
     soc: str
     run: Run
-    slow: bool
+    slow: bool = False
 
 
 class Cases(dict[str, Case]):
@@ -66,7 +66,7 @@ class Cases(dict[str, Case]):
 
         soc, cache_dir, results, *only = sys.argv[1:]
         torch.set_num_threads(1)
-        standin.load(find_soc(soc), Path(cache_dir) / "cann_standin")
+        assert standin.load(find_soc(soc), Path(cache_dir) / "cann_standin") == standin.is_standin()
         register_kernels()
         outcomes = {}
         for name in only or [name for name, case in self.items() if case.soc == soc and not case.slow]:

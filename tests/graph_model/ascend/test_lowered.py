@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import shutil
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lowered_cases
+import lowered_collectives
 import pytest
+from lowered_cases import CASES
+from support.standin_cases import A2, DUO, NEEDS_TORCH_NPU, ROOT, run_cases
 
-pytestmark = [
-    pytest.mark.ascend,
-    pytest.mark.skipif(importlib.util.find_spec("torch_npu") is None, reason="torch_npu is not installed"),
-    pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"),
-]
+pytestmark = NEEDS_TORCH_NPU
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
-    """What every case ended with, by SoC: one process each, both at once over one stand-in cache."""
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What every case ended with: one process per SoC, both at once over one stand-in cache."""
     directory = tmp_path_factory.mktemp("lowered")
     script = Path(lowered_cases.__file__)
-    processes = {}
-    for soc in (lowered_cases.A2, lowered_cases.DUO):
-        command = [sys.executable, str(script), soc, str(directory / "cache"), str(directory / f"{soc}.json")]
-        processes[soc] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    results = {}
-    for soc, process in processes.items():
-        output, _ = process.communicate(timeout=600)
-        assert process.returncode == 0, output
-        results[soc] = json.loads((directory / f"{soc}.json").read_text())
-    return results
+    with ThreadPoolExecutor() as pool:
+        results = list(pool.map(lambda soc: run_cases(script, soc, directory, timeout=600), (A2, DUO)))
+    return {**results[0], **results[1]}
 
 
 @pytest.mark.slow
 def test_collectives_of_two_ranks_are_lowered_and_executed(tmp_path: Path) -> None:
-    script = [sys.executable, str(Path(lowered_cases.__file__)), "collectives"]
-    arguments = [str(tmp_path / "store"), str(tmp_path / "cache")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    command = [sys.executable, str(Path(lowered_collectives.__file__))]
     ranks = [
-        subprocess.Popen([*script, str(rank), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store"), str(tmp_path / "cache")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         for rank in range(2)
     ]
     for process in ranks:
@@ -49,7 +46,6 @@ def test_collectives_of_two_ranks_are_lowered_and_executed(tmp_path: Path) -> No
         assert process.returncode == 0, output
 
 
-@pytest.mark.parametrize("name", lowered_cases.CASES)
-def test_lowered(name: str, outcomes: dict[str, dict[str, str]]) -> None:
-    soc, _ = lowered_cases.CASES[name]
-    assert not outcomes[soc][name], outcomes[soc][name]
+@pytest.mark.parametrize("name", CASES)
+def test_lowered(name: str, outcomes: dict[str, str]) -> None:
+    assert not outcomes[name], outcomes[name]

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
-import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torchair_cases
-from torchair_cases import A2, CASES, DUO
+from support.standin_cases import A2, DUO, NEEDS_TORCH_NPU, run_cases
+from torchair_cases import CASES
 
 from graph_model.errors import UserError
 from runners.entry import CONF
 from runners.settings import resolve_settings
 
 GOLDEN = Path(__file__).parent / "golden"
-ROOT = Path(__file__).parents[3]
-needs_torch_npu = [
-    pytest.mark.ascend,
-    pytest.mark.skipif(importlib.util.find_spec("torch_npu") is None, reason="torch_npu is not installed"),
-    pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"),
-]
-
-
-def run_cases(soc: str, directory: Path, *names: str) -> dict[str, str]:
-    """What cases ended with, in a process of their own."""
-    script, results = Path(torchair_cases.__file__), directory / f"{soc}.json"
-    command = [sys.executable, str(script), soc, str(directory / "cache"), str(results), *names]
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", script.parent)))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert process.returncode == 0, process.stdout + process.stderr
-    outcomes: dict[str, str] = json.loads(results.read_text())
-    return outcomes
+SCRIPT = Path(torchair_cases.__file__)
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +24,16 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What every fast case ended with."""
     directory = tmp_path_factory.mktemp("torchair")
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda soc: run_cases(soc, directory), (A2, DUO)))
+        results = list(pool.map(lambda soc: run_cases(SCRIPT, soc, directory, timeout=900), (A2, DUO)))
     return {**results[0], **results[1], "directory": str(directory)}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=needs_torch_npu) for name, case in CASES.items() if not case.slow]
-)
+@pytest.mark.parametrize("name", CASES.params(slow=False))
 def test_on_the_standin(name: str, outcomes: dict[str, str]) -> None:
     assert not outcomes[name], outcomes[name]
 
 
-@pytest.mark.parametrize("soc", [pytest.param(soc, marks=needs_torch_npu) for soc in (A2, DUO)])
+@pytest.mark.parametrize("soc", [pytest.param(soc, marks=NEEDS_TORCH_NPU) for soc in (A2, DUO)])
 def test_listings_are_those_that_were_reviewed(
     soc: str, outcomes: dict[str, str], request: pytest.FixtureRequest
 ) -> None:
@@ -71,11 +47,9 @@ def test_listings_are_those_that_were_reviewed(
     assert written == {path.name: path.read_text() for path in GOLDEN.glob(f"{soc}-*.txt")}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[*needs_torch_npu, pytest.mark.slow]) for name, c in CASES.items() if c.slow]
-)
+@pytest.mark.parametrize("name", CASES.params(slow=True))
 def test_slowly_on_the_standin(name: str, tmp_path: Path) -> None:
-    outcome = run_cases(CASES[name].soc, tmp_path, name)[name]
+    outcome = run_cases(SCRIPT, CASES[name].soc, tmp_path, name, timeout=900)[name]
     assert not outcome, outcome
 
 

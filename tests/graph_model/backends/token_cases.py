@@ -1,0 +1,133 @@
+"""Tokens of the torchair backend through the command line, and of one loaded graph over many steps."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import graph_model  # noqa: F401  (before torch)
+
+import torch  # isort: skip
+from support import torchair_steps as steps  # isort: skip
+from support.checkpoints import make_checkpoint
+from support.configs import TINY_CONFIGS
+from support.standin_cases import A2, DUO, Cases
+from support.token_rule import check_greedy
+
+from graph_model.ascend import standin
+from graph_model.ascend.lower import lower
+from graph_model.ascend.recording import recorded_graphs
+from graph_model.ascend.soc import find_soc
+from runners.entry import main as run_command
+from runners.infer import infer
+
+CASES = Cases()
+HALF, BRAIN = torch.float16, torch.bfloat16
+BIASED = replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2)
+
+
+def run_infer(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
+    """What the command printed, and its answers."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    output = folder / "out.jsonl"
+    sys.argv = ["infer.py", f"cache_dir={folder / 'cache'}", f"output_file={output}", *arguments]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run_command(infer, "infer")
+    except SystemExit as end:
+        raise AssertionError(f"exit {end.code}: {err.getvalue()}") from end
+    finally:
+        sys.argv = before
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    return out.getvalue(), sorted(answers, key=lambda answer: answer["index"])
+
+
+def tokens_follow_transformers(soc: str, folder: Path, dtype: torch.dtype, config: Any, *arguments: str) -> None:
+    """Prompts beyond one chunk, some sharing their first blocks, are answered as transformers answers them."""
+    model = make_checkpoint(folder / "checkpoint", config, dtype=dtype)
+    generator = torch.Generator().manual_seed(7)
+    shared = torch.randint(3, config.vocab_size, (130,), generator=generator).tolist()
+    prompts = [shared, [*shared[:128], 9, 8, 7], [5], [*shared[:64], 11, 12]]
+    printed, answers = run_infer(
+        folder,
+        "backend=torchair",
+        f"soc={soc}",
+        f"model.path={folder / 'checkpoint'}",
+        f"prompt_token_ids={json.dumps(prompts)}",
+        "max_prefill_tokens=64",
+        "max_prefill_batch_size=1",
+        "max_batch_size=3",
+        "max_seq_len=256",
+        "max_new_tokens=20",
+        "ignore_eos=true",
+        *arguments,
+    )
+    assert standin.BANNER in printed, printed
+    excused = sum(check_greedy(model, answer["prompt_token_ids"], answer["token_ids"]) for answer in answers)
+    assert sum(len(answer["token_ids"]) for answer in answers) == 80
+    assert excused <= 1, excused
+
+
+@CASES.add(A2)
+def tokens_in_bfloat16_equal_those_of_transformers(folder: Path) -> None:
+    tokens_follow_transformers(A2, folder, BRAIN, steps.BASE, "block_size=64", f"dump_dir={folder / 'dump'}")
+    listing = (folder / "dump" / "extend-b1-t64-w4" / "lowered.txt").read_text()
+    assert standin.BANNER in listing
+    assert "attention: FusedInferAttentionScore, block_size 64 is not a multiple of 128" in listing
+    assert "GemmaRmsNorm" in (folder / "dump" / "decode-b1-w4" / "lowered.pbtxt").read_text()
+
+
+@CASES.add(A2)
+def tokens_in_float16_with_paging_in_every_phase_equal_those_of_transformers(folder: Path) -> None:
+    tokens_follow_transformers(A2, folder, HALF, BIASED, "block_size=128")
+
+
+@CASES.add(DUO)
+def tokens_on_the_duo_equal_those_of_transformers(folder: Path) -> None:
+    tokens_follow_transformers(DUO, folder, HALF, steps.BASE, "block_size=64", f"dump_dir={folder / 'dump'}")
+    listing = (folder / "dump" / "decode-b1-w4" / "lowered.txt").read_text()
+    assert "attention: IncreFlashAttention, paged; 4 query heads per key head" in listing
+
+
+@CASES.add(A2)
+def sampling_gives_the_tokens_of_eager(folder: Path) -> None:
+    make_checkpoint(folder / "checkpoint", steps.BASE, dtype=HALF)
+    settings = [f"model.path={folder / 'checkpoint'}", "prompt_token_ids=[[5,6,7],[9,3]]", "max_new_tokens=20"]
+    settings += ["sampling.temperature=0.8", "sampling.top_k=20", "sampling.top_p=0.9", "max_seq_len=128"]
+    settings += ["max_batch_size=2", "max_prefill_batch_size=1"]
+    _, expected = run_infer(folder, *settings, "backend=eager")
+    _, found = run_infer(folder, *settings, "backend=torchair")
+    assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
+
+
+@CASES.add(A2)
+def check_mode_holds_the_kernel_passes_to_their_tiers(folder: Path) -> None:
+    make_checkpoint(folder / "checkpoint", steps.BASE, dtype=BRAIN)
+    settings = [f"model.path={folder / 'checkpoint'}", "prompt_token_ids=[[5,6,7]]", "max_new_tokens=4", "check=true"]
+    printed, _ = run_infer(folder, *settings, "backend=torchair", "max_seq_len=128")
+    assert "check: ascend_fused_attention (tolerant) holds on 4 graphs" in printed
+    assert "check: 4 tokens equal the plain model's" in printed
+
+
+@CASES.add(A2)
+def one_graph_serves_a_thousand_steps_of_growing_length(folder: Path) -> None:
+    step = steps.StepCase(replace(steps.BASE, num_hidden_layers=1), HALF, 512, "decode")
+    graph = step.selected(find_soc(A2))
+    inputs = steps.step_inputs(step)
+    arguments = [w.to("npu") for w in steps.weights_of(graph, step)]
+    arguments += [torch.zeros(n.meta["val"].shape, dtype=HALF).to("npu") for n in graph.placeholders("cache")]
+    with recorded_graphs() as loaded:
+        names = [node.name for node in graph.placeholders("input")]
+        run = lower(graph).load([*arguments, *(inputs[name].to("npu") for name in names)])
+        for position in range(1000):
+            inputs["positions"][:2] = position
+            inputs["context_lens"][:2] = position + 1
+            table = inputs["block_table"][:2, position // 512]
+            inputs["slot_mapping"][:2, 0] = table * 512 + position % 512
+            run(*arguments, *(inputs[name].to("npu") for name in names))
+    assert len(loaded) == 1
