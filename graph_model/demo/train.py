@@ -74,7 +74,7 @@ ROWS, CONTEXT_ROWS = (14, 136), (1, CONFIG.max_position_embeddings)  # rows x to
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo checkpoint.")
     parser.add_argument("--output-dir", type=Path, required=True, help="gets the files when training is done")
-    parser.add_argument("--steps", type=int, default=1800)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-compile", action="store_true", help="do without torch.compile (no C++ compiler)")

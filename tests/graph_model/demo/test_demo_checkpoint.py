@@ -65,8 +65,8 @@ def test_accuracy_of_a_model_that_knows_nothing_is_chance(tokenizer: Tokenizer) 
 
 def test_held_out_items_are_answered(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
     accuracy = measure_accuracy(model, tokenizer, held_out_items(600))
-    assert accuracy.total > 0.87
-    assert min(accuracy.by_kind.values()) > 0.79
+    assert accuracy.total > 0.97
+    assert min(accuracy.by_kind.values()) > 0.95
 
 
 def test_stories_are_expected_far_into_the_context(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
@@ -77,6 +77,20 @@ def test_stories_are_expected_far_into_the_context(model: GemmaForCausalLM, toke
     assert F.cross_entropy(logits, torch.tensor(ids[701:])).exp() < 2.5
 
 
+def test_items_that_follow_hundreds_of_tokens_are_answered_better_than_by_chance(
+    model: GemmaForCausalLM, tokenizer: Tokenizer
+) -> None:
+    stories = [i for story in held_out_stories(16) for i in (*tokenizer.encode(story).ids, EOS_ID)][:600]
+    yes, no = (tokenizer.encode(text, add_special_tokens=False).ids[0] for text in (" yes", " no"))
+    right = 0
+    for item in held_out_items(60):
+        ids = stories + tokenizer.encode(item.prompt).ids
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids]), torch.arange(len(ids))[None])[0, -1]
+        right += bool(logits[yes] > logits[no]) == item.answer
+    assert right > 0.7 * 60  # 60 tosses of a coin come to more than 42 once in a thousand times
+
+
 def test_open_questions_are_answered(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
     items = held_out_items(60)
     right = 0
@@ -85,7 +99,7 @@ def test_open_questions_are_answered(model: GemmaForCausalLM, tokenizer: Tokeniz
         prompt = f"{item.title} -- {item.passage}\nQuestion: {question}?\nAnswer:"
         generated = generate_greedily(model, tokenizer.encode(prompt).ids, 1)
         right += tokenizer.decode(generated) == f" {item.about.word}"
-    assert right > 0.8 * len(items)
+    assert right > 0.9 * len(items)
 
 
 def test_held_out_stories_are_expected(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
