@@ -13,16 +13,25 @@ from graph_model.graph import ModelGraph
 from passes.contract import Pass, Tier, argument, require
 from passes.shard_tensor_parallel import rank_weight
 
+_SHARDED = {
+    ops.greedy_token: ops.sharded_greedy_token,
+    ops.token_logprobs: ops.sharded_token_logprobs,
+    ops.target_logprobs: ops.sharded_target_logprobs,
+}
+_SELECTIONS = (*_SHARDED, ops.sample_token, ops.log_probabilities)
+
 
 @dataclass(frozen=True)
 class ShardTokenSelection(Pass):
-    """Whole logits are not gathered.
+    """Whole logits are not gathered, unless they are what is asked for.
 
     ::
 
         greedy_token(all_gather(x))             ->  sharded_greedy_token(x, rank)
         sample_token(all_gather(x), settings)   ->  sharded_sample_token(x, settings, rank, candidates)
         token_logprobs(all_gather(x), ids, n)   ->  sharded_token_logprobs(x, ids, n, rank)
+        target_logprobs(all_gather(x), ids)     ->  sharded_target_logprobs(x, ids, rank)
+        log_probabilities(all_gather(x))        ->  sharded_log_probabilities(x)
 
     A greedy choice is the same; a draw sums probabilities in another order. A sampling step also returns which rows
     could not be drawn, and the rank's logits for them: see `ops.redraw`.
@@ -35,13 +44,13 @@ class ShardTokenSelection(Pass):
     name: ClassVar[str] = "shard_token_selection"
     tier: ClassVar[Tier] = Tier.TOLERANT
     required: ClassVar[bool] = True
-    removes: ClassVar[tuple[object, ...]] = (ops.all_gather, ops.greedy_token, ops.sample_token, ops.token_logprobs)
+    removes: ClassVar[tuple[object, ...]] = (ops.all_gather, *_SELECTIONS)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(ops.greedy_token, ops.sample_token, ops.token_logprobs)
+        return graph.calls(*_SELECTIONS)
 
     def expected_matches(self, graph: ModelGraph) -> int:
-        return 1 + (graph.bucket.logprobs >= 0)
+        return 1 + (graph.bucket.logprobs >= 0) + (graph.bucket.selection in ("score", "distribution"))
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         gathered = argument(candidate, 0, ops.all_gather)
@@ -49,13 +58,14 @@ class ShardTokenSelection(Pass):
         require(world_size == graph.shard.world_size, gathered, f"gathers from {world_size} ranks")
         rank = rank_weight(graph)
         options = candidate.args[1:]
-        if candidate.target == ops.greedy_token:
-            result = graph.insert(ops.sharded_greedy_token, logits, rank, world_size, at=candidate)
-        elif candidate.target == ops.token_logprobs:
-            result = graph.insert(ops.sharded_token_logprobs, logits, *options, rank, world_size, at=candidate)
-        else:
+        if candidate.target == ops.sample_token:
             count = self.candidates_per_rank
             both = graph.insert(ops.sharded_sample_token, logits, *options, rank, world_size, count, at=candidate)
             result, missed = (graph.insert(operator.getitem, both, index, at=candidate) for index in range(2))
             graph.set_outputs(*graph.outputs, missed, logits)  # type: ignore[arg-type]
+        elif candidate.target == ops.log_probabilities:
+            result = graph.insert(ops.sharded_log_probabilities, logits, world_size, at=candidate)
+        else:
+            sharded = _SHARDED[candidate.target]  # type: ignore[index]
+            result = graph.insert(sharded, logits, *options, rank, world_size, at=candidate)
         candidate.replace_all_uses_with(result)

@@ -21,7 +21,9 @@ from graph_model.ops.sharded_tokens import (
     redraw,
     sharded_embedding,
     sharded_greedy_token,
+    sharded_log_probabilities,
     sharded_sample_token,
+    sharded_target_logprobs,
     sharded_token_logprobs,
 )
 from graph_model.ops.tokens import (
@@ -64,7 +66,9 @@ __all__ = [
     "sample_token",
     "sharded_embedding",
     "sharded_greedy_token",
+    "sharded_log_probabilities",
     "sharded_sample_token",
+    "sharded_target_logprobs",
     "sharded_token_logprobs",
     "take_tokens",
     "target_logprobs",

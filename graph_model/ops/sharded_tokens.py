@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graph_model.ops.collective import all_gather, all_reduce, stack_ranks
 from graph_model.ops.registry import canonical_op
-from graph_model.ops.tokens import sample_token, token_logprobs
+from graph_model.ops.tokens import log_probabilities, sample_token, token_logprobs
 
 
 @canonical_op("sharded_embedding(Tensor table, Tensor ids, Tensor rank) -> Tensor")
@@ -27,15 +27,15 @@ def sharded_embedding(table: Tensor, ids: Tensor, rank: Tensor) -> Tensor:
 
 @canonical_op("sharded_greedy_token(Tensor logits, Tensor rank, int world_size) -> Tensor")
 def sharded_greedy_token(logits: Tensor, rank: Tensor, world_size: int) -> Tensor:
-    """The likeliest id of each row, the lowest of equals: this rank's logits [batch, size] -> [batch] int64.
+    """The likeliest id of each row, the lowest of equals: this rank's logits [..., size] -> [...] int64.
 
     One collective of two float32 per row and rank; ids are below 2 ** 24, which float32 holds.
     """
     ids = logits.argmax(-1, keepdim=True)
     values = logits.gather(-1, ids).float()
     best = stack_ranks(torch.cat((values, (ids + rank * logits.shape[-1]).float()), -1), world_size)
-    owner = best[:, :, 0].argmax(0, keepdim=True)
-    return best[:, :, 1].gather(0, owner).squeeze(0).long()
+    owner = best[..., 0].argmax(0, keepdim=True)
+    return best[..., 1].gather(0, owner).squeeze(0).long()
 
 
 @canonical_op(
@@ -98,20 +98,24 @@ def sharded_token_logprobs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `token_logprobs` returns, from this rank's logits [batch, size]. One collective."""
     size = logits.shape[-1]
-    logits = logits.float()
-    local, inside = _local(token_ids, rank, size)
-    chosen = torch.where(inside[:, None], logits.gather(-1, local[:, None]), 0.0)
-    maximum = logits.max(-1, keepdim=True).values
-    total = (logits - maximum).exp().sum(-1, keepdim=True)
     cap = min(top, size)
-    values, ids = logits.topk(cap, -1)
-    packed = torch.cat((chosen, maximum, total, values, (ids + rank * size).float()), -1)
-    gathered = stack_ranks(packed, world_size)  # [world_size, batch, 3 + 2 * cap]
-    best = gathered[:, :, 1].max(0).values
-    log_total = best + (gathered[:, :, 2] * (gathered[:, :, 1] - best).exp()).sum(0).log()
-    values, index = gathered[:, :, 3 : 3 + cap].movedim(0, 1).flatten(1).topk(top, -1)
-    ids = gathered[:, :, 3 + cap :].movedim(0, 1).flatten(1).gather(-1, index).long()
-    return gathered[:, :, 0].sum(0) - log_total, ids, values - log_total[:, None]
+    values, ids = logits.float().topk(cap, -1)
+    chosen, log_total, rest = _stack_sums(logits, token_ids, rank, world_size, values, (ids + rank * size).float())
+    values, index = rest[..., :cap].movedim(0, 1).flatten(1).topk(top, -1)
+    ids = rest[..., cap:].movedim(0, 1).flatten(1).gather(-1, index).long()
+    return chosen, ids, values - log_total[:, None]
+
+
+@canonical_op("sharded_target_logprobs(Tensor logits, Tensor target_ids, Tensor rank, int world_size) -> Tensor")
+def sharded_target_logprobs(logits: Tensor, target_ids: Tensor, rank: Tensor, world_size: int) -> Tensor:
+    """What `target_logprobs` returns, from this rank's logits [..., size]. One collective of three float32 per id."""
+    return _stack_sums(logits, target_ids, rank, world_size)[0]
+
+
+@canonical_op("sharded_log_probabilities(Tensor logits, int world_size) -> Tensor")
+def sharded_log_probabilities(logits: Tensor, world_size: int) -> Tensor:
+    """What `log_probabilities` returns, from this rank's logits: whole rows are asked for, so they are gathered."""
+    return log_probabilities(all_gather(logits, world_size))
 
 
 def redraw(outputs: Sequence[Tensor], sampling: Sequence[Tensor], top: int, world_size: int) -> list[Tensor]:
@@ -126,6 +130,24 @@ def redraw(outputs: Sequence[Tensor], sampling: Sequence[Tensor], top: int, worl
     whole = all_gather(logits.cpu(), world_size)
     token_ids = torch.where(missed.cpu() > 0, sample_token(whole, *sampling), token_ids.cpu())
     return [token_ids, *(token_logprobs(whole, token_ids, top) if top >= 0 else ())]
+
+
+def _stack_sums(
+    logits: Tensor, ids: Tensor, rank: Tensor, world_size: int, *more: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probability of one id per row [...], what was subtracted from its logit, and the ranks' `more` stacked.
+
+    The ranks gather the id's logit (0 where it is another's), their largest logit and the sum of exponentials.
+    """
+    logits = logits.float()
+    local, inside = _local(ids, rank, logits.shape[-1])
+    chosen = torch.where(inside[..., None], logits.gather(-1, local[..., None]), 0.0)
+    maximum = logits.amax(-1, keepdim=True)
+    total = (logits - maximum).exp().sum(-1, keepdim=True)
+    gathered = stack_ranks(torch.cat((chosen, maximum, total, *more), -1), world_size)  # [world_size, ..., 3 + more]
+    best = gathered[..., 1].amax(0)
+    log_total = best + (gathered[..., 2] * (gathered[..., 1] - best).exp()).sum(0).log()
+    return gathered[..., 0].sum(0) - log_total, log_total, gathered[..., 3:]
 
 
 def _local(ids: Tensor, rank: Tensor, size: int) -> tuple[Tensor, Tensor]:

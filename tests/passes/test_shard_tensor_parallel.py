@@ -28,6 +28,7 @@ from passes.contract import Pass
 from passes.manager import DEFAULT_PASSES, build_passes, run_passes
 from runners.engine.llm import LLM
 from runners.engine.sampling_params import SamplingParams
+from runners.engine.scoring import ScoreRequest
 from runners.load import num_parameters
 
 SETTINGS: dict[str, dict[str, bool]] = {cls.name: {} for cls in DEFAULT_PASSES}
@@ -130,6 +131,22 @@ def tokens(models: list[CompiledModel], vocab_size: int) -> list[list[list[int]]
     return run_ranks(len(models), answer)
 
 
+def scores(models: list[CompiledModel], vocab_size: int) -> list[list[Tensor]]:
+    """Each rank's log-probabilities: of given tokens, in whole texts and behind a context, and of all tokens."""
+    text = [5 + i % 90 for i in range(0, 400, 9)]
+    requests = [
+        ScoreRequest.continuation(text[:1], text[1:]),
+        ScoreRequest.continuation(text[:30], text[7:9]),
+        ScoreRequest(text[:9], list(range(9))),
+    ]
+
+    def score(shard: Shard) -> list[Tensor]:
+        found = LLM(models[shard.rank], vocab_size=vocab_size).score(requests)
+        return [torch.from_numpy(array) for one in found for array in (one.token_ids, one.logprobs)]
+
+    return run_ranks(len(models), score)
+
+
 def build(config: GemmaConfig, reference: torch.nn.Module, shard: Shard) -> CompiledModel:
     buckets = BucketTable((4,), (2,), (16,), (4,), 32)
     backend = EagerBackend(torch.device("cpu"))
@@ -157,6 +174,19 @@ def test_tokens_are_those_of_one_rank(kv_heads: int, world_size: int) -> None:
         models[-1].warm_up(list(whole._loaded))
     for found in tokens(models, config.vocab_size):
         assert found == expected
+
+
+def test_log_probabilities_are_those_of_one_rank() -> None:
+    config = ONE_KV_HEAD.config
+    reference = make_model(config)
+    whole = build(config, reference, WHOLE)
+    (expected,) = scores([whole], config.vocab_size)
+    models = [build(config, reference, Shard(rank, 2)) for rank in range(2)]
+    for model in models:
+        model.warm_up(list(whole._loaded))
+    for found in scores(models, config.vocab_size):
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-6)
 
 
 def test_weights_of_a_rank_are_read_as_parts() -> None:

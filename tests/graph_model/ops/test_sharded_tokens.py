@@ -60,6 +60,27 @@ def test_greedy_takes_the_lowest_of_equal_ids(world_size: int, logits: Tensor) -
         assert torch.equal(result, expected)
 
 
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_scored_places_of_a_row_are_those_of_whole_logits(world_size: int, logits: Tensor) -> None:
+    """Rows of several places each; some ids are so unlikely that only their own rank knows how much."""
+    whole = torch.cat((logits[:-8], 40 * logits[-8:])).view(4, ROWS // 4, VOCABULARY)
+    ids = torch.randint(0, VOCABULARY, whole.shape[:2], generator=torch.Generator().manual_seed(3))
+
+    def score(shard: Shard) -> tuple[Tensor, Tensor, Tensor]:
+        local, rank = part(whole, shard)
+        return (
+            ops.sharded_greedy_token(local, rank, world_size),
+            ops.sharded_target_logprobs(local, ids, rank, world_size),
+            ops.sharded_log_probabilities(local, world_size),
+        )
+
+    expected = whole.double().log_softmax(-1)
+    for chosen, targets, rows in run_ranks(world_size, score):
+        assert torch.equal(chosen, whole.argmax(-1))
+        torch.testing.assert_close(targets.double(), expected.gather(-1, ids[..., None])[..., 0], atol=1e-5, rtol=1e-6)
+        torch.testing.assert_close(rows.double(), expected, atol=1e-5, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("world_size", "cap"), [(2, 256), (4, 24), (8, 4), (2, 1)])
 def test_a_draw_is_that_from_whole_logits(world_size: int, cap: int, logits: Tensor) -> None:
     sampling = sampling_inputs()
