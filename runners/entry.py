@@ -16,7 +16,8 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 def main(run: Callable[[Any], None], config_name: str, config_dir: Path = CONF) -> None:
     """Call `run` with the settings of conf/<config_name>.yaml and the command line's overrides (a DictConfig).
 
-    A UserError prints as one paragraph on stderr and exits with status 2; Ctrl-C exits with 130; --help prints every
+    A UserError prints as one paragraph on stderr and exits with status 2, a ChildProcessError (a rank has died) with 1;
+    Ctrl-C exits with 130; --help prints every
     setting with the comment that conf/ gives it. Wrong overrides get Hydra's own message.
     """
     # `python runners/NAME.py` puts runners/ first in the path, where its files would hide packages of their names.
@@ -37,6 +38,9 @@ def main(run: Callable[[Any], None], config_name: str, config_dir: Path = CONF) 
             except UserError as error:
                 print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
                 sys.exit(2)
+            except ChildProcessError as error:
+                print(f"error: {error}", file=sys.stderr)
+                sys.exit(1)
             except BrokenPipeError:
                 # The reader has gone (`... | head`). Python would complain again when it flushes at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

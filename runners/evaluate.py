@@ -19,16 +19,28 @@ def evaluate(settings: Any) -> None:
     """Score what is asked for, write the reports."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from runners.evaluation.harness import check_installed
-    from runners.evaluation.report import print_reports, write_reports
-    from runners.llm import LLM
-    from runners.settings import one_device, resolve_settings, writable_directory
+    from runners.ranks import on_ranks
+    from runners.settings import resolve_settings, writable_directory
 
     tasks, limit = _tasks(settings.tasks), _limit(settings.limit)
     if tasks:
         check_installed()
-    model = one_device(resolve_settings(settings))
+    model = resolve_settings(settings)
     jobs = _local_jobs(settings, limit, default=not tasks)
     directory = writable_directory("results_dir", settings.results_dir)
+    on_ranks(model, lambda: _measure(model, jobs, tasks, limit, directory))
+
+
+def _measure(
+    model: ModelSettings,
+    jobs: list[Callable[[Any], list[TaskReport]]],
+    tasks: list[str],
+    limit: int | None,
+    directory: Path,
+) -> None:
+    from runners.evaluation.report import print_reports, write_reports
+    from runners.llm import LLM
+
     with LLM(model) as llm:
         if llm.tokenizer is None:
             raise UserError("evaluate.py scores texts, and without model.path there is no tokenizer. Give model.path.")

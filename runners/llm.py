@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -11,6 +12,7 @@ from runners.engine.llm import LLM as EngineLLM
 from runners.engine.sampling_params import SamplingParams
 from runners.entry import compose
 from runners.load import load_model
+from runners.ranks.followers import lead_followers, needs_followers
 from runners.settings import ModelSettings, resolve_settings
 from runners.tokenizer import has_tokenizer, load_tokenizer
 from runners.warm_up import reachable_buckets
@@ -22,8 +24,9 @@ class LLM(EngineLLM):
     settings: overrides as on the command line of runners/infer.py (``["model.path=DIR", "dtype=bfloat16"]``), of which
     those of the model count; or resolved settings. tokenizer: None: the checkpoint's own, where it has one; without
     any, prompts are lists of token ids. check: as for `load_model`. Weights are read, and steps compiled, when they
-    are first needed or by `warm_up`. `close` (or leaving a `with` block) gives back the checkpoint's files. Raises
-    UserError.
+    are first needed or by `warm_up`. With world_size above 1 this process leads the other ranks, which it starts, or
+    which a launcher has started (`on_ranks`). `close` (or leaving a `with` block) ends the ranks that it started and
+    gives back the checkpoint's files. Raises UserError.
     """
 
     def __init__(
@@ -36,9 +39,12 @@ class LLM(EngineLLM):
         if tokenizer is None and directory is not None and has_tokenizer(directory):
             tokenizer = load_tokenizer(directory, config)
         with ExitStack() as resources:
+            if needs_followers(settings):
+                resources.enter_context(lead_followers(settings))
             self.loaded = load_model(settings, resources, check)
             super().__init__(self.loaded.model, tokenizer, config.eos_token_ids, config.vocab_size)
-            self._resources = resources.pop_all()
+            # Also at the end of the program, before what the other ranks' end needs is torn down.
+            self._close = weakref.finalize(self, resources.pop_all().close)
 
     def warm_up(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> None:
         """Load the weights and compile every step that answering `prompts` (token ids) on a fresh engine can need."""
@@ -47,7 +53,7 @@ class LLM(EngineLLM):
 
     def close(self) -> None:
         """Give back the checkpoint's files; no step that needs further weights can be compiled afterwards."""
-        self._resources.close()
+        self._close()
 
     def __enter__(self) -> LLM:
         return self

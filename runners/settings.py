@@ -129,16 +129,6 @@ def require_torchair(settings: ModelSettings) -> None:
         )
 
 
-def one_device(settings: ModelSettings) -> ModelSettings:
-    """The settings, which must not ask for several devices: scoring runs on one. Raises UserError."""
-    if settings.world_size != 1:
-        raise UserError(
-            f"world_size is {settings.world_size}; log-probabilities of given tokens are computed on one device in "
-            "this version. Leave world_size=1."
-        )
-    return settings
-
-
 def default_cache_dir() -> Path:
     """graph_gemma in the user's cache directory (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -62,11 +62,11 @@ def run_side(side: Side, texts: Texts, max_new_tokens: int, path: Path) -> tuple
 
 def _compute(side: Side, texts: Texts, max_new_tokens: int, path: Path) -> tuple[Texts, Outcome]:
     from runners.entry import compose
-    from runners.settings import one_device, resolve_settings
+    from runners.settings import resolve_settings
 
     # The error of a side must not look like the other's.
     try:
-        settings = one_device(resolve_settings(compose("infer", side.overrides)))
+        settings = resolve_settings(compose("infer", side.overrides))
         compute = _with_transformers if side.peer else _with_engine
         texts, answers, rows = compute(settings, texts, max_new_tokens)
     except UserError as error:

@@ -25,6 +25,7 @@ from runners.settings import ModelSettings
 # its own, and one message is printed, not one per rank.
 _PATIENCE_S = 5.0
 _PR_SET_PDEATHSIG = 1
+READY = "ready"  # in the store: how many ranks have their device
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,42 @@ def find_place() -> Place | None:
 
 
 @contextlib.contextmanager
-def join(settings: ModelSettings, place: Place) -> Iterator[None]:
-    """Form the process group of all ranks and check that they were started with the same settings.
+def join(settings: ModelSettings, place: Place, store: dist.Store | None = None) -> Iterator[None]:
+    """Form the process group in a process that is a rank and nothing else, which ends with its launcher.
 
-    The launcher stands at MASTER_ADDR and MASTER_PORT. Host arrays travel over gloo, the graphs' collectives over the
-    device's own library. Inside the block an error is raised by the rank whose fault it is, and names it.
+    Inside the block an error is raised by the rank whose fault it is, and names it.
     """
     _end_with_the_launcher()
     with contextlib.ExitStack() as stack:
         if place.rank:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         stack.enter_context(_named_errors(place.rank))
-        dist.init_process_group(_prepare_device(settings, place), timeout=timedelta(seconds=settings.ranks.timeout))
+        stack.enter_context(process_group(settings, place, store))
+        yield
+
+
+@contextlib.contextmanager
+def process_group(settings: ModelSettings, place: Place, store: dist.Store | None = None) -> Iterator[None]:
+    """Form the process group of all ranks and check that they were started with the same settings.
+
+    store: where they meet; None: the launcher stands at MASTER_ADDR and MASTER_PORT. Host arrays travel over gloo, the
+    graphs' collectives over the device's own library. Raises UserError.
+    """
+    backend = _prepare_device(settings, place)
+    if store is not None and place.rank:
+        store.add(READY, 1)
+    timeout = timedelta(seconds=settings.ranks.timeout)
+    dist.init_process_group(
+        backend,
+        timeout=timeout,
+        world_size=place.world_size,
+        rank=place.rank,
+        store=store,
+    )
+    try:
         _check_agreement(settings, place)
         yield
+    finally:
         dist.destroy_process_group()
 
 
@@ -131,14 +154,14 @@ def _named_errors(rank: int) -> Iterator[None]:
         time.sleep(_PATIENCE_S)  # an error that all ranks have is told by rank 0
         raise UserError(f"rank {rank}: {error}") from error
     except Exception as error:
-        if not _is_lost_contact(error):
+        if not is_lost_contact(error):
             raise
         time.sleep(_PATIENCE_S)
         print(f"error: rank {rank} lost contact with another rank: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _is_lost_contact(error: BaseException | None) -> bool:
+def is_lost_contact(error: BaseException | None) -> bool:
     """Whether a collective failed; gloo raises plain RuntimeErrors."""
     text = str(error).lower()
     return isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "connection closed by peer"))

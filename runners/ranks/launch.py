@@ -9,7 +9,6 @@ import socket
 import sys
 import tempfile
 import uuid
-from typing import TYPE_CHECKING
 
 from torch.distributed.elastic.agent.server.api import SignalException
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -18,9 +17,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from graph_model.errors import UserError
 from runners.settings import ModelSettings
-
-if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 _SHUTDOWN_S = 5  # from SIGTERM to SIGKILL
 
@@ -32,12 +28,10 @@ def start_ranks(settings: ModelSettings) -> None:
     (a UserError), and this process ends with 2 as well; otherwise it says which rank failed and ends with 1.
     Raises UserError if the port is in use, KeyboardInterrupt when interrupted, with all ranks ended.
     """
-    port = _port(settings)
+    port = find_port(settings)
     # The agent's warnings and tracebacks say less than the message below.
     logging.disable(logging.CRITICAL)
-    # As torchrun does, but with the machine's cores shared among the ranks.
-    threads = max(1, len(os.sched_getaffinity(0)) // settings.world_size) if hasattr(os, "sched_getaffinity") else 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(settings.world_size)))
     with tempfile.TemporaryDirectory(prefix="graph_gemma_ranks_") as log_dir:
         config = LaunchConfig(
             min_nodes=1,
@@ -58,7 +52,8 @@ def start_ranks(settings: ModelSettings) -> None:
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             if failure.exitcode != 2:
-                print(f"error: {_describe(rank, failure)}", file=sys.stderr)
+                what = describe_end(rank, failure.pid, failure.exitcode)
+                print(f"error: {what} Finished requests are in output_file, if one was given.", file=sys.stderr)
             sys.exit(2 if failure.exitcode == 2 else 1)
         except SignalException as error:
             if error.sigval == signal.SIGINT:
@@ -66,18 +61,18 @@ def start_ranks(settings: ModelSettings) -> None:
             sys.exit(128 + error.sigval)
 
 
-def _describe(rank: int, failure: ProcessFailure) -> str:
-    if failure.exitcode < 0:
-        how = f"was ended by {signal.Signals(-failure.exitcode).name}"
-    else:
-        how = f"ended with status {failure.exitcode}"
-    return (
-        f"rank {rank} (process {failure.pid}) {how}, so all ranks were ended. The requests that were finished are in "
-        "output_file, if one was given."
-    )
+def describe_end(rank: int, process: int, exitcode: int) -> str:
+    """What became of a rank whose end ended all."""
+    how = f"was ended by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with status {exitcode}"
+    return f"rank {rank} (process {process}) {how}, so all ranks were ended."
 
 
-def _port(settings: ModelSettings) -> int:
+def threads_per_rank(world_size: int) -> int:
+    """The machine's cores shared among the ranks; torchrun gives each one."""
+    return max(1, len(os.sched_getaffinity(0)) // world_size) if hasattr(os, "sched_getaffinity") else 1
+
+
+def find_port(settings: ModelSettings) -> int:
     """The port where the ranks meet; a free one if the setting is null. Raises UserError if it is in use."""
     address, port = settings.ranks.master_address, settings.ranks.master_port
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:

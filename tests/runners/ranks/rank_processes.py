@@ -86,7 +86,12 @@ def end(process: subprocess.Popen[str], pids: dict[int, int], number: signal.Sig
     started = time.monotonic()
     os.kill(victim, number)
     _, errors = process.communicate(timeout=60)
+    wait_until_ended(pids)
+    return errors, time.monotonic() - started
+
+
+def wait_until_ended(pids: dict[int, int]) -> None:
+    started = time.monotonic()
     while any(map(is_alive, pids.values())):
         assert time.monotonic() - started < 60, "a rank was left behind"
         time.sleep(0.05)
-    return errors, time.monotonic() - started
