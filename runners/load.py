@@ -115,8 +115,8 @@ def _shard(settings: ModelSettings) -> Shard:
         return WHOLE
     if not dist.is_initialized():
         raise UserError(
-            f"world_size is {settings.world_size}, and this process is not one of its ranks. Run one of the commands "
-            "in runners/, which start them, or keep world_size=1."
+            f"world_size is {settings.world_size}, and this process is not one of its ranks. A command in runners/ "
+            "starts them, and so does LLM where no launcher has; under torchrun, load the model within on_ranks."
         )
     return Shard(dist.get_rank(), dist.get_world_size())
 

@@ -22,6 +22,7 @@ from graph_model.shard import Shard
 from runners.engine.sampling_params import SamplingParams
 from runners.entry import compose
 from runners.llm import LLM
+from runners.load import load_model
 from runners.ranks import on_ranks
 from runners.ranks.group import Place, _check_agreement, _device_index
 from runners.settings import ModelSettings, RankSettings, check_place, resolve_settings
@@ -211,6 +212,6 @@ def test_ranks_default_to_port_20030(checkpoint: Path) -> None:
 
 
 def test_a_model_for_several_ranks_is_not_loaded_by_one(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="this process is not one of its ranks"):
-        LLM(settings(checkpoint, f"cache_dir={tmp_path}"))
+    with pytest.raises(UserError, match="this process is not one of its ranks"), contextlib.ExitStack() as resources:
+        load_model(settings(checkpoint, f"cache_dir={tmp_path}"), resources)
     assert not torch.distributed.is_initialized()
