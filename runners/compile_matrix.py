@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from runners.entry import main
 if TYPE_CHECKING:
     from graph_model.ascend.rank_graph import RankSummary
 
+_FLOAT = "none"
 _HEADER = (
-    "| model | dtype | world size | compiles | nodes per layer | all-reduces | other collectives | weights, GB |"
+    "| model | dtype | quantised | world size | compiles | nodes per layer | all-reduces | other collectives | weights, GB |"
     " KV tokens that fit | ms per token (estimate) |"
 )
 
@@ -30,7 +32,7 @@ def compile_matrix(settings: Any) -> None:
     register_kernels()
     print(f"{soc.product} ({soc.cann_name}), batch {settings.batch_size}, context {settings.context}\n")
     print(_HEADER)
-    print("|---|---|" + "---:|" * 8, flush=True)
+    print("|---|---|---|" + "---:|" * 8, flush=True)
     for row in rows(settings):
         print(row, flush=True)
 
@@ -41,40 +43,47 @@ def rows(settings: Any) -> Iterator[str]:
     from graph_model.ascend.soc import find_soc
     from graph_model.config import DTYPES
     from graph_model.errors import UserError
+    from graph_model.quantisation import SCHEMES
     from runners.settings import NAMED_CONFIGS
 
     soc = find_soc(settings.soc)
-    for name, values, known in (("models", settings.models, NAMED_CONFIGS), ("dtypes", settings.dtypes, DTYPES)):
-        unknown = [value for value in values if value not in known]
+    known = {"models": NAMED_CONFIGS, "dtypes": DTYPES, "schemes": (_FLOAT, *SCHEMES)}
+    for name, names in known.items():
+        unknown = [value for value in settings[name] if value not in names]
         if unknown:
-            raise UserError(f"{name}: {unknown[0]!r} is not known; it must be one of {', '.join(known)}.")
-    for model in settings.models:
-        for dtype in (dtype for dtype in settings.dtypes if dtype in soc.dtypes):
-            for world_size in settings.world_sizes:
-                decode, _ = (summarise(settings, model, dtype, world_size, phase) for phase in ("decode", "prefill"))
-                reduces, others = collective_counts(decode)
-                yield (
-                    f"| {model} | {dtype} | {world_size} | decode, prefill | {decode.nodes_per_layer} | {reduces} | "
-                    f"{others} | {decode.weight_bytes / 1e9:.2f} | "
-                    f"{decode.kv_tokens(soc, settings.memory_fraction):,} | {decode.seconds * 1e3:.2f} |"
-                )
+            raise UserError(f"{name}: {unknown[0]!r} is not known; it must be one of {', '.join(names)}.")
+    dtypes = [dtype for dtype in settings.dtypes if dtype in soc.dtypes]
+    for case in itertools.product(settings.models, dtypes, settings.schemes, settings.world_sizes):
+        decode, _ = (summarise(settings, *case, phase) for phase in ("decode", "prefill"))
+        reduces, others = collective_counts(decode)
+        yield (
+            f"| {' | '.join(map(str, case))} | decode, prefill | {decode.nodes_per_layer} | {reduces} | {others} | "
+            f"{decode.weight_bytes / 1e9:.2f} | {decode.kv_tokens(soc, settings.memory_fraction):,} | "
+            f"{decode.seconds * 1e3:.2f} |"
+        )
 
 
-def summarise(settings: Any, model: str, dtype: str, world_size: int, phase: str) -> RankSummary:
+def summarise(settings: Any, model: str, dtype: str, scheme: str, world_size: int, phase: str) -> RankSummary:
     """What the step of the last rank costs."""
     import torch
 
     from graph_model.ascend.rank_graph import summarise_rank
-    from graph_model.ascend.soc import find_soc
+    from graph_model.ascend.soc import check_quantisation, find_soc
     from graph_model.backends.torchair import AscendOptions, kernel_passes
     from graph_model.bucket import Bucket
     from graph_model.graph import Pages
+    from graph_model.quantisation import Quantisation, select_linears
     from graph_model.shard import Shard, check_world_size
     from passes.manager import build_passes
     from runners.settings import NAMED_CONFIGS
 
     soc, config = find_soc(settings.soc), NAMED_CONFIGS[model]
     check_world_size(config, world_size)
+    quantisation = None
+    if scheme != _FLOAT:
+        linears = select_linears(config, settings.keep_float, "keep_float")
+        quantisation = Quantisation(scheme, linears, stored=scheme == "w8a8")  # type: ignore[arg-type]
+        check_quantisation(soc, quantisation, config.vocab_size)
     shard = Shard(world_size - 1, world_size)
     width = -(-settings.context // settings.block_size)
     if phase == "decode":
@@ -83,7 +92,7 @@ def summarise(settings: Any, model: str, dtype: str, world_size: int, phase: str
         bucket = Bucket("prefill", 1, settings.prefill_tokens, 0)
     passes = (*build_passes(settings.passes, shard), *kernel_passes(AscendOptions(soc, "exact")))
     pages = Pages(width * settings.batch_size + 1, settings.block_size)
-    return summarise_rank(config, soc, getattr(torch, dtype), bucket, pages, passes, shard)
+    return summarise_rank(config, soc, getattr(torch, dtype), bucket, pages, passes, shard, quantisation)
 
 
 if __name__ == "__main__":

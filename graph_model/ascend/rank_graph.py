@@ -21,6 +21,7 @@ from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GemmaConfig
 from graph_model.graph import ModelGraph, Pages
+from graph_model.quantisation import Quantisation, linear_paths
 from graph_model.shard import Shard
 from passes.contract import Pass
 from passes.manager import run_passes
@@ -56,14 +57,18 @@ def summarise_rank(
     pages: Pages,
     passes: Sequence[Pass],
     shard: Shard,
+    quantisation: Quantisation | None = None,
 ) -> RankSummary:
     """Lower a rank's step, check that the chip takes it, and sum up what it costs.
 
-    passes: all of them, built for `shard`. torch_npu must be loaded for `soc`, with no process group in existence.
-    Raises GeGraphError or UserError if the chip does not take the graph.
+    passes: all of them, built for `shard`. quantisation: of the whole model; all layers are taken to be quantised as
+    the first ones. torch_npu must be loaded for `soc`, with no process group in existence. Raises GeGraphError or
+    UserError if the chip does not take the graph.
     """
-    steps = [measure_rank(replace(config, num_hidden_layers=n), soc, dtype, bucket, pages, passes, shard) for n in _FEW]
-    fewer, more = steps
+    fewer, more = (
+        measure_rank(few, soc, dtype, bucket, pages, passes, shard, _of_layers(quantisation, few))
+        for few in (replace(config, num_hidden_layers=count) for count in _FEW)
+    )
     rest = config.num_hidden_layers - _FEW[1]
     per_layer = Counter(more.collectives) - Counter(fewer.collectives)
     total = Counter(more.collectives) + Counter({name: count * rest for name, count in per_layer.items()})
@@ -96,10 +101,11 @@ def measure_rank(
     pages: Pages,
     passes: Sequence[Pass],
     shard: Shard,
+    quantisation: Quantisation | None = None,
 ) -> RankStep:
     """Lower the rank's graph of `config` as it is; arguments and errors as of `summarise_rank`."""
     with fake_group(shard):
-        graph = capture(config, bucket, pages, dtype)
+        graph = capture(config, bucket, pages, dtype, quantisation)
         run_passes(graph, passes)
         lowered = lower(graph).graph
     check_graph(lowered, soc)
@@ -138,6 +144,14 @@ def collective_counts(summary: RankSummary) -> tuple[int, int]:
 def collectives(graph: GeGraph) -> Counter[str]:
     """The graph's collectives, by type."""
     return Counter(node.type for node in graph.nodes if node.type.startswith("Hcom"))
+
+
+def _of_layers(quantisation: Quantisation | None, config: GemmaConfig) -> Quantisation | None:
+    """What is quantised of a model that has fewer layers."""
+    if quantisation is None:
+        return None
+    present = set(linear_paths(config))
+    return replace(quantisation, linears=tuple(path for path in quantisation.linears if path in present))
 
 
 def _kv_bytes(graph: ModelGraph) -> int:
