@@ -142,10 +142,10 @@ def _stack_sums(
     logits = logits.float()
     local, inside = _local(ids, rank, logits.shape[-1])
     chosen = torch.where(inside[..., None], logits.gather(-1, local[..., None]), 0.0)
-    maximum = logits.amax(-1, keepdim=True)
+    maximum = logits.max(-1, keepdim=True).values
     total = (logits - maximum).exp().sum(-1, keepdim=True)
     gathered = stack_ranks(torch.cat((chosen, maximum, total, *more), -1), world_size)  # [world_size, ..., 3 + more]
-    best = gathered[..., 1].amax(0)
+    best = gathered[..., 1].max(0).values
     log_total = best + (gathered[..., 2] * (gathered[..., 1] - best).exp()).sum(0).log()
     return gathered[..., 0].sum(0) - log_total, log_total, gathered[..., 3:]
 
