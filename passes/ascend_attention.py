@@ -31,7 +31,7 @@ class AscendAttention(Pass):
     removes: ClassVar[tuple[object, ...]] = (ops.paged_attention,)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(ops.paged_attention)
+        return graph.calls(*self.removes)
 
     def expected_matches(self, graph: ModelGraph) -> int:
         return graph.config.num_hidden_layers
@@ -74,6 +74,9 @@ class AscendFusedAttention(AscendAttention):
         "aten.index_select",
     )
 
+    def applies(self, graph: ModelGraph) -> bool:
+        return graph.quantisation is None or not graph.quantisation.kv8
+
     def write_cache(self, attention: Attention) -> None:
         slots = attention.shared("slots", lambda at: attention.call(aten.reshape.default, attention.slots, [-1], at=at))
         tokens = [-1, attention.kv_heads, attention.head_dim]
@@ -82,35 +85,37 @@ class AscendFusedAttention(AscendAttention):
         attention.call(torch.ops.npu.npu_scatter_pa_kv_cache.default, key, value, *caches, slots, cache_mode="Norm")
 
     def attend(self, attention: Attention, choice: AttentionChoice) -> fx.Node:
-        options: dict[str, Any] = {"actual_seq_lengths_kv": attention.context_lens}
         if attention.block_table is None:
             key, value = attention.key, attention.value
-            options["actual_seq_lengths_kv"] = attention.query_lens
-        elif choice.paged:
-            key, value = (attention.blocks(cache) for cache in (attention.key_cache, attention.value_cache))
-            table = attention.block_table
-            options["block_table"] = attention.shared(
-                "table", lambda at: attention.call(aten.to.dtype, table, torch.int32, at=at)
-            )
-            options["block_size"] = attention.block_size
         else:
-            key, value = (attention.gathered(cache) for cache in (attention.key_cache, attention.value_cache))
-        if attention.graph.bucket.phase != "decode":
-            options["atten_mask"] = causal_mask(attention.graph)
-            options["actual_seq_lengths"] = attention.query_lens
-            options["sparse_mode"] = 3
-        result = attention.call(
-            torch.ops.air.npu_fused_infer_attention_score.default,
-            attention.query,
-            key,
-            value,
-            **options,
-            num_heads=attention.heads,
-            num_key_value_heads=attention.kv_heads,
-            scale=attention.scale,
-            input_layout="BSND",
-        )
-        return attention.call(operator.getitem, result, 0)
+            view = attention.blocks if choice.paged else attention.gathered
+            key, value = (view(cache) for cache in (attention.key_cache, attention.value_cache))
+        return fused_infer_attention(attention, key, value, choice.paged)
+
+
+def fused_infer_attention(attention: Attention, key: fx.Node, value: fx.Node, paged: bool, **options: Any) -> fx.Node:
+    """FusedInferAttentionScore of the query over keys and values in BSND, or over caches through the block table."""
+    a = attention
+    options["actual_seq_lengths_kv"] = a.query_lens if a.block_table is None else a.context_lens
+    if paged:
+        options["block_table"] = a.shared("table", lambda at: a.call(aten.to.dtype, a.block_table, torch.int32, at=at))
+        options["block_size"] = a.block_size
+    if a.graph.bucket.phase != "decode":
+        options["atten_mask"] = causal_mask(a.graph)
+        options["actual_seq_lengths"] = a.query_lens
+        options["sparse_mode"] = 3
+    result = a.call(
+        torch.ops.air.npu_fused_infer_attention_score.default,
+        a.query,
+        key,
+        value,
+        **options,
+        num_heads=a.heads,
+        num_key_value_heads=a.kv_heads,
+        scale=a.scale,
+        input_layout="BSND",
+    )
+    return a.call(operator.getitem, result, 0)
 
 
 def attention_choice(graph: ModelGraph, soc: Soc) -> AttentionChoice:
@@ -124,6 +129,7 @@ def attention_choice(graph: ModelGraph, soc: Soc) -> AttentionChoice:
         graph.shard.kv_heads(config),
         config.head_dim,
         bucket.batch,
+        int8_cache=graph.quantisation is not None and graph.quantisation.kv8,
     )
 
 
@@ -133,15 +139,17 @@ def causal_mask(graph: ModelGraph) -> fx.Node:
 
 
 class Attention:
-    """The operands of one canonical attention, and shorthands for what replaces it."""
+    """The operands of one canonical attention, and shorthands for what replaces it.
+
+    scales: of the keys' and of the values' cache, where they are int8.
+    """
 
     def __init__(self, graph: ModelGraph, node: fx.Node) -> None:
         self.graph = graph
         self.node = node
-        self.query, self.key, self.value, self.key_cache, self.value_cache, self.slots = (
-            operand(node, index) for index in range(6)
-        )
-        self.query_lens, self.context_lens, self.block_table, scale = node.args[6:]
+        operands = [operand(node, index) for index in range(len(node.args) - 4)]
+        self.query, self.key, self.value, self.key_cache, self.value_cache, *self.scales, self.slots = operands
+        self.query_lens, self.context_lens, self.block_table, scale = node.args[-4:]
         assert isinstance(scale, float)
         self.scale = scale
         self.batch, self.tokens, self.heads, self.head_dim = self.query.meta["val"].shape
@@ -173,8 +181,12 @@ class Attention:
 
     def gathered(self, cache: fx.Node) -> fx.Node:
         """The keys or values of each row's blocks, [batch, width * block_size, kv_heads, head_dim]."""
+        blocks = self.gathered_blocks(cache)
+        return self.call(aten.reshape.default, blocks, [self.batch, -1, self.kv_heads, self.head_dim])
+
+    def gathered_blocks(self, blocks: fx.Node) -> fx.Node:
+        """What `blocks`, [num_blocks, ...], holds for the entries of the block table, [batch * width, ...]."""
         table = self.block_table
         assert isinstance(table, fx.Node)
         flat = self.shared("flat table", lambda at: self.call(aten.reshape.default, table, [-1], at=at))
-        blocks = self.call(aten.index_select.default, cache, 0, flat)
-        return self.call(aten.reshape.default, blocks, [self.batch, -1, self.kv_heads, self.head_dim])
+        return self.call(aten.index_select.default, blocks, 0, flat)

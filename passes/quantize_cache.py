@@ -46,7 +46,8 @@ class QuantizeCache(Pass):
             shape = cache.meta["val"].shape
             with graph.fake_mode:
                 cache.meta["val"] = torch.empty(shape, dtype=torch.int8)
-                fake = torch.empty(shape[:-1], dtype=torch.float32)
+                blocks, block_size, heads, _ = shape
+                fake = torch.empty((blocks, heads, block_size), dtype=torch.float32)
             scales.append(graph.add_placeholder(cache.name.replace("cache", "scales"), "cache", fake))
         before, behind = candidate.args[: _CACHES.stop], candidate.args[_CACHES.stop :]
         result = graph.insert(ops.paged_attention_int8, *before, *scales, *behind, at=candidate)
@@ -56,4 +57,4 @@ class QuantizeCache(Pass):
     def earlier_caches(self, caches: list[Tensor], count: int) -> list[Tensor]:
         """Caches come first, then their scales, both in the layers' order."""
         pairs = zip(caches[:count], caches[count:], strict=True)
-        return [cache.float() * scales[..., None] for cache, scales in pairs]
+        return [cache.float() * scales.mT[..., None] for cache, scales in pairs]

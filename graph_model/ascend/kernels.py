@@ -183,13 +183,23 @@ def _fused_infer_attention_score(
     input_layout: str = "BSH",
     sparse_mode: int = 0,
     block_size: int = 0,
+    key_antiquant_scale: Tensor | None = None,
+    value_antiquant_scale: Tensor | None = None,
+    key_antiquant_mode: int = 0,
+    value_antiquant_mode: int = 0,
 ) -> tuple[Tensor, Tensor]:
     assert input_layout == "BSND"
     batch, tokens = query.shape[:2]
     if block_table is not None:
         assert key.shape[1] == block_size
-        key, value = (cache[block_table.long()].flatten(1, 2).unflatten(-1, (num_key_value_heads, -1))
-                      for cache in (key, value))  # fmt: skip
+        table = block_table.long()
+        key, value = (cache[table].flatten(1, 2).unflatten(-1, (num_key_value_heads, -1)) for cache in (key, value))
+        if key_antiquant_scale is not None and value_antiquant_scale is not None:
+            assert key_antiquant_mode == value_antiquant_mode == 5
+            scales = (key_antiquant_scale, value_antiquant_scale)
+            factors = (by_head[table].transpose(2, 3).flatten(1, 2)[..., None] for by_head in scales)
+            pairs = zip((key, value), factors, strict=True)
+            key, value = ((x.float() * factor).to(query.dtype) for x, factor in pairs)
     kv_lens = _or_full(actual_seq_lengths_kv, batch, key.shape[1])
     q_lens = _or_full(actual_seq_lengths, batch, tokens)
     keys = torch.arange(key.shape[1])

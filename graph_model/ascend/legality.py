@@ -41,12 +41,14 @@ def _fused_infer(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
     _present(soc.fused_infer_attention)
     query = _shape(inputs, "query")
     layout = node.attrs.get("input_layout", "BSH")
-    _head_dim(query, layout, node.attrs["num_heads"], soc)
+    head_dim = _head_dim(query, layout, node.attrs["num_heads"], soc)
     if "block_table" in inputs:
         tokens = query[2 if layout == "BNSD" else 1]
         int8 = inputs["key0"].dtype is torch.int8
         if int8 and tokens > 1:
             raise GeGraphError("a paged int8 cache serves one query token only")
+        if int8 and head_dim % tables.INT8_HEAD_DIM_ALIGNMENT:
+            raise GeGraphError(f"head_dim {head_dim}; with an int8 cache it is a multiple of 32")
         tables.check_block_size(soc, node.attrs["block_size"], query_tokens=tokens, int8_cache=int8)
 
 

@@ -101,6 +101,7 @@ SOCS = {soc.name: soc for soc in (ATLAS_800I_A2, ATLAS_800I_A2_910B4, ATLAS_300I
 # Limits that no chip exceeds.
 MAX_BLOCK_SIZE = 512
 HEAD_DIM_ALIGNMENT = 16
+INT8_HEAD_DIM_ALIGNMENT = 32  # with an int8 cache
 GROUPED_HEAD_DIM_310P = 128  # IncreFlashAttention with grouped heads on the 310P
 MAX_ROWS_310P = 256  # batch of IncreFlashAttention on the 310P
 MAX_QUANTISED_SIZE = 65535  # last dimensions of a quantised matrix product
@@ -166,12 +167,19 @@ class AttentionChoice:
 
 
 def choose_attention(
-    soc: Soc, phase: Phase, block_size: int, heads: int, kv_heads: int, head_dim: int, batch: int
+    soc: Soc,
+    phase: Phase,
+    block_size: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    batch: int,
+    int8_cache: bool = False,
 ) -> AttentionChoice:
     """The attention op of a step; heads are those of one rank. Raises UserError where there is none."""
-    check_block_size(soc, block_size)
+    check_block_size(soc, block_size, int8_cache=int8_cache)
     if soc.fused_infer_attention:
-        return _choose_fused_infer(soc, phase, block_size)
+        return _choose_fused_infer(soc, phase, block_size, int8_cache)
     group = heads // kv_heads
     if phase != "decode":
         gathered = phase == "extend"
@@ -206,12 +214,15 @@ def choose_attention(
     )
 
 
-def _choose_fused_infer(soc: Soc, phase: Phase, block_size: int) -> AttentionChoice:
+def _choose_fused_infer(soc: Soc, phase: Phase, block_size: int, int8_cache: bool) -> AttentionChoice:
     op = "FusedInferAttentionScore"
     if phase == "prefill":
         return AttentionChoice(op, False, 1, 1, "unpaged, over the chunk's fresh keys and values")
     if phase == "decode":
-        return AttentionChoice(op, True, 1, 1, f"paged, block_size {block_size}")
+        return AttentionChoice(op, True, 1, 1, f"paged, block_size {block_size}{', int8 cache' if int8_cache else ''}")
+    if int8_cache:
+        reason = "an int8 cache serves one query token only: the cached blocks are gathered and dequantised first"
+        return AttentionChoice(op, False, 1, 3, reason)
     try:
         check_block_size(soc, block_size, query_tokens=2)
     except UserError:
@@ -249,13 +260,21 @@ def check_quantised_matmul(soc: Soc, in_features: int, out_features: int, transp
         )
 
 
-def check_quantisation(soc: Soc, quantisation: Quantisation, vocab_size: int) -> None:
+def check_quantisation(soc: Soc, quantisation: Quantisation, vocab_size: int, head_dim: int, block_size: int) -> None:
     """Raise UserError if the chip cannot run a model that is quantised in this way."""
     if quantisation.kv8:
-        raise UserError(
-            f"soc={soc.name}: quant.kv8, an int8 cache with a scale per token and head, is not lowered to this chip. "
-            "Leave quant.kv8=false."
-        )
+        if not (soc.fused_infer_attention and soc.dynamic_quant):
+            raise UserError(
+                f"soc={soc.name}: quant.kv8, an int8 cache with a scale per token and head, needs "
+                f"FusedInferAttentionScore and DynamicQuant, which the {soc.product} does not have. "
+                "Leave quant.kv8=false."
+            )
+        if head_dim % INT8_HEAD_DIM_ALIGNMENT:
+            raise UserError(
+                f"soc={soc.name}: head_dim is {head_dim}; with quant.kv8 it must be a multiple of "
+                f"{INT8_HEAD_DIM_ALIGNMENT}. Leave quant.kv8=false."
+            )
+        check_block_size(soc, block_size, int8_cache=True)
     if quantisation.scheme == "w8a8_dynamic" and not soc.dynamic_quant:
         raise UserError(
             f"soc={soc.name}: quantisation w8a8_dynamic needs DynamicQuant, which the {soc.product} is not known to "

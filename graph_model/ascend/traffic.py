@@ -154,7 +154,7 @@ _UPDATES = {"ScatterPaKvCache": ("key", "value"), "ScatterNdUpdate": ("updates",
 
 def _attention(node: Node, operands: Operands, context_length: int | None) -> Work:
     """Keys and values are read once per row, up to its context; a causal mask hides half of a chunk from itself."""
-    query, key, value = operands["query"], operands["key"], operands["value"]
+    query, key = operands["query"], operands["key"]
     assert query.shape is not None
     assert key.shape is not None
     heads_first = node.attrs.get("input_layout", "BSH") == "BNSD"
@@ -171,9 +171,10 @@ def _attention(node: Node, operands: Operands, context_length: int | None) -> Wo
         held = rows * capacity
     knows_lengths = any(name in operands for name in ("actual_seq_lengths_kv", "actual_seq_lengths"))
     context = min(context_length, capacity) if context_length is not None and knows_lengths else capacity
-    cache_bytes = (byte_count(key) + byte_count(value)) * rows * context // held
+    of_cache = ("key", "key0", "value", "value0", "key_antiquant_scale", "value_antiquant_scale")
+    cache_bytes = sum(byte_count(operands[name]) for name in of_cache if name in operands) * rows * context // held
 
-    read = operands.bytes_read("key", "key0", "value", "value0", "atten_mask") + cache_bytes
+    read = operands.bytes_read(*of_cache, "atten_mask") + cache_bytes
     hidden = 0
     if "atten_mask" in operands:
         mask = byte_count(operands["atten_mask"])

@@ -22,6 +22,7 @@ from graph_model.graph import ModelGraph
 from passes.ascend_attention import AscendFusedAttention, attention_choice
 from passes.ascend_flat_attention import AscendFlatAttention
 from passes.ascend_geglu import AscendGeGlu
+from passes.ascend_int8_attention import AscendInt8Attention
 from passes.ascend_last_token import AscendLastToken
 from passes.ascend_linear import AscendLinear
 from passes.ascend_norm import AscendNormExact, AscendNormFused
@@ -46,13 +47,19 @@ def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
     soc = options.soc
     return (
         AscendQuant(),
-        AscendFusedAttention(soc) if soc.fused_infer_attention else AscendFlatAttention(soc),
+        *_attention_passes(soc),
         AscendNormFused() if options.norm == "fused" else AscendNormExact(soc),
         AscendRotary(soc),
         AscendGeGlu(),
         AscendLinear(),
         AscendLastToken(),
     )
+
+
+def _attention_passes(soc: Soc) -> tuple[Pass, ...]:
+    if soc.fused_infer_attention:
+        return AscendFusedAttention(soc), AscendInt8Attention(soc)
+    return (AscendFlatAttention(soc),)
 
 
 class TorchairBackend:

@@ -68,17 +68,18 @@ def paged_attention_int8(
 ) -> Tensor:
     """paged_attention with caches of int8, quantised as quantise_rows does: a scale for each token and head.
 
-    key_scales, value_scales [num_blocks, block_size, kv_heads] float32, written in place like the caches. Attention
-    computes on dequantised keys and values, in the query's dtype; without a block table on the new ones as they are.
+    key_scales, value_scales [num_blocks, kv_heads, block_size] float32, as FusedInferAttentionScore takes them;
+    written in place like the caches. Attention computes on dequantised keys and values, in the query's dtype; without
+    a block table on the new ones as they are.
     """
     slots = _slots(slot_mapping, key_cache)
     for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
         q, row_scales = torch.ops.gemma.quantise_rows(new)
         cache.index_put_(slots, q)
-        scales.index_put_(slots, row_scales)
+        scales.transpose(1, 2).index_put_(slots, row_scales)
     if block_table is not None:
         key, value = (
-            (cache[block_table].float() * scales[block_table].unsqueeze(-1)).to(query.dtype).flatten(1, 2)
+            (cache[block_table].float() * scales[block_table].mT.unsqueeze(-1)).to(query.dtype).flatten(1, 2)
             for cache, scales in ((key_cache, key_scales), (value_cache, value_scales))
         )
     return _attend_causally(query, key, value, query_lens, context_lens if block_table is not None else None, scale)

@@ -36,6 +36,7 @@ class StepCase:
     phase: str
     norm: str = "exact"
     scheme: str | None = None  # w8a8 is read from a quantised checkpoint, others are made when weights are loaded
+    kv8: bool = False
 
     @property
     def bucket(self) -> Bucket:
@@ -45,9 +46,9 @@ class StepCase:
     @property
     def quantisation(self) -> Quantisation | None:
         if self.scheme is None:
-            return None
+            return Quantisation(None, kv8=True) if self.kv8 else None
         linears = select_linears(self.config, ["down_proj", "lm_head"])
-        return Quantisation(self.scheme, linears, stored=self.scheme == "w8a8")  # type: ignore[arg-type]
+        return Quantisation(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)  # type: ignore[arg-type]
 
     def canonical(self) -> ModelGraph:
         """The graph before kernels are selected; it returns logits."""
@@ -92,10 +93,11 @@ def step_inputs(case: StepCase) -> dict[str, Tensor]:
 
 
 def filled_caches(case: StepCase, graph: ModelGraph, inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Random numbers where tokens of rows are, NaN everywhere else but in the scratch block."""
+    """Random numbers where tokens of rows are, NaN everywhere else but in the scratch block. int8: NaN as scale."""
     generator = torch.Generator().manual_seed(4)
     caches = []
-    for node in graph.placeholders("cache"):
+    placeholders = graph.placeholders("cache")
+    for node in placeholders[: len(placeholders) // (2 if case.kv8 else 1)]:
         cache = torch.full(node.meta["val"].shape, torch.nan)
         cache[0] = 0
         for row in range(2):
@@ -104,12 +106,17 @@ def filled_caches(case: StepCase, graph: ModelGraph, inputs: dict[str, Tensor]) 
             blocks[:length] = torch.randn(blocks[:length].shape, generator=generator)
             cache[inputs["block_table"][row]] = blocks.view(WIDTH, *cache.shape[1:])
         caches.append(cache.to(case.dtype))
-    return caches
+    if not case.kv8:
+        return caches
+    scales = [cache.float().abs().amax(-1) / 127 for cache in caches]
+    pairs = zip(caches, scales, strict=True)
+    rounded = [(cache / scale[..., None]).nan_to_num().round().to(torch.int8) for cache, scale in pairs]
+    return [*rounded, *(scale.mT.contiguous() for scale in scales)]
 
 
 @dataclass
 class StepResult:
-    """logits [2, vocab] of the rows that are no padding, the last row's, and the caches."""
+    """logits [2, vocab] of the rows that are no padding, the last row's, and what the caches hold."""
 
     logits: Tensor
     padding: Tensor
@@ -122,7 +129,7 @@ def run_on_cpu(graph: ModelGraph, case: StepCase, inputs: dict[str, Tensor], cac
     own = [cache.clone() for cache in caches]
     arguments = [*weights_of(graph, case), *own, *(inputs[node.name] for node in graph.placeholders("input"))]
     (logits,) = graph.module(*arguments)
-    return StepResult(logits[:2], logits[2], own)
+    return StepResult(logits[:2], logits[2], _contents(case, own))
 
 
 @torch.no_grad()
@@ -134,7 +141,16 @@ def run_lowered(
     arguments = [weight.to("npu") for weight in weights_of(graph, case)] + own
     arguments += [inputs[node.name].to("npu") for node in graph.placeholders("input")]
     logits = lowered.load(arguments)(*arguments)[0].cpu()
-    return StepResult(logits[:2], logits[2], [cache.cpu() for cache in own])
+    return StepResult(logits[:2], logits[2], _contents(case, [cache.cpu() for cache in own]))
+
+
+def _contents(case: StepCase, caches: list[Tensor]) -> list[Tensor]:
+    """Keys and values as numbers, NaN where none are."""
+    if not case.kv8:
+        return caches
+    layers = len(caches) // 2
+    pairs = zip(caches[:layers], caches[layers:], strict=True)
+    return [cache.float() * scales.mT[..., None] for cache, scales in pairs]
 
 
 def difference(expected: StepResult, found: StepResult) -> float:

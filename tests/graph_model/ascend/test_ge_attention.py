@@ -62,6 +62,76 @@ def test_paged_decode_at_block_boundaries(dtype: torch.dtype, heads: int, kv_hea
         close(out[row].unflatten(-1, (heads, DIM)), reference(q[row], keys[row], values[row]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("lengths", [[1, 32], [31, 33], [64, 96]])
+def test_paged_decode_on_an_int8_cache(dtype: torch.dtype, kv_heads: int, lengths: list[int]) -> None:
+    torch.manual_seed(7)
+    table = torch.tensor([[4, 0, 2], [5, 1, 3]], dtype=torch.int32)
+    q = torch.randn(2, 1, 4, DIM).to(dtype)
+    caches, scales, numbers = [], [], []
+    for _ in range(2):
+        rows = [torch.randint(-128, 128, (n, kv_heads, DIM), dtype=torch.int8) for n in lengths]
+        of_rows = [torch.rand(n, kv_heads) / 64 for n in lengths]
+        cache = torch.zeros(6, 32, kv_heads * DIM, dtype=torch.int8)
+        by_block = torch.full((6, kv_heads, 32), math.nan)
+        for row, (tokens, factors) in enumerate(zip(rows, of_rows, strict=True)):
+            for position, (token, factor) in enumerate(zip(tokens, factors, strict=True)):
+                block, place = table[row, position // 32], position % 32
+                cache[block, place] = token.flatten()
+                by_block[block, :, place] = factor
+        caches.append(cache)
+        scales.append(by_block)
+        numbers.append([tokens.double() * f[..., None] for tokens, f in zip(rows, of_rows, strict=True)])
+    out, _ = int8_decode(q, caches, scales, table, torch.tensor(lengths))
+    for row in range(2):
+        close(out[row], reference(q[row], numbers[0][row], numbers[1][row]))
+
+
+def int8_decode(
+    q: Tensor, caches: list[Tensor], scales: list[Tensor], table: Tensor | None, lengths: Tensor, mode: int = 5
+) -> tuple[Tensor, Tensor]:
+    return fused_infer_attention_score(
+        q,
+        [caches[0]],
+        [caches[1]],
+        actual_seq_lengths_kv=lengths,
+        block_table=table,
+        key_antiquant_scale=scales[0],
+        value_antiquant_scale=scales[1],
+        num_heads=q.shape[2],
+        num_key_value_heads=scales[0].shape[1],
+        scale=SCALE,
+        input_layout="BSND",
+        block_size=32,
+        key_antiquant_mode=mode,
+        value_antiquant_mode=mode,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": 3}, "antiquant modes"),
+        ({"q": torch.zeros(1, 2, 4, DIM).half()}, "one query token"),
+        ({"scales": [torch.ones(2, 1, 16)] * 2}, "mode 5 takes"),
+        ({"scales": [torch.ones(2, 1, 32).half()] * 2}, "antiquant_scale"),
+        ({"caches": [torch.zeros(2, 32, DIM).half()] * 2}, "int8"),
+    ],
+)
+def test_an_int8_cache_that_the_kernel_does_not_take_is_refused(change: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {
+        "q": torch.zeros(1, 1, 4, DIM).half(),
+        "caches": [torch.zeros(2, 32, DIM, dtype=torch.int8)] * 2,
+        "scales": [torch.ones(2, 1, 32)] * 2,
+        "table": torch.tensor([[1]], dtype=torch.int32),
+        "lengths": torch.tensor([5]),
+    }
+    int8_decode(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(GeGraphError, match=message):
+        int8_decode(**arguments | change)  # type: ignore[arg-type]
+
+
 def test_a_padded_chunk_after_earlier_context_equals_the_unpadded_one() -> None:
     torch.manual_seed(2)
     heads, kv_heads, block = 4, 2, 128

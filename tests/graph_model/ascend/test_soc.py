@@ -11,6 +11,7 @@ from graph_model.ascend.soc import (
     Soc,
     check_block_size,
     check_model,
+    check_quantisation,
     check_quantised_matmul,
     choose_attention,
     find_soc,
@@ -18,6 +19,7 @@ from graph_model.ascend.soc import (
     norm_op,
 )
 from graph_model.errors import UserError
+from graph_model.quantisation import Quantisation
 
 FIA, IFA, PFA = "FusedInferAttentionScore", "IncreFlashAttention", "PromptFlashAttention"
 GEMMA_2B, GEMMA_7B = (8, 1), (16, 16)  # query heads, key heads
@@ -79,6 +81,15 @@ def test_attention_on_the_a2(phase: str, block_size: int, paged: bool, passes: i
     assert (choice.op, choice.paged, choice.fold, choice.cache_passes) == (FIA, paged, 1, passes)
 
 
+@pytest.mark.parametrize("block_size", [64, 128])
+@pytest.mark.parametrize(
+    ("phase", "paged", "passes"), [("prefill", False, 1), ("extend", False, 3), ("decode", True, 1)]
+)
+def test_an_int8_cache_is_paged_in_decode_alone(phase: str, paged: bool, passes: int, block_size: int) -> None:
+    choice = choose_attention(ATLAS_800I_A2, phase, block_size, 8, 1, 256, batch=4, int8_cache=True)  # type: ignore[arg-type]
+    assert (choice.op, choice.paged, choice.cache_passes) == (FIA, paged, passes)
+
+
 @pytest.mark.parametrize(
     ("heads", "head_dim", "batch", "op", "fold"),
     [
@@ -118,6 +129,24 @@ def test_norms_and_rotary_by_chip() -> None:
     assert fused_rotary(ATLAS_800I_A2, 256)
     assert not fused_rotary(ATLAS_800I_A2, 48)
     assert not fused_rotary(ATLAS_300I_DUO, 256)
+
+
+@pytest.mark.parametrize(
+    ("soc", "quantisation", "changes", "message"),
+    [
+        (ATLAS_300I_DUO, Quantisation(None, kv8=True), {}, "FusedInferAttentionScore and DynamicQuant"),
+        (ATLAS_800I_A2, Quantisation(None, kv8=True), {"head_dim": 80}, "head_dim is 80; .* multiple of 32"),
+        (ATLAS_800I_A2, Quantisation(None, kv8=True), {"block_size": 48}, "multiples of 32 .*int8"),
+        (ATLAS_300I_DUO, Quantisation("w8a8_dynamic"), {}, "w8a8_dynamic needs DynamicQuant"),
+    ],
+)
+def test_what_a_chip_cannot_quantise_is_refused(
+    soc: Soc, quantisation: Quantisation, changes: dict[str, int], message: str
+) -> None:
+    model = {"vocab_size": 1024, "head_dim": 64, "block_size": 64}
+    check_quantisation(ATLAS_800I_A2, quantisation, **model)
+    with pytest.raises(UserError, match=message):
+        check_quantisation(soc, quantisation, **model | changes)
 
 
 def test_quantised_weights_are_bounded_in_their_last_dimension() -> None:

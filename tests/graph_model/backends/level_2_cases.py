@@ -18,12 +18,14 @@ from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.ascend.listing import count_nodes
 from graph_model.ascend.lower import lower
 from graph_model.ascend.soc import find_soc
+from graph_model.graph import ModelGraph
 from passes.attributes import check_attributes
 from passes.check import TOLERANCE
 from passes.contract import PassError
 
 CASES = Cases()
 HALF, BRAIN = torch.float16, torch.bfloat16
+INT8_TOLERANCE = 0.1  # one unit of an int8 activation moves logits of a small random model by more than rounding does
 PHASES = ("prefill", "extend", "decode")
 DECOMPOSED = replace(steps.BASE, num_attention_heads=8, num_key_value_heads=1, head_dim=256)
 GROUPED = replace(steps.BASE, num_attention_heads=4, num_key_value_heads=2, head_dim=256)
@@ -40,8 +42,7 @@ def level_2(soc: str, step: steps.StepCase) -> None:
     expected = steps.run_on_cpu(canonical, step, inputs, caches)
     on_cpu = steps.run_on_cpu(selected, step, inputs, caches)
     lowered = steps.run_lowered(lower(selected), selected, step, inputs, caches)
-    # One unit of an int8 activation moves logits of a small random model by more than rounding does.
-    bound = TOLERANCE[step.dtype] if step.scheme in (None, "w8a16") else 0.1
+    bound = TOLERANCE[step.dtype] if step.scheme in (None, "w8a16") and not step.kv8 else INT8_TOLERANCE
     errors = [steps.difference(a, b) for a, b in ((expected, on_cpu), (on_cpu, lowered), (expected, lowered))]
     assert max(errors) <= bound, f"{step}: {errors}, allowed {bound}"
 
@@ -99,6 +100,27 @@ for _soc, _dtype, _scheme, _norm, _phases, _slow in (
         slow=_slow,
     )
 
+for _name, _config, _dtype, _scheme, _slow in (
+    ("one_key_head", steps.BASE, HALF, None, False),
+    ("grouped", GROUPED, BRAIN, "w8a8_dynamic", True),
+):
+    register_level_2(
+        A2,
+        f"graph_int8_cache_{_name}",
+        *(steps.StepCase(_config, _dtype, 64, phase, scheme=_scheme, kv8=True) for phase in PHASES),
+        slow=_slow,
+    )
+
+
+@CASES.add(A2)
+def scales_of_keys_taken_for_values_are_noticed(folder: Path) -> None:
+    def swap(graph: ModelGraph) -> None:
+        for call in graph.calls(torch.ops.air.npu_fused_infer_attention_score.default):
+            names = ("key_antiquant_scale", "value_antiquant_scale")
+            call.kwargs = {**call.kwargs, **dict(zip(names, (call.kwargs[name] for name in names[::-1]), strict=True))}
+
+    assert caught(A2, steps.StepCase(steps.BASE, HALF, 64, "decode", kv8=True), swap) == "numbers"
+
 
 def caught(soc: str, step: steps.StepCase, mutate: Mutation) -> str:
     """Which check notices a mutation of the graph that is lowered; "" if none does."""
@@ -120,7 +142,8 @@ def caught(soc: str, step: steps.StepCase, mutate: Mutation) -> str:
         found = steps.run_lowered(lowered, graph, step, inputs, caches)
     except GeGraphError:
         return "interpreter"
-    return "numbers" if steps.difference(reference, found) > TOLERANCE[step.dtype] else ""
+    bound = TOLERANCE[step.dtype] if not step.kv8 else INT8_TOLERANCE
+    return "numbers" if steps.difference(reference, found) > bound else ""
 
 
 def check_mutations(soc: str) -> None:

@@ -28,10 +28,13 @@ from graph_model.ascend.interpreter.registry import ge_op
 UNLIMITED = 2147483647
 # sparse_mode 3 takes the causal mask in this fixed, compressed form.
 CAUSAL_MASK_SIZE = 2048
-_QUANTISATION = ("antiquant_mode", "key_antiquant_mode", "value_antiquant_mode", "query_quant_mode", "out_dtype")
+# key_antiquant_mode and value_antiquant_mode: a scale per token and head, in blocks as the cache has them.
+PER_TOKEN_HEAD_PAGED = 5
 
 
-@ge_op("FusedInferAttentionScore", ignored=(*_QUANTISATION, "pse_type", "inner_precise"))
+@ge_op(
+    "FusedInferAttentionScore", ignored=("antiquant_mode", "query_quant_mode", "out_dtype", "pse_type", "inner_precise")
+)
 def fused_infer_attention_score(
     query: Tensor,
     key: list[Tensor],
@@ -40,6 +43,8 @@ def fused_infer_attention_score(
     actual_seq_lengths: Tensor | None = None,
     actual_seq_lengths_kv: Tensor | None = None,
     block_table: Tensor | None = None,
+    key_antiquant_scale: Tensor | None = None,
+    value_antiquant_scale: Tensor | None = None,
     *,
     num_heads: int,
     scale: float = 1.0,
@@ -50,6 +55,8 @@ def fused_infer_attention_score(
     sparse_mode: int = 0,
     block_size: int = 0,
     softmax_lse_flag: bool = False,
+    key_antiquant_mode: int = 0,
+    value_antiquant_mode: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention of query over key and value, paged with block_table or not; the second output is empty.
 
@@ -59,13 +66,20 @@ def fused_infer_attention_score(
     sparse_mode 0: atten_mask, if given, is the whole mask (true: hidden), limited to the band of pre_tokens and
     next_tokens. 3: causal, the last query token sees the last key; atten_mask is the fixed 2048 x 2048 triangle.
     Query rows at or beyond actual_seq_lengths come out 0.
+    Paged int8 keys and values, with one query token only: both antiquant scales are fp32 [blocks, kv_heads,
+    block_size] in mode 5; int8 * scale is rounded to the query's dtype and takes the place of the key or value.
     """
     require(not softmax_lse_flag, "softmax_lse")
     require(len(key) == 1 and len(value) == 1, "key or value given as a list of tensors")
     kv_heads = num_key_value_heads or num_heads
+    scales = None
+    if key_antiquant_scale is not None or value_antiquant_scale is not None:
+        modes = (key_antiquant_mode, value_antiquant_mode)
+        require(modes == (PER_TOKEN_HEAD_PAGED,) * 2, f"antiquant modes {modes}; the interpreter knows 5")
+        scales = (key_antiquant_scale, value_antiquant_scale)
     out = _attend(
         query, key[0], value[0], atten_mask, actual_seq_lengths, actual_seq_lengths_kv, block_table,
-        num_heads, kv_heads, scale, input_layout, sparse_mode, block_size, (pre_tokens, next_tokens),
+        num_heads, kv_heads, scale, input_layout, sparse_mode, block_size, (pre_tokens, next_tokens), scales,
     )  # fmt: skip
     return out, torch.empty(0, dtype=torch.float32)
 
@@ -138,9 +152,11 @@ def _attend(
     sparse_mode: int,
     block_size: int,
     band: tuple[int, int],
+    scales: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> Tensor:
     require_dtype("query", query, *HALVES)
-    require_same_dtype(query=query, key=key, value=value)
+    if scales is None:
+        require_same_dtype(query=query, key=key, value=value)
     require(num_heads % kv_heads == 0, f"{num_heads} heads in {kv_heads} groups")
     require(sparse_mode in (0, 3), f"sparse_mode {sparse_mode}; the interpreter knows 0 and 3")
     q = _split_heads(query, layout, num_heads)  # [batch, tokens, heads, head_dim], a view
@@ -152,6 +168,10 @@ def _attend(
         require(len(keys) == batch, f"{len(keys)} rows of keys for {batch} rows of queries")
     else:
         capacity = _check_paging(key, value, block_table, kv_lengths, batch, layout, kv_heads, block_size)
+    if scales is not None:
+        require(block_table is not None and tokens == 1, "int8 keys other than paged, for one query token")
+        for cache, cache_scales in ((key, scales[0]), (value, scales[1])):
+            _check_scales(cache, cache_scales, kv_heads, block_size)
     q_lens = _lengths(query_lengths, batch, tokens, "actual_seq_lengths")
     kv_lens = _lengths(kv_lengths, batch, capacity, "actual_seq_lengths_kv")
     mask = None if atten_mask is None else _read_mask(atten_mask, sparse_mode, batch, tokens, capacity)
@@ -166,6 +186,12 @@ def _attend(
             blocks = block_table[row, : -(-kv_len // block_size)]
             k = _paged(key, blocks, kv_heads)[:kv_len]
             v = _paged(value, blocks, kv_heads)[:kv_len]
+            if scales is not None:
+                k, v = (
+                    (x.float() * s[blocks].mT.flatten(0, 1)[:kv_len, :, None]).to(query.dtype)
+                    for x, s in zip((k, v), scales, strict=True)
+                    if s is not None
+                )
         hidden = _hidden(mask, sparse_mode, row, q_len, kv_len, band)
         out[row, :q_len] = _attend_row(q[row, :q_len], k, v, hidden, scale)
     if layout == "BNSD":
@@ -235,6 +261,15 @@ def _check_paging(
     used = torch.arange(width) * block_size < lengths.reshape(-1, 1)
     require_indices("block_table", block_table[used.expand(batch, width)], key.shape[0])
     return width * block_size
+
+
+def _check_scales(cache: Tensor, scales: Tensor | None, kv_heads: int, block_size: int) -> None:
+    if scales is None:
+        raise GeGraphError("scales of keys without those of values, or the other way round")
+    require_dtype("key or value", cache, torch.int8)
+    require_dtype("antiquant_scale", scales, torch.float32)
+    expected = (cache.shape[0], kv_heads, block_size)
+    require(tuple(scales.shape) == expected, f"antiquant_scale {tuple(scales.shape)}; mode 5 takes {expected}")
 
 
 def _lengths(lengths: Tensor | None, batch: int, limit: int, name: str) -> list[int]:
