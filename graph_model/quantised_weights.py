@@ -150,6 +150,7 @@ class PartialBias:
 
 _TYPES = (ChannelScale, QuantisedWeight, DeqScale, Dequantised, DequantisedBias, PartialBias)
 QuantisedExpression = ChannelScale | QuantisedWeight | DeqScale | Dequantised | DequantisedBias | PartialBias
+ROWWISE = (ChannelScale, QuantisedWeight, DeqScale)  # rows of these come from the same rows of what they read
 _CLASSES = {cls.__name__: cls for cls in _TYPES}
 
 

@@ -7,13 +7,13 @@ that the graph will read, so that a checkpoint of size S is loaded in little mor
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from graph_model.quantised_weights import QuantisedExpression, quantised_from_json, quantised_to_json
+from graph_model.quantised_weights import ROWWISE, QuantisedExpression, quantised_from_json, quantised_to_json
 
 Part = tuple[int, int, int]  # dimension, start, stop
 
@@ -41,7 +41,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Slice:
-    """The part [start, stop) of a tensor along `dim`: what one rank holds of it, and all it reads of a Source."""
+    """The part [start, stop) of a tensor along `dim`, and all that is read of it where the part has its own values."""
 
     x: Source | QuantisedExpression
     dim: int
@@ -58,7 +58,14 @@ class Slice:
 
     def write(self, out: Tensor, read: Read) -> None:
         if isinstance(self.x, Source):
-            out.copy_(read(self.x.name, (self.dim, self.start, self.stop)))
+            out.copy_(read(self.x.name, (self.dim, self.start, self.stop)).reshape(self.shape))
+        elif self.dim == 0 and isinstance(self.x, ROWWISE):
+
+            def read_rows(name: str, part: Part | None = None, /) -> Tensor:
+                assert part is None
+                return read(name, (0, self.start, self.stop))
+
+            replace(self.x, shape=self.shape).write(out, read_rows)
         else:
             whole = torch.empty(self.x.shape, dtype=self.x.dtype)
             self.x.write(whole, read)
@@ -202,6 +209,15 @@ Expression = (
     Source | Slice | Constant | Concat | OnePlus | InverseFrequencies | Rounded | CausalMask | QuantisedExpression
 )
 WeightPlan = dict[str, Expression]
+
+
+def rows_of(expression: Expression, start: int, stop: int) -> Slice:
+    """Rows [start, stop) of a tensor, or of a slice of its rows."""
+    if isinstance(expression, Slice):
+        assert expression.dim == 0, f"{expression} is a slice of columns"
+        return Slice(expression.x, 0, expression.start + start, expression.start + stop)
+    assert isinstance(expression, Source | QuantisedExpression), f"{expression} has no slices"
+    return Slice(expression, 0, start, stop)
 
 
 def evaluate(expressions: Iterable[Expression], read: Read, device: torch.device) -> dict[Expression, Tensor]:

@@ -75,12 +75,14 @@ class AscendInt8Attention(AscendAttention):
             return fused_infer_attention(a, a.key, a.value, paged=False)
         pairs = zip((a.key_cache, a.value_cache), a.scales, strict=True)
         if not choice.paged:
-            return fused_infer_attention(a, *(_dequantised(a, *pair) for pair in pairs), paged=False)
+            key, value = (_dequantised(a, *pair) for pair in pairs)
+            return fused_infer_attention(a, key, value, paged=False)
         shape = [a.num_blocks, a.kv_heads, a.block_size]
         key_scales, value_scales = (a.call(aten.reshape.default, _flat(a, s), shape) for s in a.scales)
         return fused_infer_attention(
             a,
-            *(a.blocks(cache) for cache in (a.key_cache, a.value_cache)),
+            a.blocks(a.key_cache),
+            a.blocks(a.value_cache),
             paged=True,
             key_antiquant_scale=key_scales,
             value_antiquant_scale=value_scales,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import fx
 
 from graph_model import ops
+from graph_model.ascend.soc import MAX_QUANTISED_SIZE
 from graph_model.graph import ModelGraph
 from graph_model.quantised_weights import ChannelScale, DeqScale
-from graph_model.weights import Concat, Expression, OnePlus, Rounded, Slice, Source
+from graph_model.weights import Concat, Expression, OnePlus, Rounded, Slice, Source, rows_of
 from passes.contract import NearMiss, Pass, Tier, operand
 
 aten = torch.ops.aten
@@ -30,7 +32,8 @@ class AscendQuant(Pass):
         gemma.add_rms_norm_quantise(x, r, 1 + w, …)  ->  npu_add_rms_norm_quant(x, r, round(1 + w), s, z)
         gemma.rms_norm_quantise(x, 1 + w, …)         ->  npu_quantize(gemma.rms_norm(x, 1 + w), s, z)
         gemma.int8_linear(q, w8, b32, s, rows, b)    ->  ascend.quant_matmul(q, w8, s, b32, rows) [+ b]
-        gemma.int8_weight_linear(x, w8, s, b)        ->  ascend.weight_quant_matmul(x, w8, round(s)) [+ b]
+        gemma.int8_weight_linear(x, w8, s, b)        ->  ascend.weight_quant_matmul(x, w8, round(s)) [+ b]; the parts of
+                                                         a weight of more than 65,535 rows, side by side
 
     With float16 results and without row scales s is packed in int64, which cuts 13 bits off. Norm and quantise rounds
     1 + w to 16 bit: a value at the edge of two integers may get the other one.
@@ -57,6 +60,7 @@ class AscendQuant(Pass):
         "npu.npu_add_rms_norm_dynamic_quant",
         "ascend.quant_matmul",
         "ascend.weight_quant_matmul",
+        "aten.cat",
     )
 
     def applies(self, graph: ModelGraph) -> bool:
@@ -158,12 +162,30 @@ def _int8_linear(graph: ModelGraph, candidate: fx.Node) -> None:
 def _int8_weight_linear(graph: ModelGraph, candidate: fx.Node) -> None:
     x, weight, scale, bias = candidate.args
     assert isinstance(x, fx.Node)
+    assert isinstance(weight, fx.Node)
     assert isinstance(scale, fx.Node)
     rounded = _map(scale.meta["expression"], lambda part: replace(part, dtype=graph.dtype))
     narrow = graph.add_weight(f"{scale.name}_rounded", rounded)
     rows = _rows(graph, x, candidate)
-    result = graph.insert(torch.ops.ascend.weight_quant_matmul.default, rows, weight, narrow, at=candidate)
+    target = torch.ops.ascend.weight_quant_matmul.default
+    parts = [graph.insert(target, rows, *part, at=candidate) for part in _parts(graph, weight, narrow)]
+    result = parts[0] if len(parts) == 1 else graph.insert(aten.cat.default, parts, -1, at=candidate)
     _finish(graph, candidate, result, bias)
+
+
+def _parts(graph: ModelGraph, *weights: fx.Node) -> list[tuple[fx.Node, ...]]:
+    """Rows of the weights, in as few, about equal parts as the kernel takes."""
+    rows = weights[0].meta["val"].shape[0]
+    size = -(-rows // -(-rows // MAX_QUANTISED_SIZE))
+    if size == rows:
+        return [weights]
+    return [
+        tuple(
+            graph.add_weight(f"{weight.name}_rows_{start}", rows_of(weight.meta["expression"], start, stop))
+            for weight in weights
+        )
+        for start, stop in pairwise([*range(0, rows, size), rows])
+    ]
 
 
 def _rows(graph: ModelGraph, x: fx.Node, at: fx.Node) -> fx.Node:

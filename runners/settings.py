@@ -195,7 +195,7 @@ def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantisat
         settings.block_size,
     )
     if quantisation is not None:
-        check_quantisation(soc, quantisation, config.vocab_size, config.head_dim, settings.block_size)
+        check_quantisation(soc, quantisation, config.head_dim, settings.block_size)
     return soc
 
 

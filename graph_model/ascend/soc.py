@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from graph_model.bucket import Phase
 from graph_model.errors import UserError
-from graph_model.quantisation import HEAD, Quantisation
+from graph_model.quantisation import Quantisation
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def check_quantised_matmul(soc: Soc, in_features: int, out_features: int, transp
         )
 
 
-def check_quantisation(soc: Soc, quantisation: Quantisation, vocab_size: int, head_dim: int, block_size: int) -> None:
+def check_quantisation(soc: Soc, quantisation: Quantisation, head_dim: int, block_size: int) -> None:
     """Raise UserError if the chip cannot run a model that is quantised in this way."""
     if quantisation.kv8:
         if not (soc.fused_infer_attention and soc.dynamic_quant):
@@ -279,9 +279,4 @@ def check_quantisation(soc: Soc, quantisation: Quantisation, vocab_size: int, he
         raise UserError(
             f"soc={soc.name}: quantisation w8a8_dynamic needs DynamicQuant, which the {soc.product} is not known to "
             "have. Take w8a8 (runners/quantize.py) or quant=w8a16."
-        )
-    if quantisation.scheme == "w8a16" and HEAD in quantisation.linears and vocab_size > MAX_QUANTISED_SIZE:
-        raise UserError(
-            f"soc={soc.name}: quantisation w8a16 of the head, {vocab_size} rows; a product with int8 weights takes at "
-            f"most {MAX_QUANTISED_SIZE}. Keep the head in floating point: quant.keep_float=[lm_head]."
         )

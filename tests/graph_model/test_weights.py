@@ -12,14 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from graph_model.quantised_weights import ChannelScale, QuantisedWeight
 from graph_model.weights import (
     Concat,
     Expression,
     InverseFrequencies,
     OnePlus,
+    Part,
+    Slice,
     Source,
     evaluate,
     from_json,
+    rows_of,
     to_json,
 )
 
@@ -53,6 +57,29 @@ def test_source_is_the_tensor_in_the_wanted_dtype(stored: torch.dtype, wanted: t
     found = evaluate_one(checkpoint.source("a", wanted), checkpoint)
     assert found.dtype == wanted
     assert torch.equal(found, checkpoint.tensors["a"].to(wanted))
+
+
+@pytest.mark.parametrize("expression", ["source", "weight", "scale", "slice"])
+def test_rows_of_a_tensor_are_those_of_the_whole_and_all_that_is_read(expression: str) -> None:
+    checkpoint = Checkpoint({"a": (9, 5)}, torch.bfloat16)
+    whole: Expression = {
+        "source": checkpoint.source("a", torch.bfloat16),
+        "weight": QuantisedWeight("a", (9, 5), torch.bfloat16),
+        "scale": ChannelScale("a", (9,), torch.bfloat16),
+        "slice": Slice(QuantisedWeight("a", (9, 5), torch.bfloat16), 0, 1, 8),
+    }[expression]
+    rows_read = []
+
+    def read(name: str, part: Part | None = None) -> Tensor:
+        dim, start, stop = part or (0, 0, 9)
+        rows_read.append(stop - start)
+        return checkpoint.tensors[name].narrow(dim, start, stop - start)
+
+    part = rows_of(whole, 2, 6)
+    found = evaluate([part], read, CPU)[part]
+    assert rows_read == [4]
+    assert torch.equal(found, evaluate([whole], read, CPU)[whole][2:6])
+    assert from_json(json.loads(json.dumps(to_json(part)))) == part
 
 
 def test_concat_joins_along_the_first_dimension() -> None:

@@ -16,7 +16,7 @@ from graph_model.capture import capture
 from graph_model.config import GemmaConfig
 from graph_model.graph import ModelGraph, Pages
 from graph_model.quantisation import Quantisation, select_linears
-from graph_model.weights import Read, evaluate
+from graph_model.weights import Part, Read, evaluate
 from passes.manager import DEFAULT_PASSES, run_passes
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
@@ -47,7 +47,7 @@ class StepCase:
     def quantisation(self) -> Quantisation | None:
         if self.scheme is None:
             return Quantisation(None, kv8=True) if self.kv8 else None
-        linears = select_linears(self.config, ["down_proj", "lm_head"])
+        linears = select_linears(self.config, [] if self.scheme == "w8a16" else ["down_proj", "lm_head"])
         return Quantisation(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)  # type: ignore[arg-type]
 
     def canonical(self) -> ModelGraph:
@@ -179,7 +179,14 @@ def weights_of(graph: ModelGraph, case: StepCase) -> list[Tensor]:
 
 @cache
 def _reader(config: GemmaConfig, dtype: torch.dtype, quantisation: Quantisation | None = None) -> Read:
-    weights = dict(make_model(config, dtype=dtype).named_parameters())
+    weights: dict[str, Tensor] = dict(make_model(config, dtype=dtype).named_parameters())
     if quantisation is not None and quantisation.stored:
-        return quantised_tensors(weights, quantisation.linears, quantisation.scheme, dtype).tensors.__getitem__
-    return weights.__getitem__
+        weights = quantised_tensors(weights, quantisation.linears, quantisation.scheme, dtype).tensors
+
+    def read(name: str, part: Part | None = None) -> Tensor:
+        if part is None:
+            return weights[name]
+        dim, start, stop = part
+        return weights[name].narrow(dim, start, stop - start)
+
+    return read

@@ -144,8 +144,9 @@ def _attend(
     for row in range(query.shape[0]):
         k, v = (side[table[row]].flatten(0, 1) if table is not None else side[row] for side in (key, value))
         k, v = (side.reshape(side.shape[0], kv_heads, -1) for side in (k, v))
-        if "key_antiquant_scale" in x:
-            scales = (x[f"{name}_antiquant_scale"][table[row]].transpose(1, 2) for name in ("key", "value"))
+        if table is not None and "key_antiquant_scale" in x:
+            blocks = table[row]
+            scales = (x[f"{name}_antiquant_scale"][blocks].transpose(1, 2) for name in ("key", "value"))
             factors = (by_token.reshape(-1, kv_heads, 1) for by_token in scales)
             k, v = (side.double() * factor for side, factor in zip((k, v), factors, strict=True))
         kv_len = int(x["actual_seq_lengths_kv"][row]) if "actual_seq_lengths_kv" in x else k.shape[0]

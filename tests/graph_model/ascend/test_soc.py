@@ -143,7 +143,7 @@ def test_norms_and_rotary_by_chip() -> None:
 def test_what_a_chip_cannot_quantise_is_refused(
     soc: Soc, quantisation: Quantisation, changes: dict[str, int], message: str
 ) -> None:
-    model = {"vocab_size": 1024, "head_dim": 64, "block_size": 64}
+    model = {"head_dim": 64, "block_size": 64}
     check_quantisation(ATLAS_800I_A2, quantisation, **model)
     with pytest.raises(UserError, match=message):
         check_quantisation(soc, quantisation, **model | changes)

@@ -112,10 +112,11 @@ def register_quantised_budget(soc: str, schemes: str, norm: str, layers: int, sl
     name = f"budget_7b_{schemes}_{norm}_on_{soc}" + ("" if slow else f"_of_{layers}_layers")
     config = replace(GEMMA_7B, num_hidden_layers=layers)
     scheme: Any = schemes.removesuffix("kv8").removesuffix("+") or None
-    linears = select_linears(config, ["down_proj", "lm_head"]) if scheme else ()
+    keep_float = [] if scheme == "w8a16" else ["down_proj", "lm_head"]
+    linears = select_linears(config, keep_float) if scheme else ()
     quantisation = Quantisation(scheme, linears, stored=scheme == "w8a8", kv8=schemes.endswith("kv8"))
-    places_of_scales = 7 if quantisation.kv8 else 0
-    per_layer, besides = QUANTISED_BUDGETS[soc, schemes, norm], BESIDES[soc] + 3 + places_of_scales
+    places_of_scales = 8 if quantisation.kv8 else 0
+    per_layer, besides = QUANTISED_BUDGETS[soc, schemes, norm], BESIDES[soc] + 4 + places_of_scales
     CASES[name] = Case(soc, lambda folder: check_budget(soc, config, norm, per_layer, besides, quantisation), slow)
 
 

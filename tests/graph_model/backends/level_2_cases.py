@@ -100,6 +100,11 @@ for _soc, _dtype, _scheme, _norm, _phases, _slow in (
         slow=_slow,
     )
 
+for _soc in (A2, DUO):  # a head in two parts
+    many_rows = steps.StepCase(replace(steps.BASE, vocab_size=70001), HALF, 64, "decode", scheme="w8a16")
+    register_level_2(_soc, "graph_w8a16_head_of_70001_rows", many_rows, slow=_soc == DUO)
+
+
 for _name, _config, _dtype, _scheme, _slow in (
     ("one_key_head", steps.BASE, HALF, None, False),
     ("grouped", GROUPED, BRAIN, "w8a8_dynamic", True),

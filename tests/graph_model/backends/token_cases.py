@@ -23,6 +23,7 @@ from graph_model.ascend import standin
 from graph_model.ascend.lower import lower
 from graph_model.ascend.recording import recorded_graphs
 from graph_model.ascend.soc import find_soc
+from graph_model.demo.world import demo_prompts, held_out_stories
 from runners.entry import main as run_command
 from runners.infer import infer
 
@@ -103,6 +104,33 @@ def sampling_gives_the_tokens_of_eager(folder: Path) -> None:
     _, expected = run_infer(folder, *settings, "backend=eager")
     _, found = run_infer(folder, *settings, "backend=torchair")
     assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
+
+
+@CASES.add(A2)
+def an_int8_cache_gives_the_tokens_of_eager(folder: Path) -> None:
+    """In a first chunk, later chunks and decode; the second prompt finds the first's blocks."""
+    story = held_out_stories(1)[0]
+    prompts = [f"{story}\n\n{demo_prompts()[-1]}", f"{story} One day", demo_prompts()[-1]]
+    settings = [
+        f"prompts={json.dumps(prompts)}",
+        "max_new_tokens=12",
+        "max_seq_len=256",
+        "block_size=32",
+        "dtype=float16",
+    ]
+    settings += [
+        "max_prefill_tokens=64",
+        "max_prefill_batch_size=1",
+        "max_batch_size=2",
+        "quant=kv8",
+        "ignore_eos=true",
+    ]
+    _, expected = run_infer(folder, *settings, "backend=eager")
+    dump = folder / "dump"
+    _, found = run_infer(folder, *settings, "backend=torchair", f"dump_dir={dump}")
+    assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
+    assert {path.name.split("-")[0] for path in dump.iterdir()} == {"prefill", "extend", "decode"}
+    assert "int8 cache" in next(dump.glob("decode-*/lowered.txt")).read_text()
 
 
 @CASES.add(A2)
