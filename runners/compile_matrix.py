@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _FLOAT = "none"
 _HEADER = (
-    "| model | dtype | quantised | world size | compiles | nodes per layer | all-reduces | other collectives | weights, GB |"
-    " KV tokens that fit | ms per token (estimate) |"
+    "| model | dtype | quantised | world size | compiles | nodes per layer | all-reduces | other collectives |"
+    " weights, GB | KV tokens that fit | ms per token (estimate) |"
 )
 
 

@@ -1,7 +1,7 @@
 """Rank graphs of full-size layers, lowered for a chip: run as a script, once per SoC.
 
-python rank_graph_cases.py SOC CACHE_DIR CASES.json prints a JSON line per case [model, world_size, dtype, phase,
-layers]: what `measure_rank` found, or the error. A process of its own, because torch_npu keeps the chip's name.
+python rank_graph_cases.py SOC CACHE_DIR CASES.json prints a JSON line per case [model, world_size, dtype, scheme,
+phase, layers]: what `measure_rank` found, or the error. A process of its own, because torch_npu keeps the chip's name.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from graph_model.ascend.soc import find_soc
 from graph_model.backends.torchair import AscendOptions, kernel_passes
 from graph_model.bucket import Bucket
 from graph_model.graph import Pages
+from graph_model.quantisation import Quantisation, select_linears
 from graph_model.shard import Shard
 from passes.manager import DEFAULT_PASSES, build_passes
 from runners.settings import NAMED_CONFIGS
@@ -30,7 +31,9 @@ BUCKETS = {
     "sample": Bucket("decode", 4, 1, 8, "sample", 2),
     "prefill": Bucket("prefill", 1, 128, 0),
     "extend": Bucket("extend", 1, 128, 8),
+    "score": Bucket("extend", 2, 64, 8, "score", scored=16),
 }
+KEPT = ["down_proj", "lm_head"]  # in floating point where others are quantised
 
 
 def main() -> None:
@@ -39,13 +42,17 @@ def main() -> None:
     soc = find_soc(name)
     standin.load(soc, Path(cache_dir))
     register_kernels()
-    for model, world_size, dtype, phase, layers in json.loads(cases):
+    for model, world_size, dtype, scheme, phase, layers in json.loads(cases):
         shard = Shard(world_size - 1, world_size)
         passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, shard)
         passes += kernel_passes(AscendOptions(soc, "exact"))
         config = replace(NAMED_CONFIGS[model], num_hidden_layers=layers)
+        quantisation = None
+        if scheme != "none":
+            quantisation = Quantisation(scheme, select_linears(config, KEPT), stored=scheme == "w8a8")
+        step_of = (BUCKETS[phase], Pages(64, 64), tuple(passes), shard, quantisation)
         try:
-            step = measure_rank(config, soc, getattr(torch, dtype), BUCKETS[phase], Pages(64, 64), tuple(passes), shard)
+            step = measure_rank(config, soc, getattr(torch, dtype), *step_of)
             print(json.dumps(asdict(step)), flush=True)
         except Exception as error:
             print(json.dumps({"error": repr(error)}), flush=True)

@@ -1,6 +1,7 @@
 """Full-size Gemma on every world size and chip: it lowers, with the collectives and bytes that sharding promises.
 
-The subset that runs by default has every model, world size, chip, dtype and phase in it; the whole matrix is slow.
+The subset that runs by default has every model, world size, chip, dtype, scheme and phase in it; the whole matrix is
+slow. The tables in docs/tensor_parallel.md are held to the same budgets, and by the slow test made again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import pytest
 import rank_graph_cases
 
-from graph_model.ascend.soc import ATLAS_300I_DUO, ATLAS_800I_A2
+from graph_model.ascend.soc import ATLAS_300I_DUO, ATLAS_800I_A2, SOCS
 from graph_model.config import GemmaConfig
 from runners.settings import NAMED_CONFIGS
 
@@ -29,17 +30,24 @@ pytestmark = [
     pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"),
 ]
 ROOT = Path(__file__).parents[3]
-Case = tuple[str, int, str, str, int]  # model, world size, dtype, phase, layers
+Case = tuple[str, int, str, str, str, int]  # model, world size, dtype, scheme, phase, layers
 
 SUBSET: dict[str, list[Case]] = {
-    "atlas_800i_a2": [("gemma_7b", 8, "bfloat16", "prefill", 1), ("gemma_2b", 2, "float16", "sample", 1)],
-    "atlas_300i_duo": [("gemma_2b", 8, "float16", "decode", 1), ("gemma_7b", 4, "float16", "extend", 1)],
+    "atlas_800i_a2": [
+        ("gemma_7b", 8, "bfloat16", "w8a8", "prefill", 1),
+        ("gemma_2b", 2, "float16", "none", "sample", 1),
+        ("gemma_2b", 4, "float16", "none", "score", 1),
+    ],
+    "atlas_300i_duo": [
+        ("gemma_2b", 8, "float16", "none", "decode", 1),
+        ("gemma_7b", 4, "float16", "w8a8", "extend", 1),
+    ],
 }
 MATRIX: dict[str, list[Case]] = {
     soc.name: [
-        (model, world_size, dtype, phase, 2)
-        for model, world_size, dtype, phase in itertools.product(
-            ("gemma_2b", "gemma_7b"), (1, 2, 4, 8), soc.dtypes, ("decode", "prefill")
+        (model, world_size, dtype, scheme, phase, 2)
+        for model, world_size, dtype, scheme, phase in itertools.product(
+            ("gemma_2b", "gemma_7b"), (1, 2, 4, 8), soc.dtypes, ("none", "w8a8"), ("decode", "prefill")
         )
     ]
     for soc in (ATLAS_800I_A2, ATLAS_300I_DUO)
@@ -55,29 +63,34 @@ def measure(soc: str, cases: list[Case], cache_dir: Path) -> list[dict[str, Any]
     return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
 
 
-def ideal_bytes(config: GemmaConfig, world_size: int) -> float:
-    """The rank's share of the weights, 16 bit, plus what it holds whole: norms, and its key head where they are few."""
+def ideal_bytes(config: GemmaConfig, world_size: int, scheme: str) -> float:
+    """The rank's share of the weights, plus what it holds whole: norms, and its key head where they are few.
+
+    16 bit, but for what w8a8 quantises: all projections but the last of the MLP, 8 bit and a few scales.
+    """
     hidden, layers = config.hidden_size, config.num_hidden_layers
     q, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    shared = 2 * q * hidden + 3 * config.intermediate_size * hidden
     own_kv = 2 * max(kv // world_size, config.head_dim) * hidden
-    parameters = layers * (shared / world_size + own_kv + 2 * hidden) + hidden
-    return 2 * (parameters + config.vocab_size * hidden / world_size)
+    narrow = (2 * q * hidden + 2 * config.intermediate_size * hidden) / world_size + own_kv
+    wide = config.intermediate_size * hidden / world_size + 2 * hidden
+    per_layer = (1 if scheme == "w8a8" else 2) * narrow + 2 * wide
+    return layers * per_layer + 2 * hidden + 2 * config.vocab_size * hidden / world_size
 
 
 def check(soc: str, case: Case, found: dict[str, Any]) -> None:
-    model, world_size, _, phase, layers = case
+    model, world_size, _, scheme, phase, layers = case
     assert "error" not in found, (case, found)
     config = replace(NAMED_CONFIGS[model], num_hidden_layers=layers)
     expected = {}
     if world_size > 1:
-        # Two per layer and one behind the embedding; choosing greedily gathers once; sampling gathers, and says which.
+        # Two per layer and one behind the embedding; choosing greedily gathers once, scoring once more; sampling
+        # gathers for the draw and for log-probabilities, and says which.
         sampled = phase == "sample"
-        expected = {"HcomAllReduce": 2 * layers + 1 + sampled, "HcomAllGather": 1 + sampled}
+        expected = {"HcomAllReduce": 2 * layers + 1 + sampled, "HcomAllGather": 1 + (sampled or phase == "score")}
     assert found["collectives"] == expected, case
     assert found["copies"] == 0, case
-    causal_mask = 2048 * 2048 if soc == ATLAS_800I_A2.name and phase in ("prefill", "extend") else 0
-    assert found["weight_bytes"] - causal_mask == pytest.approx(ideal_bytes(config, world_size), rel=0.02), case
+    causal_mask = 2048 * 2048 if soc == ATLAS_800I_A2.name and phase in ("prefill", "extend", "score") else 0
+    assert found["weight_bytes"] - causal_mask == pytest.approx(ideal_bytes(config, world_size, scheme), rel=0.02), case
     kv_heads = max(1, config.num_key_value_heads // world_size)
     assert found["kv_bytes"] == 2 * layers * kv_heads * config.head_dim * 2, case
 
@@ -93,3 +106,51 @@ def test_a_subset_of_the_matrix_lowers(soc: str, tmp_path: Path) -> None:
 def test_the_whole_matrix_lowers(soc: str, tmp_path: Path) -> None:
     for case, found in zip(MATRIX[soc], measure(soc, MATRIX[soc], tmp_path), strict=True):
         check(soc, case, found)
+
+
+def documented() -> dict[str, list[dict[str, str]]]:
+    """The rows of the tables in docs, by the name of their chip."""
+    found: dict[str, list[dict[str, str]]] = {}
+    columns: list[str] = []
+    for line in (ROOT / "docs" / "tensor_parallel.md").read_text(encoding="utf-8").splitlines():
+        chip = next((soc for soc in MATRIX if line.startswith(f"{SOCS[soc].product} (")), None)
+        if chip is not None:
+            rows = found.setdefault(chip, [])
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| model | dtype |"):
+            columns = cells
+        elif line.startswith("| gemma_"):
+            rows.append(dict(zip(columns, cells, strict=True)))
+    return found
+
+
+def test_the_tables_in_docs_keep_the_budgets() -> None:
+    tables = documented()
+    assert set(tables) == set(MATRIX)
+    for name, rows in tables.items():
+        found = [(row["model"], int(row["world size"]), row["quantised"]) for row in rows]
+        assert sorted(found) == sorted(itertools.product(("gemma_2b", "gemma_7b"), (1, 2, 4, 8), ("none", "w8a8")))
+        for row, (model, world_size, scheme) in zip(rows, found, strict=True):
+            config = NAMED_CONFIGS[model]
+            several = world_size > 1
+            assert int(row["all-reduces"]) == several * (2 * config.num_hidden_layers + 1), row
+            assert int(row["other collectives"]) == several, row
+            weights = float(row["weights, GB"]) * 1e9
+            assert weights == pytest.approx(ideal_bytes(config, world_size, scheme), rel=0.02), row
+            kv_heads = max(1, config.num_key_value_heads // world_size)
+            kv_bytes = 2 * config.num_hidden_layers * kv_heads * config.head_dim * 2
+            room = 0.9 * SOCS[name].rates.memory * 1e9 - weights
+            assert int(row["KV tokens that fit"].replace(",", "")) == pytest.approx(room / kv_bytes, rel=0.01), row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("soc", MATRIX)
+def test_the_tables_in_docs_are_what_the_command_prints(soc: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "runners" / "compile_matrix.py"), f"soc={soc}", "dtypes=[float16]"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [*command, f"cache_dir={tmp_path}"], env=environment, capture_output=True, text=True, timeout=3600
+    )
+    assert run.returncode == 0, run.stderr
+    table = [line for line in run.stdout.splitlines() if line.startswith("|")]
+    assert "\n".join(table) in (ROOT / "docs" / "tensor_parallel.md").read_text(encoding="utf-8")
