@@ -30,7 +30,7 @@ from graph_model.demo.comprehension import Item
 from graph_model.demo.evaluate import right_answers, text_losses
 from graph_model.demo.tokenizer import PAD_ID, load_tokenizer
 from graph_model.demo.world import calibration_texts, held_out_items, held_out_stories
-from graph_model.graph import Pages
+from graph_model.graph import ModelGraph, Pages
 from graph_model.quantisation import Quantisation, select_linears
 from graph_model.quantiser import QuantiserOptions, quantise_checkpoint
 from graph_model.weights import Part, evaluate
@@ -39,42 +39,57 @@ from passes.manager import DEFAULT_PASSES, run_passes
 OUTLIER_FACTOR = 100.0
 OUTLIER_CHANNELS = 4  # of each norm
 _KEEP_FLOAT = ("down_proj", "lm_head")
-_ROWS, _TOKENS = 32, 64  # batches are padded to this many rows, and to multiples of this many tokens
+_ROWS, _BLOCK_SIZE = 32, 64  # batches are padded to this many rows, and to whole blocks of tokens
 _BEGIN, _END = "<!-- table: begin -->", "<!-- table: end -->"
-# The passes up to the caches: a graph of whole sequences that returns all logits.
-_NOT_OF_SEQUENCES = ("paged_attention", "last_token", "select_token")
+# Without these the graph returns the logits of all tokens.
+_OF_LAST_TOKENS = ("last_token", "select_token")
 
 
 class GraphModel:
-    """A checkpoint's rewritten graph as a function of whole sequences, in float32, with reference kernels."""
+    """A checkpoint's rewritten graph as a function of whole sequences, in float32, with reference kernels.
+
+    Sequences are chunks after no earlier context, so that their keys and values are read from the cache.
+    """
 
     def __init__(self, checkpoint: Checkpoint, directory: Path, quantisation: Quantisation | None) -> None:
         self._checkpoint = checkpoint
         self._config = read_config(directory)
         self._quantisation = checkpoint.quantisation or quantisation
-        self._graphs: dict[int, tuple[torch.fx.GraphModule, list[Tensor]]] = {}
+        self._graphs: dict[int, tuple[ModelGraph, list[Tensor]]] = {}
 
     @torch.inference_mode()
     def logits(self, sequences: list[list[int]]) -> Tensor:
         """[rows, tokens, vocab_size] of at most `_ROWS` sequences, padded on the right."""
         longest = max(map(len, sequences))
-        tokens = -(-longest // _TOKENS) * _TOKENS
+        tokens = -(-longest // _BLOCK_SIZE) * _BLOCK_SIZE
         if tokens not in self._graphs:
             self._graphs[tokens] = self._graph(tokens)
-        module, weights = self._graphs[tokens]
+        graph, weights = self._graphs[tokens]
         ids = torch.full((_ROWS, tokens), PAD_ID)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.tensor(sequence)
-        positions = torch.arange(tokens).expand_as(ids).contiguous()
-        return module(*weights, ids, positions)[0][: len(sequences), :longest]
+        lens = torch.tensor([len(sequence) for sequence in sequences] + [1] * (_ROWS - len(sequences)))
+        inputs = {
+            "input_ids": ids,
+            "positions": torch.arange(tokens).expand_as(ids).contiguous(),
+            "slot_mapping": torch.arange(_ROWS * tokens).view(_ROWS, tokens),
+            "query_lens": lens,
+            "context_lens": lens,
+            "block_table": torch.arange(_ROWS * tokens // _BLOCK_SIZE).view(_ROWS, -1),
+        }
+        fakes = [node.meta["val"] for node in graph.placeholders("cache")]
+        caches = [torch.zeros(fake.shape, dtype=fake.dtype) for fake in fakes]
+        arguments = [*weights, *caches, *(inputs[node.name] for node in graph.placeholders("input"))]
+        return graph.module(*arguments)[0][: len(sequences), :longest]
 
-    def _graph(self, tokens: int) -> tuple[torch.fx.GraphModule, list[Tensor]]:
-        bucket = Bucket("prefill", _ROWS, tokens, 0)
-        graph = capture(self._config, bucket, Pages(1, 16), torch.float32, self._quantisation)
-        run_passes(graph, [cls() for cls in DEFAULT_PASSES if cls.name not in _NOT_OF_SEQUENCES])
+    def _graph(self, tokens: int) -> tuple[ModelGraph, list[Tensor]]:
+        width = tokens // _BLOCK_SIZE
+        pages = Pages(_ROWS * width, _BLOCK_SIZE)
+        graph = capture(self._config, Bucket("extend", _ROWS, tokens, width), pages, torch.float32, self._quantisation)
+        run_passes(graph, [cls() for cls in DEFAULT_PASSES if cls.name not in _OF_LAST_TOKENS])
         plan = graph.weight_plan
         tensors = evaluate(plan.values(), self._read, torch.device("cpu"))
-        return graph.module, [tensors[expression] for expression in plan.values()]
+        return graph, [tensors[expression] for expression in plan.values()]
 
     def _read(self, name: str, part: Part | None = None) -> Tensor:
         return self._checkpoint.read(name) if part is None else self._checkpoint.read_slice(name, *part)
@@ -86,7 +101,6 @@ class Scores:
 
     right: list[bool]
     losses: list[float]
-    megabytes: float
 
     @property
     def accuracy(self) -> float:
@@ -102,12 +116,11 @@ def measure(
 ) -> Scores:
     """Scores of a checkpoint, which may be quantised, or is quantised at load as `quantisation` says."""
     tokenizer = load_tokenizer(directory)
-    size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e6
     with open_checkpoint(directory, read_config(directory)) as checkpoint:
         model = GraphModel(checkpoint, directory, quantisation)
         losses = text_losses(model.logits, tokenizer, stories, _ROWS)
         right = right_answers(model.logits, tokenizer, items, _ROWS)
-        return Scores(right, [loss / tokens for loss, tokens in losses], size)
+        return Scores(right, [loss / tokens for loss, tokens in losses])
 
 
 def make_outlier_variant(source: Path, target: Path) -> None:
@@ -157,9 +170,13 @@ def measure_all(source: Path, items: Sequence[Item], stories: Sequence[str]) -> 
                 target = Path(folder) / f"{model}-{smooth}"
                 quantise_static(directory, target, smooth)
                 results[model][scheme] = measure(target, None, items, stories)
-        dynamic, weights = Quantisation("w8a8_dynamic", kept), Quantisation("w8a16", select_linears(config, ()))
-        results["demo"]["w8a8_dynamic"] = measure(source, dynamic, items, stories)
-        results["demo"]["w8a16"] = measure(source, weights, items, stories)
+        for scheme, quantisation in {
+            "w8a8_dynamic": Quantisation("w8a8_dynamic", kept),
+            "w8a16": Quantisation("w8a16", select_linears(config, ())),
+            "kv8": Quantisation(None, kv8=True),
+            "w8a8_dynamic + kv8": Quantisation("w8a8_dynamic", kept, kv8=True),
+        }.items():
+            results["demo"][scheme] = measure(source, quantisation, items, stories)
     return results
 
 
