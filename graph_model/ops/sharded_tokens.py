@@ -122,13 +122,15 @@ def redraw(outputs: Sequence[Tensor], sampling: Sequence[Tensor], top: int, worl
     """The outputs of a sharded sampling step as those of a whole one: rows that failed are drawn from all logits.
 
     outputs: token ids, with top >= 0 three of log-probabilities, which rows failed, this rank's logits.
-    sampling: temperature, top_k, top_p, uniform. All on the host; all ranks call it, as they all know what failed.
+    sampling: temperature, top_k, top_p, uniform, on the host; so is what is computed. All ranks call it, as they all
+    know what failed.
     """
     token_ids, *logprobs, missed, logits = outputs
+    missed = missed.cpu()
     if not missed.any():
         return [token_ids, *logprobs]
     whole = all_gather(logits.cpu(), world_size)
-    token_ids = torch.where(missed.cpu() > 0, sample_token(whole, *sampling), token_ids.cpu())
+    token_ids = torch.where(missed > 0, sample_token(whole, *sampling), token_ids.cpu())
     return [token_ids, *(token_logprobs(whole, token_ids, top) if top >= 0 else ())]
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from graph_model.errors import UserError
-from runners.ranks.group import READY, Place, find_place, is_lost_contact, join, process_group
+from runners.ranks.group import READY, Place, find_place, form_group, is_lost_contact, join
 from runners.ranks.launch import describe_end, find_port, threads_per_rank
 from runners.settings import ModelSettings
 
@@ -50,16 +50,17 @@ def lead_followers(settings: ModelSettings) -> Iterator[None]:
         while store.add(READY, 0) < world_size - 1:
             _raise_if_ended(followers)
             time.sleep(_POLL_S)
-        with process_group(settings, Place(0, world_size, 0, world_size), store):
-            try:
-                yield
-            except Exception as error:
-                if is_lost_contact(error):
-                    _wait(followers, anyone=True)
-                    _raise_if_ended(followers, error)
-                raise
-            _wait(followers)
-            _raise_if_ended(followers)
+        form_group(settings, Place(0, world_size, 0, world_size), store)
+        stack.callback(dist.destroy_process_group)
+        try:
+            yield
+        except Exception as error:
+            if is_lost_contact(error):
+                _wait(followers, anyone=True)
+                _raise_if_ended(followers, error)
+            raise
+        _wait(followers)
+        _raise_if_ended(followers)
 
 
 def needs_followers(settings: ModelSettings) -> bool:

@@ -57,12 +57,13 @@ def join(settings: ModelSettings, place: Place, store: dist.Store | None = None)
         if place.rank:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         stack.enter_context(_named_errors(place.rank))
-        stack.enter_context(process_group(settings, place, store))
+        form_group(settings, place, store)
         yield
+        # Not after an error: the others would lose contact before this process has ended, and told why.
+        dist.destroy_process_group()
 
 
-@contextlib.contextmanager
-def process_group(settings: ModelSettings, place: Place, store: dist.Store | None = None) -> Iterator[None]:
+def form_group(settings: ModelSettings, place: Place, store: dist.Store | None = None) -> None:
     """Form the process group of all ranks and check that they were started with the same settings.
 
     store: where they meet; None: the launcher stands at MASTER_ADDR and MASTER_PORT. Host arrays travel over gloo, the
@@ -72,18 +73,8 @@ def process_group(settings: ModelSettings, place: Place, store: dist.Store | Non
     if store is not None and place.rank:
         store.add(READY, 1)
     timeout = timedelta(seconds=settings.ranks.timeout)
-    dist.init_process_group(
-        backend,
-        timeout=timeout,
-        world_size=place.world_size,
-        rank=place.rank,
-        store=store,
-    )
-    try:
-        _check_agreement(settings, place)
-        yield
-    finally:
-        dist.destroy_process_group()
+    dist.init_process_group(backend, timeout=timeout, world_size=place.world_size, rank=place.rank, store=store)
+    _check_agreement(settings, place)
 
 
 def settings_digest(settings: ModelSettings) -> bytes:
