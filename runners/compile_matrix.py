@@ -83,7 +83,7 @@ def summarise(settings: Any, model: str, dtype: str, scheme: str, world_size: in
     if scheme != _FLOAT:
         linears = select_linears(config, settings.keep_float, "keep_float")
         quantisation = Quantisation(scheme, linears, stored=scheme == "w8a8")  # type: ignore[arg-type]
-        check_quantisation(soc, quantisation, config.vocab_size)
+        check_quantisation(soc, quantisation, config.head_dim, settings.block_size)
     shard = Shard(world_size - 1, world_size)
     width = -(-settings.context // settings.block_size)
     if phase == "decode":
