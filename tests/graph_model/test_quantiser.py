@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 
 from graph_model.checkpoint import open_checkpoint
+from graph_model.checkpoint.expected import expected_tensors
 from graph_model.config import GemmaConfig, read_config
 from graph_model.errors import UserError
 from graph_model.gemma import GemmaForCausalLM
@@ -195,3 +198,52 @@ def test_bad_weights_existing_targets_and_failures_leave_nothing(
     with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds NaN or infinite values"):
         quantise_checkpoint(source, tmp_path / "again", options("w8a16"), [])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "q"]
+
+
+LARGE = GemmaConfig(
+    vocab_size=16000,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=16,
+    num_attention_heads=8,
+    num_key_value_heads=1,
+    head_dim=128,
+    dtype="bfloat16",
+)
+QUANTISE = """
+import sys
+from pathlib import Path
+
+from graph_model.config import read_config
+from graph_model.quantisation import Quantisation, select_linears
+from graph_model.quantiser import QuantiserOptions, quantise_checkpoint
+
+
+def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
+source, target = map(Path, sys.argv[1:])
+linears = select_linears(read_config(source), ["down_proj", "lm_head"])
+baseline = status("VmRSS")
+quantise_checkpoint(source, target, QuantiserOptions(Quantisation("w8a8", linears, stored=True)), [list(range(3, 67))])
+print(status("VmHWM") - baseline)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
+def test_quantising_peaks_little_above_one_copy_of_the_checkpoint(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    tensors = {name: (torch.randn(shape) / 50).bfloat16() for name, shape in expected_tensors(LARGE).items()}
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    save_file(tensors, source / "model.safetensors")
+    (source / "config.json").write_text(json.dumps(LARGE.to_json()))
+    del tensors
+    arguments = [sys.executable, "-c", QUANTISE, source, tmp_path / "target"]
+    result = subprocess.run(arguments, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert size > 500e6
+    assert int(result.stdout) < 1.2 * size + 300e6  # the rest: buffers of torch and of one layer's search

@@ -23,29 +23,36 @@ from graph_model.ascend import standin
 from graph_model.ascend.lower import lower
 from graph_model.ascend.recording import recorded_graphs
 from graph_model.ascend.soc import find_soc
-from graph_model.demo.world import demo_prompts, held_out_stories
-from runners.entry import main as run_command
+from graph_model.demo.world import demo_prompts, held_out_items, held_out_stories
+from runners.entry import main
 from runners.infer import infer
+from runners.quantize import quantize
 
 CASES = Cases()
 HALF, BRAIN = torch.float16, torch.bfloat16
 BIASED = replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2)
 
 
-def run_infer(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
-    """What the command printed, and its answers."""
+def run_command(command: Any, name: str, *arguments: str) -> str:
+    """What the command printed."""
     out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    output = folder / "out.jsonl"
-    sys.argv = ["infer.py", f"cache_dir={folder / 'cache'}", f"output_file={output}", *arguments]
+    sys.argv = [f"{name}.py", *arguments]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            run_command(infer, "infer")
+            main(command, name)
     except SystemExit as end:
         raise AssertionError(f"exit {end.code}: {err.getvalue()}") from end
     finally:
         sys.argv = before
+    return out.getvalue()
+
+
+def run_infer(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
+    """What the command printed, and its answers."""
+    output = folder / "out.jsonl"
+    printed = run_command(infer, "infer", f"cache_dir={folder / 'cache'}", f"output_file={output}", *arguments)
     answers = [json.loads(line) for line in output.read_text().splitlines()]
-    return out.getvalue(), sorted(answers, key=lambda answer: answer["index"])
+    return printed, sorted(answers, key=lambda answer: answer["index"])
 
 
 def tokens_follow_transformers(soc: str, folder: Path, dtype: torch.dtype, config: Any, *arguments: str) -> None:
@@ -131,6 +138,29 @@ def an_int8_cache_gives_the_tokens_of_eager(folder: Path) -> None:
     assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
     assert {path.name.split("-")[0] for path in dump.iterdir()} == {"prefill", "extend", "decode"}
     assert "int8 cache" in next(dump.glob("decode-*/lowered.txt")).read_text()
+
+
+def quantised_demo_follows_the_cpu(folder: Path, backend: str) -> None:
+    """What README writes: quantize.py, then infer.py on what it wrote. Answers are sure, so no token is a near tie."""
+    items = held_out_items(12)
+    target = folder / "quantised"
+    run_command(quantize, "quantize", f"output_dir={target}")
+    settings = [f"model.path={target}", "max_new_tokens=5", "max_seq_len=128", "max_batch_size=4"]
+    settings += [f"prompts={json.dumps([item.prompt for item in items])}", "max_prefill_batch_size=1"]
+    _, expected = run_infer(folder, *settings, f"backend={backend}")
+    _, found = run_infer(folder, *settings, "backend=torchair")
+    assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
+    assert [a["text"] for a in found] == [" yes" if item.answer else " no" for item in items]
+
+
+@CASES.add(A2)
+def quantised_demo_as_by_reference_kernels(folder: Path) -> None:
+    quantised_demo_follows_the_cpu(folder, "eager")
+
+
+@CASES.add(A2, slow=True)
+def quantised_demo_as_by_inductor(folder: Path) -> None:
+    quantised_demo_follows_the_cpu(folder, "inductor")
 
 
 @CASES.add(A2)
