@@ -1,4 +1,4 @@
-"""What passes have in common that hand all linear layers to another kernel."""
+"""What passes have in common that hand linear layers to other kernels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ from graph_model.graph import ModelGraph
 from passes.contract import Pass, Tier
 
 aten = torch.ops.aten
+
+# From here on unpacking the weight once costs less than multiplying as it is unpacked.
+_MOST_FEW_ROWS = 16
+
+
+def is_few_rows(x: fx.Node) -> bool:
+    """Whether x has so few rows that a linear layer's time is that of reading its weight."""
+    value = x.meta["val"]
+    return value.numel() // value.shape[-1] <= _MOST_FEW_ROWS
 
 
 @dataclass(frozen=True)

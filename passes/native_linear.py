@@ -9,10 +9,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.linear_kernel import LinearKernel
-
-# From here on converting the weight to float32 costs less than multiplying in the slower kernel.
-_MOST_FEW_ROWS = 16
+from passes.linear_kernel import LinearKernel, is_few_rows
 
 
 @dataclass(frozen=True)
@@ -25,6 +22,4 @@ class NativeLinear(LinearKernel):
     name: ClassVar[str] = "native_linear"
 
     def kernel(self, graph: ModelGraph, at: fx.Node, x: fx.Node, weight: object, bias: object) -> fx.Node:
-        value = x.meta["val"]
-        few = value.numel() // value.shape[-1] <= _MOST_FEW_ROWS
-        return graph.insert(ops.few_rows_linear if few else ops.tiled_linear, x, weight, bias, at=at)
+        return graph.insert(ops.few_rows_linear if is_few_rows(x) else ops.tiled_linear, x, weight, bias, at=at)

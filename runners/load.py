@@ -55,11 +55,12 @@ def load_model(settings: ModelSettings, resources: ExitStack, check: Check = "no
     )
     buckets = bucket_table(settings)
     dtype = getattr(torch, settings.dtype)
+    scheme = None if settings.quantisation is None else settings.quantisation.scheme
     recipe = Recipe(
         config=settings.config,
         dtype=dtype,
         pages=Pages(_num_blocks(settings, buckets, backend.device, shard), settings.block_size),
-        passes=(*build_passes(settings.passes, shard), *backend.kernel_passes(dtype)),
+        passes=(*build_passes(settings.passes, shard), *backend.kernel_passes(dtype, scheme)),
         backend=backend,
         cache=CompileCache(settings.cache_dir),
         dump_dir=settings.dump_dir if shard.rank == 0 else None,

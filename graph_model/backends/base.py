@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graph_model.graph import ModelGraph
+from graph_model.quantisation import Scheme
 from passes.contract import Pass
 
 StepFunction = Callable[..., Sequence[Tensor]]
@@ -29,8 +30,8 @@ class Backend(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """What, besides graph and versions of Python and torch, decides the result of `compile`."""
 
-    def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
-        """The passes that select this backend's kernels; they run after all others."""
+    def kernel_passes(self, dtype: torch.dtype, scheme: Scheme | None = None) -> tuple[Pass, ...]:
+        """The passes that select this backend's kernels for a model of a dtype and a quantisation; they run last."""
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         """A function of the graph's placeholders that returns its outputs and writes its caches in place.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graph_model.backends.base import StepFunction
 from graph_model.graph import ModelGraph
+from graph_model.quantisation import Scheme
 from passes.contract import Pass
 
 
@@ -26,7 +27,7 @@ class EagerBackend:
     def fingerprint(self) -> dict[str, Any]:
         return {}
 
-    def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
+    def kernel_passes(self, dtype: torch.dtype, scheme: Scheme | None = None) -> tuple[Pass, ...]:
         return ()
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:

@@ -18,7 +18,9 @@ from graph_model.backends.base import StepFunction
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
 from graph_model.native import NativeBuildError, load_kernels
+from graph_model.quantisation import Scheme
 from passes.contract import Pass
+from passes.native_int8_linear import NativeInt8Linear
 from passes.native_linear import NativeLinear
 from passes.onednn_linear import OneDNNLinear
 
@@ -51,19 +53,21 @@ class InductorBackend:
             "compiler": cpp_compiler(),
         }
 
-    def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
+    def kernel_passes(self, dtype: torch.dtype, scheme: Scheme | None = None) -> tuple[Pass, ...]:
         if self.device.type != "cpu":
             return ()
-        if ops.onednn_supports(dtype):
-            return (OneDNNLinear(),)
+        onednn = (OneDNNLinear(),) if ops.onednn_supports(dtype) else ()
+        if onednn and scheme is None:
+            return onednn
         version = cpp_compiler()
         assert version is not None
         try:
             load_kernels(self.kernel_dir, _compiler_command(), version)
         except NativeBuildError as error:
             warnings.warn(f"linear layers run on torch's own kernels, which are slower here: {error}", stacklevel=2)
-            return ()
-        return (NativeLinear(),)
+            return onednn
+        int8 = (NativeInt8Linear(int_mm=torch.cpu.get_capabilities().get("amx_int8", False)),)
+        return (*(onednn or (NativeLinear(),)), *(int8 if scheme else ()))
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         from torch._inductor import standalone_compile

@@ -19,6 +19,7 @@ from graph_model.ascend.lower import LoweredStep, lower
 from graph_model.ascend.soc import Soc
 from graph_model.backends.base import Check, StepFunction
 from graph_model.graph import ModelGraph
+from graph_model.quantisation import Scheme
 from passes.ascend_attention import AscendFusedAttention, attention_choice
 from passes.ascend_flat_attention import AscendFlatAttention
 from passes.ascend_geglu import AscendGeGlu
@@ -89,7 +90,7 @@ class TorchairBackend:
         versions = {"torch_npu": importlib.metadata.version("torch_npu"), "standin": standin.is_standin()}
         return {"soc": self.options.soc.name, "norm": self.options.norm, **versions}
 
-    def kernel_passes(self, dtype: torch.dtype) -> tuple[Pass, ...]:
+    def kernel_passes(self, dtype: torch.dtype, scheme: Scheme | None = None) -> tuple[Pass, ...]:
         return kernel_passes(self.options)
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:

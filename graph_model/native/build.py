@@ -15,8 +15,9 @@ import torch
 
 from graph_model import ops
 
-SOURCE = Path(__file__).with_name("linear.cpp")
-_OPTIONS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-march=native")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.cpp", "int8_linear.cpp"))
+HEADER = Path(__file__).with_name("product.h")
+_OPTIONS = ("-O3", "-fno-tree-reassoc", "-std=c++20", "-fPIC", "-shared", "-march=native")
 
 
 class NativeBuildError(RuntimeError):
@@ -33,7 +34,8 @@ def load_kernels(cache_dir: Path, compiler: str, compiler_version: str) -> Path 
     """
     if torch._C._dispatch_has_kernel_for_dispatch_key(ops.few_rows_linear.name(), "CPU"):
         return None
-    ingredients = [SOURCE.read_text(encoding="utf-8"), compiler_version, torch.__version__, *_OPTIONS, *_cpu()]
+    texts = [path.read_text(encoding="utf-8") for path in (HEADER, *SOURCES)]
+    ingredients = [*texts, compiler_version, torch.__version__, *_OPTIONS, *_cpu()]
     key = hashlib.sha256("\0".join(ingredients).encode()).hexdigest()[:24]
     library = cache_dir / f"linear-{key}.so"
     if not library.is_file():
@@ -51,7 +53,14 @@ def _build(library: Path, compiler: str) -> None:
     with tempfile.TemporaryDirectory(prefix=".building-", dir=library.parent) as scratch:
         output = Path(scratch) / library.name
         link = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-ltorch_cpu"]
-        command = [*shlex.split(compiler), *_OPTIONS, f"-I{torch_dir / 'include'}", str(SOURCE), "-o", str(output)]
+        command = [
+            *shlex.split(compiler),
+            *_OPTIONS,
+            f"-I{torch_dir / 'include'}",
+            *map(str, SOURCES),
+            "-o",
+            str(output),
+        ]
         try:
             result = subprocess.run(
                 [*command, f"-L{torch_dir / 'lib'}", *link], capture_output=True, text=True, check=False
@@ -60,7 +69,7 @@ def _build(library: Path, compiler: str) -> None:
             raise NativeBuildError(f"{compiler} cannot be run ({error})") from error
         if result.returncode:
             errors = [line for line in result.stderr.splitlines() if "error" in line] or [result.stderr]
-            raise NativeBuildError(f"{compiler} rejects {SOURCE.name}: {errors[0].strip()[:300]}")
+            raise NativeBuildError(f"{compiler} rejects the kernels: {errors[0].strip()[:300]}")
         os.replace(output, library)
 
 

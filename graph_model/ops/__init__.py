@@ -3,7 +3,15 @@
 from graph_model.ops.attention import paged_attention, paged_attention_int8
 from graph_model.ops.collective import all_gather, all_reduce
 from graph_model.ops.elementwise import gelu_and_mul, rotary
-from graph_model.ops.linear import few_rows_linear, onednn_linear, onednn_supports, tiled_linear
+from graph_model.ops.linear import (
+    few_rows_int8_weight_linear,
+    few_rows_linear,
+    native_int8_linear,
+    onednn_linear,
+    onednn_supports,
+    tiled_int8_weight_linear,
+    tiled_linear,
+)
 from graph_model.ops.norm import add_rms_norm, rms_norm
 from graph_model.ops.quantise import (
     add_rms_norm_quantise,
@@ -44,6 +52,7 @@ __all__ = [
     "all_reduce",
     "dequantise",
     "dequantise_weight",
+    "few_rows_int8_weight_linear",
     "few_rows_linear",
     "gelu_and_mul",
     "greedy_token",
@@ -53,6 +62,7 @@ __all__ = [
     "is_canonical",
     "last_token",
     "log_probabilities",
+    "native_int8_linear",
     "onednn_linear",
     "onednn_supports",
     "paged_attention",
@@ -72,6 +82,7 @@ __all__ = [
     "sharded_token_logprobs",
     "take_tokens",
     "target_logprobs",
+    "tiled_int8_weight_linear",
     "tiled_linear",
     "token_logprobs",
 ]

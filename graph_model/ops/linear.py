@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,8 +13,12 @@ from graph_model.ops.registry import kernel_op
 _TILE_BYTES = 8 << 20
 
 
-def _fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _fake(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _fake_scaled(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    return _fake(x, weight)
 
 
 @kernel_op("onednn_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _fake)
@@ -39,12 +45,54 @@ def tiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     rows = x.reshape(-1, x.shape[-1]).float()
     result = x.new_empty((rows.shape[0], weight.shape[0]))
-    step = max(16, _TILE_BYTES // (4 * weight.shape[1]) // 16 * 16)
-    for start in range(0, weight.shape[0], step):
-        tile = slice(start, start + step)
+    for tile in _tiles(weight):
         product = F.linear(rows, weight[tile].float(), None if bias is None else bias[tile].float())
         result[:, tile] = product
     return result.view(*x.shape[:-1], weight.shape[0])
+
+
+@kernel_op("few_rows_int8_weight_linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias) -> Tensor", _fake_scaled)
+def few_rows_int8_weight_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """(x @ weight.T) * scale + bias in float32, rounded once to x's dtype.
+
+    x [..., in] of any float dtype, weight int8 [out, in], scale float32 [out], bias [out] of x's dtype.
+    This is the reference; graph_model.native has a kernel that reads the weight once for up to 16 rows of x.
+    """
+    result = F.linear(x.float(), weight.float()) * scale
+    return (result if bias is None else result + bias.float()).to(x.dtype)
+
+
+@kernel_op("tiled_int8_weight_linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias) -> Tensor", _fake_scaled)
+def tiled_int8_weight_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """few_rows_int8_weight_linear for many rows of x, as products of a few megabytes of the weight at a time.
+
+    They are computed in x's dtype where this CPU has such products, and then rounded to it before they are scaled.
+    """
+    dtype = x.dtype if onednn_supports(x.dtype) else torch.float32
+    rows = x.reshape(-1, x.shape[-1]).to(dtype)
+    result = x.new_empty((rows.shape[0], weight.shape[0]))
+    for tile in _tiles(weight):
+        product = F.linear(rows, weight[tile].to(dtype)).float() * scale[tile]
+        result[:, tile] = product if bias is None else product + bias[tile].float()
+    return result.view(*x.shape[:-1], weight.shape[0])
+
+
+@kernel_op(
+    "native_int8_linear(Tensor q, Tensor weight, Tensor? int_bias, Tensor scale, Tensor? row_scale, Tensor? bias,"
+    " ScalarType dtype) -> Tensor",
+    lambda q, weight, int_bias, scale, row_scale, bias, dtype: _fake(q, weight).to(dtype),
+)
+def native_int8_linear(
+    q: Tensor,
+    weight: Tensor,
+    int_bias: Tensor | None,
+    scale: Tensor,
+    row_scale: Tensor | None,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """int8_linear, the same numbers. This is the reference; graph_model.native has the kernel."""
+    return torch.ops.gemma.int8_linear(q, weight, int_bias, scale, row_scale, bias, dtype)
 
 
 def onednn_supports(dtype: torch.dtype) -> bool:
@@ -56,3 +104,9 @@ def onednn_supports(dtype: torch.dtype) -> bool:
     if dtype == torch.float16:
         return torch.ops.mkldnn._is_mkldnn_fp16_supported()
     return dtype == torch.float32
+
+
+def _tiles(weight: Tensor) -> Iterator[slice]:
+    """Rows of the weight that take a few megabytes in float32."""
+    step = max(16, _TILE_BYTES // (4 * weight.shape[1]) // 16 * 16)
+    return (slice(start, start + step) for start in range(0, weight.shape[0], step))

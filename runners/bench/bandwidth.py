@@ -7,6 +7,7 @@ import time
 import torch
 
 from graph_model.compile import CompiledModel
+from graph_model.quantisation import HEAD
 from runners.bench.timing import Case
 from runners.load import cache_token_bytes
 
@@ -40,9 +41,10 @@ class ReadProbe:
 def decode_step_bytes(model: CompiledModel, case: Case) -> int:
     """What a decode step in the middle of the answers reads: the weights once, and each request's keys and values."""
     config, element = model.recipe.config, model.recipe.dtype.itemsize
+    quantisation = model.recipe.quantisation
     weights = model.weight_bytes
-    if not config.tie_word_embeddings:
+    if not config.tie_word_embeddings or (quantisation is not None and HEAD in quantisation.linears):
         # Of an embedding that is not the head, a step reads one row per request.
         weights -= config.vocab_size * config.hidden_size * element
     context = case.prompt + case.answer // 2
-    return weights + case.batch * context * cache_token_bytes(config, element, model.recipe.quantisation)
+    return weights + case.batch * context * cache_token_bytes(config, element, quantisation)

@@ -20,6 +20,7 @@ from runners.bench.engine_runner import EngineRunner
 from runners.bench.peers import make_peers
 from runners.bench.timing import Case, Timing, random_prompts, summarise
 from runners.benchmark import benchmark
+from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,6 +126,22 @@ def test_every_run_computes_its_prompts_and_every_answer_has_its_length(checkpoi
         parameters = sum(p.numel() for p in make_peers(["transformers"], llm.loaded)[0]._model.parameters())
         context = 2 * CONFIG.num_hidden_layers * CONFIG.num_key_value_heads * CONFIG.head_dim * (70 + 3)
         assert decode_step_bytes(llm.loaded.model, case) == pytest.approx(4 * (parameters + 2 * context), rel=0.02)
+
+
+def test_a_step_with_an_int8_head_does_not_read_the_embedding_that_it_was_made_from(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    case = Case(batch=1, prompt=8, answer=2)
+    c = CONFIG
+    assert c.tie_word_embeddings
+    attention = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim * c.hidden_size
+    layer = attention + 3 * c.hidden_size * c.intermediate_size
+    int8 = c.num_hidden_layers * layer + c.vocab_size * c.hidden_size
+    settings = [f"model.path={checkpoint}", "backend=eager", f"cache_dir={tmp_path}", "quant=w8a16"]
+    with LLM(settings) as llm:
+        llm.warm_up([[2] * case.prompt], SamplingParams(max_new_tokens=case.answer))
+        read = decode_step_bytes(llm.loaded.model, case)
+    assert int8 < read < 1.2 * int8  # besides the matrices: scales, norms, keys and values
 
 
 def test_medians_and_spread_over_repeats() -> None:

@@ -81,6 +81,8 @@ def test_tokens_equal_transformers_over_many_lengths_and_nothing_compiles_after_
 def test_the_cpu_path_hands_linear_layers_to_onednn(tmp_path: Path) -> None:
     passes = InductorBackend(CPU, tmp_path).kernel_passes(torch.float32)
     assert [p.name for p in passes] == ["onednn_linear"]
+    quantised = InductorBackend(CPU, tmp_path).kernel_passes(torch.float32, "w8a16")
+    assert [p.name for p in quantised] == ["onednn_linear", "native_int8_linear"]
 
 
 def test_onednn_linear_is_linear() -> None:

@@ -50,7 +50,7 @@ class RecordingBackend:
     def fingerprint(self) -> dict[str, Any]:
         return {"options": self.options}
 
-    def kernel_passes(self, dtype: torch.dtype) -> tuple[()]:
+    def kernel_passes(self, dtype: torch.dtype, scheme: str | None = None) -> tuple[()]:
         return ()
 
     def compile(self, graph: ModelGraph, arguments: Any, artifact: Path | None) -> Any:
