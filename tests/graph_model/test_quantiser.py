@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.checkpoints import make_checkpoint
+from support.checkpoints import make_checkpoint, write_random_checkpoint
 from support.configs import TINY_CONFIGS
 
 from graph_model.checkpoint import open_checkpoint
-from graph_model.checkpoint.expected import expected_tensors
 from graph_model.config import GemmaConfig, read_config
 from graph_model.errors import UserError
 from graph_model.gemma import GemmaForCausalLM
@@ -236,12 +235,7 @@ print(status("VmHWM") - baseline)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_quantising_peaks_little_above_one_copy_of_the_checkpoint(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    source.mkdir()
-    tensors = {name: (torch.randn(shape) / 50).bfloat16() for name, shape in expected_tensors(LARGE).items()}
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    save_file(tensors, source / "model.safetensors")
-    (source / "config.json").write_text(json.dumps(LARGE.to_json()))
-    del tensors
+    size = write_random_checkpoint(source, LARGE)
     arguments = [sys.executable, "-c", QUANTISE, source, tmp_path / "target"]
     result = subprocess.run(arguments, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from support.checkpoints import write_random_checkpoint
 from support.configs import TINY_CONFIGS
 
 from graph_model.capture import capture
-from graph_model.checkpoint import expected_tensors
 from graph_model.config import GemmaConfig
 from graph_model.graph import Pages
 from passes.dump import dump
@@ -67,10 +65,7 @@ with ExitStack() as resources:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_loading_peaks_little_above_the_checkpoint(dtype: str, tmp_path: Path) -> None:
     """Weights of the checkpoint's dtype, and of another one of the same size: at most 1.15 S + 300 MB."""
-    tensors = {name: torch.randn(shape).to(torch.bfloat16) for name, shape in expected_tensors(LARGE).items()}
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(LARGE.to_json()))
+    size = write_random_checkpoint(tmp_path, LARGE)
     arguments = [f"model.path={tmp_path}", "backend=eager", f"dtype={dtype}", f"cache_dir={tmp_path / 'cache'}"]
     result = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
+from graph_model.checkpoint import expected_tensors
 from graph_model.config import GemmaConfig
 
 
@@ -47,6 +50,16 @@ def make_checkpoint(
     total = sum(p.numel() * p.element_size() for p in model.parameters())
     model.save_pretrained(directory, safe_serialization=True, max_shard_size=total // 3 if sharded else "5GB")
     return model
+
+
+def write_random_checkpoint(directory: Path, config: GemmaConfig) -> int:
+    """Write small random numbers of a config's shapes, in its dtype, as one file; returns their bytes."""
+    dtype = getattr(torch, config.dtype)
+    tensors = {name: (torch.randn(shape) / 50).to(dtype) for name, shape in expected_tensors(config).items()}
+    directory.mkdir(exist_ok=True)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    (directory / "config.json").write_text(json.dumps(config.to_json()))
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def make_model(

@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
+from support.checkpoints import write_random_checkpoint
 from support.configs import TINY_CONFIGS
 
-from graph_model.checkpoint import expected_tensors
 from graph_model.config import GemmaConfig
 from graph_model.shard import Shard
 from runners.load import num_parameters
@@ -82,9 +80,7 @@ def read_ahead(directory: Path) -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_and_disk_fall_with_the_number_of_ranks(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_json()))
-    tensors = {name: torch.randn(shape) for name, shape in expected_tensors(CONFIG).items()}
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    write_random_checkpoint(tmp_path, CONFIG)
     with (tmp_path / "model.safetensors").open("rb+") as file:
         os.fsync(file.fileno())  # only written pages can be dropped from memory
     command = [sys.executable, "-c", LOAD, str(tmp_path), *map(str, WORLD_SIZES)]
