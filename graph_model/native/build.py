@@ -15,8 +15,8 @@ import torch
 
 from graph_model import ops
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.cpp", "int8_linear.cpp"))
-HEADER = Path(__file__).with_name("product.h")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.cpp", "int8_linear.cpp", "int8_weight_linear.cpp"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("product.h", "byte_product.h"))
 _OPTIONS = ("-O3", "-fno-tree-reassoc", "-std=c++20", "-fPIC", "-shared", "-march=native")
 
 
@@ -34,7 +34,7 @@ def load_kernels(cache_dir: Path, compiler: str, compiler_version: str) -> Path 
     """
     if torch._C._dispatch_has_kernel_for_dispatch_key(ops.few_rows_linear.name(), "CPU"):
         return None
-    texts = [path.read_text(encoding="utf-8") for path in (HEADER, *SOURCES)]
+    texts = [path.read_text(encoding="utf-8") for path in (*HEADERS, *SOURCES)]
     ingredients = [*texts, compiler_version, torch.__version__, *_OPTIONS, *_cpu()]
     key = hashlib.sha256("\0".join(ingredients).encode()).hexdigest()[:24]
     library = cache_dir / f"linear-{key}.so"

@@ -1,9 +1,26 @@
 // Linear layers in int8: exact sums in int32, scaled as gemma::int8_linear says, to the last bit.
 
-#include "product.h"
+#include "byte_product.h"
 
 namespace {
 
+#if HAS_BYTE_PRODUCT
+// multiply() for q of int8: q + 128 is a byte from 0 on.
+template <class Finish>
+void multiply_int8(const int8_t* q, const int8_t* w, int64_t rows, int64_t n_size, int64_t k_size, Finish finish) {
+  const int64_t stride = stride_of<ByteProduct>(k_size);
+  uint8_t* x = arranged_rows<ByteProduct>(rows + 1, k_size);
+  for (int64_t m = 0; m < rows; m++)
+    for (int64_t k = 0; k < k_size; k++) x[m * stride + k] = uint8_t(q[m * k_size + k] + 128);
+  std::fill_n(x + rows * stride, k_size, uint8_t(1));
+  multiply<ByteProduct>(x, w, rows + 1, n_size, k_size, [=](int64_t begin, int64_t end, int32_t* totals) {
+    const int32_t* weights = totals + rows * (end - begin);
+    for (int64_t m = 0; m < rows; m++)
+      for (int64_t n = 0; n < end - begin; n++) totals[m * (end - begin) + n] -= 128 * weights[n];
+    finish(begin, end, totals);
+  });
+}
+#else
 struct Int8Product {
   using Element = int8_t;
   using Value = int16_t;
@@ -18,9 +35,7 @@ struct Int8Product {
   }
   // Each int32 takes two products of neighbours.
   static Ints multiply_add(Ints sums, Shorts x, Shorts w) {
-#if defined(__AVX512VNNI__)
-    return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)x, (__m512i)w);
-#elif defined(__AVX512BW__)
+#if defined(__AVX512BW__)
     return sums + (Ints)_mm512_madd_epi16((__m512i)x, (__m512i)w);
 #elif defined(__AVX2__) && !defined(__AVX512F__)
     return sums + (Ints)_mm256_madd_epi16((__m256i)x, (__m256i)w);
@@ -29,6 +44,12 @@ struct Int8Product {
 #endif
   }
 };
+
+template <class Finish>
+void multiply_int8(const int8_t* q, const int8_t* w, int64_t rows, int64_t n_size, int64_t k_size, Finish finish) {
+  multiply<Int8Product>(arrange<Int8Product>(q, rows, k_size), w, rows, n_size, k_size, finish);
+}
+#endif
 
 // Keeps the compiler from joining a product with the sum behind it, which would round once instead of twice.
 inline float rounded(float value) {
@@ -77,14 +98,17 @@ Tensor native_int8_linear(Tensor input, Tensor matrix, std::optional<Tensor> int
   with_float_type(dtype, [&](auto number) {
     using Number = decltype(number);
     auto* y_data = static_cast<Number*>(y.mutable_data_ptr());
-    multiply<Int8Product>(static_cast<const int8_t*>(x.const_data_ptr()),
-                          static_cast<const int8_t*>(weight.const_data_ptr()), rows, n_size, k_size,
-                          [&](int64_t m, int64_t n, int32_t total) {
-                            float value = float(offset_data ? total + offset_data[n] : total) * scales[n];
-                            if (row_data) value *= row_data[m];
-                            if (!biases.empty()) value = rounded(value) + biases[n];
-                            y_data[m * n_size + n] = Number(value);
-                          });
+    multiply_int8(static_cast<const int8_t*>(x.const_data_ptr()), static_cast<const int8_t*>(weight.const_data_ptr()),
+                  rows, n_size, k_size, [&](int64_t begin, int64_t end, const int32_t* totals) {
+                    for (int64_t m = 0; m < rows; m++)
+                      for (int64_t n = begin; n < end; n++) {
+                        const int32_t total = *totals++;
+                        float value = float(offset_data ? total + offset_data[n] : total) * scales[n];
+                        if (row_data) value *= row_data[m];
+                        if (!biases.empty()) value = rounded(value) + biases[n];
+                        y_data[m * n_size + n] = Number(value);
+                      }
+                  });
   });
   return y;
 }

@@ -1,9 +1,10 @@
-// Linear layers in 16 bit: elements of the weight are turned into float32 in registers; sums are float32.
+// Linear layers in 16 bit; sums are float32.
 
 #include "product.h"
 
 namespace {
 
+// Elements of the weight are turned into float32 in registers.
 struct FloatProduct {
   using Value = float;
   using Values = Floats;
@@ -13,6 +14,22 @@ struct FloatProduct {
   static Floats multiply_add(Floats sums, Floats x, Floats w) { return sums + x * w; }
 };
 
+#if defined(__AVX512BF16__)
+// The instruction multiplies pairs of neighbours and adds both products to a sum.
+struct BFloat16Product {
+  using Element = uint16_t;
+  using Value = c10::BFloat16;
+  typedef uint16_t Values __attribute__((vector_size(BYTES)));
+  using Total = float;
+  using Sums = Floats;
+  static constexpr int PARTS = 1, WIDTH = 2 * LANES, COLUMNS = 4;
+  static int source(int, int lane) { return lane; }
+  static Values unpack(const Element* w, int) { return load<Values>(w); }
+  static Floats multiply_add(Floats sums, Values x, Values w) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sums, (__m512bh)x, (__m512bh)w);
+  }
+};
+#else
 // A vector of pairs is unpacked by shifts, which leaves every second element in one vector.
 struct BFloat16Product : FloatProduct {
   using Element = uint16_t;
@@ -23,6 +40,7 @@ struct BFloat16Product : FloatProduct {
     return (Floats)(part ? pairs & 0xffff0000u : pairs << 16);
   }
 };
+#endif
 
 struct HalfProduct : FloatProduct {
   using Element = uint16_t;
@@ -45,38 +63,19 @@ struct HalfProduct : FloatProduct {
   }
 };
 
-// int8 weights with a scale for each row, which multiplies the sum.
-struct Int8WeightProduct : FloatProduct {
-  using Element = int8_t;
-  typedef int8_t Raw __attribute__((vector_size(LANES)));
-  static constexpr int PARTS = 4;
-  static int source(int part, int lane) { return part * LANES + lane; }
-  static Floats unpack(const Element* w, int part) {
-    const Raw raw = load<Raw>(w + part * LANES);
-#if defined(__AVX512F__)
-    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)raw));
-#elif defined(__AVX2__)
-    return (Floats)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)&raw)));
-#else
-    return __builtin_convertvector(raw, Floats);
-#endif
-  }
-};
-
 template <class Product, class Number>
-Tensor linear(const Tensor& input, const Tensor& matrix, const Tensor* scale, const Tensor* bias) {
+Tensor linear(const Tensor& input, const Tensor& matrix, const Tensor* bias) {
   const Tensor x = torch::stable::contiguous(input), weight = torch::stable::contiguous(matrix);
-  const int64_t n_size = weight.size(0), k_size = weight.size(1);
+  const int64_t n_size = weight.size(0), k_size = weight.size(1), rows = x.numel() / k_size;
   Tensor y = new_result(x, weight, x.scalar_type());
   auto* y_data = static_cast<Number*>(y.mutable_data_ptr());
-  const auto* scale_data = scale ? static_cast<const float*>(scale->const_data_ptr()) : nullptr;
   const auto* bias_data = bias ? static_cast<const Number*>(bias->const_data_ptr()) : nullptr;
-  multiply<Product>(static_cast<const Number*>(x.const_data_ptr()),
-                    static_cast<const typename Product::Element*>(weight.const_data_ptr()), x.numel() / k_size, n_size,
-                    k_size, [=](int64_t m, int64_t n, float total) {
-                      if (scale_data) total *= scale_data[n];
-                      if (bias_data) total += float(bias_data[n]);
-                      y_data[m * n_size + n] = Number(total);
+  multiply<Product>(arrange<Product>(static_cast<const Number*>(x.const_data_ptr()), rows, k_size),
+                    static_cast<const typename Product::Element*>(weight.const_data_ptr()), rows, n_size, k_size,
+                    [=](int64_t begin, int64_t end, const float* totals) {
+                      for (int64_t m = 0; m < rows; m++)
+                        for (int64_t n = begin; n < end; n++)
+                          y_data[m * n_size + n] = Number(*totals++ + (bias_data ? float(bias_data[n]) : 0.f));
                     });
   return y;
 }
@@ -88,28 +87,10 @@ Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
   STD_TORCH_CHECK(x.scalar_type() == type && (!b || b->scalar_type() == type), "few_rows_linear: dtypes differ");
   STD_TORCH_CHECK(fit_together(x, weight) && (!b || b->numel() == weight.size(0)),
                   "few_rows_linear: sizes do not fit together");
-  if (type == ScalarType::BFloat16) return linear<BFloat16Product, c10::BFloat16>(x, weight, nullptr, b);
-  return linear<HalfProduct, c10::Half>(x, weight, nullptr, b);
-}
-
-Tensor few_rows_int8_weight_linear(Tensor x, Tensor weight, Tensor scale, std::optional<Tensor> bias) {
-  const Tensor* b = bias ? &*bias : nullptr;
-  const ScalarType type = x.scalar_type();
-  STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && scale.scalar_type() == ScalarType::Float &&
-                      (!b || b->scalar_type() == type),
-                  "few_rows_int8_weight_linear: dtypes differ");
-  STD_TORCH_CHECK(fit_together(x, weight) && scale.numel() == weight.size(0) && (!b || b->numel() == weight.size(0)),
-                  "few_rows_int8_weight_linear: sizes do not fit together");
-  const Tensor scales = torch::stable::contiguous(scale);
-  if (type == ScalarType::BFloat16) return linear<Int8WeightProduct, c10::BFloat16>(x, weight, &scales, b);
-  if (type == ScalarType::Half) return linear<Int8WeightProduct, c10::Half>(x, weight, &scales, b);
-  STD_TORCH_CHECK(type == ScalarType::Float, "few_rows_int8_weight_linear: x is not floating point");
-  return linear<Int8WeightProduct, float>(x, weight, &scales, b);
+  if (type == ScalarType::BFloat16) return linear<BFloat16Product, c10::BFloat16>(x, weight, b);
+  return linear<HalfProduct, c10::Half>(x, weight, b);
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(gemma, CPU, m) {
-  m.impl("few_rows_linear", TORCH_BOX(&few_rows_linear));
-  m.impl("few_rows_int8_weight_linear", TORCH_BOX(&few_rows_int8_weight_linear));
-}
+STABLE_TORCH_LIBRARY_IMPL(gemma, CPU, m) { m.impl("few_rows_linear", TORCH_BOX(&few_rows_linear)); }

@@ -182,19 +182,25 @@ void multiply_rows(const typename Product::Value* x, const typename Product::Ele
   }
 }
 
+// Memory for `rows` rows of arranged x, zeros, aligned to cache lines; kept for this thread's next call.
+template <class Product>
+typename Product::Value* arranged_rows(int64_t rows, int64_t k_size) {
+  using Value = typename Product::Value;
+  struct alignas(64) Line {
+    char bytes[64];
+  };
+  static thread_local std::vector<Line> lines;
+  lines.assign(rows * stride_of<Product>(k_size) * sizeof(Value) / sizeof(Line) + 1, Line{});
+  return reinterpret_cast<Value*>(lines.data());
+}
+
 // x in the order in which it is multiplied, each row filled up with zeros to whole steps.
 template <class Product, class Number>
 const typename Product::Value* arrange(const Number* x, int64_t rows, int64_t k_size) {
   using Value = typename Product::Value;
   constexpr int64_t STEP = Product::PARTS * Product::WIDTH;
   const int64_t stride = stride_of<Product>(k_size);
-  struct alignas(64) Line {
-    Value values[64 / sizeof(Value)];
-  };
-  static thread_local std::vector<Line> lines;
-  const size_t size = rows * stride * sizeof(Value) / sizeof(Line) + 1;
-  if (lines.size() < size) lines.resize(size);
-  Value* arranged = lines.front().values;
+  Value* arranged = arranged_rows<Product>(rows, k_size);
   for (int64_t m = 0; m < rows; m++) {
     const Number* from = x + m * k_size;
     Value* to = arranged + m * stride;
@@ -212,11 +218,12 @@ const typename Product::Value* arrange(const Number* x, int64_t rows, int64_t k_
   return arranged;
 }
 
-// result(m, n, sum_k x[m][k] * w[n][k]) for each row of x and of w, by all threads.
-template <class Product, class Number, class Result>
-void multiply(const Number* x, const typename Product::Element* w, int64_t rows, int64_t n_size, int64_t k_size,
-              Result result) {
-  const auto* arranged = arrange<Product>(x, rows, k_size);
+// finish(begin, end, totals) for stretches of w's rows, by all threads: totals[m * (end - begin) + n - begin] is
+// sum_k x[m][k] * w[n][k]. x as `arrange` leaves it.
+template <class Product, class Finish>
+void multiply(const typename Product::Value* x, const typename Product::Element* w, int64_t rows, int64_t n_size,
+              int64_t k_size, Finish finish) {
+  using Total = typename Product::Total;
   const int64_t stride = stride_of<Product>(k_size);
   const int64_t group_bytes = std::max<int64_t>(1, GROUP * k_size * sizeof(typename Product::Element));
   // Many rows take turns at what the cache holds of the weight.
@@ -225,11 +232,16 @@ void multiply(const Number* x, const typename Product::Element* w, int64_t rows,
   const int64_t grain = std::max<int64_t>(1, (64 << 10) / group_bytes);
   torch::stable::parallel_for(0, (n_size + GROUP - 1) / GROUP, grain, [&](int64_t first, int64_t last) {
     const int64_t stop = std::min(last * GROUP, n_size);
-    for (int64_t begin = first * GROUP; begin < stop; begin += panel)
+    std::vector<Total> totals(rows * std::min(panel, stop - first * GROUP));
+    for (int64_t begin = first * GROUP; begin < stop; begin += panel) {
+      const int64_t end = std::min(begin + panel, stop);
       for (int64_t m = 0; m < rows; m += MAX_ROWS)
-        multiply_rows<Product>(arranged + m * stride, w, std::min(MAX_ROWS, rows - m), k_size, begin,
-                               std::min(begin + panel, stop),
-                               [&](int64_t row, int64_t n, auto total) { result(m + row, n, total); });
+        multiply_rows<Product>(x + m * stride, w, std::min(MAX_ROWS, rows - m), k_size, begin, end,
+                               [&](int64_t row, int64_t n, Total total) {
+                                 totals[(m + row) * (end - begin) + n - begin] = total;
+                               });
+      finish(begin, end, totals.data());
+    }
   });
 }
 
