@@ -27,7 +27,7 @@ class NativeInt8Linear(Pass):
         int8_linear(q, w8, b32, s, rows, b, dtype)  ->  native_int8_linear(q, w8, b32, s, rows, b, dtype)
         the same with int_mm and many rows          ->  dequantise(aten._int_mm(q, w8.T) + b32, s, rows, b, dtype)
 
-    int_mm: the CPU multiplies tiles of int8, which torch's matrix product uses. Those of int8_linear are exact.
+    int_mm: the CPU has instructions for sums of int8 products, which torch's matrix product uses; it is exact, too.
     """
 
     name: ClassVar[str] = "native_int8_linear"

@@ -20,9 +20,10 @@ from graph_model.graph import ModelGraph
 from graph_model.native import NativeBuildError, load_kernels
 from graph_model.quantisation import Scheme
 from passes.contract import Pass
+from passes.few_rows_linear import FewRowsLinear
 from passes.native_int8_linear import NativeInt8Linear
-from passes.native_linear import NativeLinear
 from passes.onednn_linear import OneDNNLinear
+from passes.tiled_linear import TiledLinear
 
 
 class InductorBackend:
@@ -56,18 +57,21 @@ class InductorBackend:
     def kernel_passes(self, dtype: torch.dtype, scheme: Scheme | None = None) -> tuple[Pass, ...]:
         if self.device.type != "cpu":
             return ()
-        onednn = (OneDNNLinear(),) if ops.onednn_supports(dtype) else ()
-        if onednn and scheme is None:
-            return onednn
+        onednn = ops.onednn_supports(dtype)
+        if dtype == torch.float32 and scheme is None:
+            return (OneDNNLinear(),) if onednn else ()
         version = cpp_compiler()
         assert version is not None
         try:
             load_kernels(self.kernel_dir, _compiler_command(), version)
         except NativeBuildError as error:
             warnings.warn(f"linear layers run on torch's own kernels, which are slower here: {error}", stacklevel=2)
-            return onednn
-        int8 = (NativeInt8Linear(int_mm=torch.cpu.get_capabilities().get("amx_int8", False)),)
-        return (*(onednn or (NativeLinear(),)), *(int8 if scheme else ()))
+            return (OneDNNLinear(),) if onednn else ()
+        few = () if dtype == torch.float32 else (FewRowsLinear(),)
+        capabilities = torch.cpu.get_capabilities()
+        int_mm = bool(capabilities.get("amx_int8") or capabilities.get("avx512_vnni"))
+        int8 = (NativeInt8Linear(int_mm),)
+        return (*few, OneDNNLinear() if onednn else TiledLinear(), *(int8 if scheme else ()))
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         from torch._inductor import standalone_compile

@@ -59,11 +59,11 @@ V load(const void* address) {
   return value;
 }
 
-constexpr int64_t MAX_ROWS = 16;       // of x, that are multiplied in one go
-constexpr int64_t GROUP = 12;          // rows of the weight that share a block of x
-constexpr int64_t X_BLOCK = 16 << 10;  // bytes of x that stay in the first-level cache
-constexpr int64_t W_BLOCK = 2048;      // bytes of a row of the weight that are multiplied in one go
-constexpr int64_t PANEL = 256 << 10;   // bytes of the weight that stay in the second-level cache
+constexpr bool WIDE = LANES == 16;
+constexpr int64_t MAX_ROWS = 16;      // of x, that are multiplied in one go
+constexpr int64_t GROUP = 12;         // rows of the weight that share a block of x
+constexpr int64_t X_CACHE = 16 << 10; // bytes of x that stay in the first-level cache beside the weight
+constexpr int64_t PANEL = 256 << 10;  // bytes of the weight that stay in the second-level cache
 
 // acc[m][n] += x[m][:] * w[n][:] over `steps` steps, for ROWS rows of x and COLS rows of w. Meanwhile the rows at `ahead`
 // are fetched, `pace` elements a step; null: none.
@@ -96,18 +96,22 @@ void tile(const typename Product::Value* x, int64_t x_stride, const typename Pro
     for (int n = 0; n < COLS; n++) acc[m][n] = sums[m][n];
 }
 
-// The same for any number of rows of x. The first two turns fetch what is ahead: with more the time is that of computing.
-template <class Product, int COLS>
+// The same for any number of rows of x, ROWS at once. The first two turns fetch what is ahead: with more the time is that
+// of computing.
+template <class Product, int ROWS, int COLS>
 void tiles(int64_t rows, const typename Product::Value* x, int64_t x_stride, const typename Product::Element* w,
            const typename Product::Element* ahead, int64_t w_stride, int64_t steps,
            typename Product::Sums (*acc)[GROUP]) {
   constexpr int64_t STEP = Product::PARTS * Product::WIDTH;
-  const int64_t turns = std::min<int64_t>(2, rows / 4 + rows % 4 / 2 + rows % 2), pace = STEP / turns;
+  const int64_t left = rows % ROWS;
+  const int64_t turns = std::min<int64_t>(2, rows / ROWS + left / 4 + left % 4 / 2 + left % 2), pace = STEP / turns;
   int64_t m = 0, turn = 0;
   const auto forward = [&](int64_t by) {
     m += by;
     ahead = ahead && ++turn < turns ? ahead + steps * pace : nullptr;
   };
+  for (; m + ROWS <= rows; forward(ROWS))
+    tile<Product, ROWS, COLS>(x + m * x_stride, x_stride, w, ahead, pace, w_stride, steps, acc + m);
   for (; m + 4 <= rows; forward(4))
     tile<Product, 4, COLS>(x + m * x_stride, x_stride, w, ahead, pace, w_stride, steps, acc + m);
   for (; m + 2 <= rows; forward(2))
@@ -116,25 +120,37 @@ void tiles(int64_t rows, const typename Product::Value* x, int64_t x_stride, con
     tile<Product, 1, COLS>(x + m * x_stride, x_stride, w, ahead, pace, w_stride, steps, acc + m);
 }
 
-// The same for `count` rows of w, of which COLS are multiplied at once. next: what comes after them.
-template <class Product, int COLS>
+// The same for `count` rows of w, of which COLS are multiplied at once. next: what comes after them, null: not known.
+template <class Product, int ROWS, int COLS>
 void strips(int64_t rows, const typename Product::Value* x, int64_t x_stride, const typename Product::Element* w,
             const typename Product::Element* next, int64_t w_stride, int64_t count, int64_t steps,
             typename Product::Sums (*acc)[GROUP]) {
   using Acc = typename Product::Sums(*)[GROUP];
   int64_t n = 0;
   for (; n + COLS <= count; n += COLS)
-    tiles<Product, COLS>(rows, x, x_stride, w + n * w_stride, n + 2 * COLS <= count ? w + (n + COLS) * w_stride : next,
-                         w_stride, steps, (Acc)&acc[0][n]);
+    tiles<Product, ROWS, COLS>(rows, x, x_stride, w + n * w_stride,
+                               next && n + 2 * COLS <= count ? w + (n + COLS) * w_stride : next, w_stride, steps,
+                               (Acc)&acc[0][n]);
   for (; n < count; n++)
-    tiles<Product, 1>(rows, x, x_stride, w + n * w_stride, nullptr, w_stride, steps, (Acc)&acc[0][n]);
+    tiles<Product, ROWS, 1>(rows, x, x_stride, w + n * w_stride, nullptr, w_stride, steps, (Acc)&acc[0][n]);
 }
 
-template <class Sums>
-auto sum(Sums values) {
-  for (int half = LANES / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) values[i] += values[i + half];
-  return values[0];
+// The sums of the lanes of four vectors, each in the same order whatever the others are.
+template <class Sums, class Total>
+void sum_lanes(const Sums* v, Total* totals) {
+  Ints even, odd, low, high;
+  for (int i = 0; i < LANES; i++) {
+    even[i] = i % 2 * LANES + i / 2 * 2, odd[i] = even[i] + 1;
+    low[i] = i / 2 % 2 * LANES + i / 4 * 4 + i % 2, high[i] = low[i] + 2;
+  }
+  Sums pairs[2];
+  for (int i = 0; i < 2; i++)
+    pairs[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], even) + __builtin_shuffle(v[2 * i], v[2 * i + 1], odd);
+  const Sums sums = __builtin_shuffle(pairs[0], pairs[1], low) + __builtin_shuffle(pairs[0], pairs[1], high);
+  for (int n = 0; n < 4; n++) {
+    totals[n] = sums[n];
+    for (int i = 4 + n; i < LANES; i += 4) totals[n] += sums[i];
+  }
 }
 
 // From one row of arranged x to the next: whole steps, and not a power of two, which caches hold few of.
@@ -144,6 +160,25 @@ int64_t stride_of(int64_t k_size) {
   return (k_size + STEP - 1) / STEP * STEP + STEP;
 }
 
+// How a product goes over the weight, by the rows of x and the bytes of one. What is fastest was measured
+// (docs/performance.md): memory that is read in one stream is fetched ahead by the hardware, as long as x stays near.
+struct Way {
+  int64_t block;         // bytes of a row of the weight that are multiplied in one go
+  bool fetch;            // ask for the weight ahead of time
+  enum { ONE, TWO, FOUR, COLUMNS, MANY } columns;
+
+  template <class Product>
+  static Way of(int64_t rows, int64_t row_bytes) {
+    constexpr int64_t RATIO = sizeof(typename Product::Value) / sizeof(typename Product::Element);
+    if (WIDE && rows <= 4) {
+      if (rows * row_bytes * RATIO <= X_CACHE) return {row_bytes, false, ONE};
+      return {std::min(X_CACHE, 2 * X_CACHE / (rows * RATIO)), true, TWO};
+    }
+    const int64_t block = std::min<int64_t>(X_CACHE / (rows * RATIO), 2048);
+    return {block, true, rows < 4 ? FOUR : WIDE && rows >= 16 ? MANY : COLUMNS};
+  }
+};
+
 // result(m, n, total) takes the sums of rows [begin, end) of w. x: [rows][stride_of(k_size)], see arrange.
 template <class Product, class Result>
 void multiply_rows(const typename Product::Value* x, const typename Product::Element* w, int64_t rows, int64_t k_size,
@@ -152,18 +187,23 @@ void multiply_rows(const typename Product::Value* x, const typename Product::Ele
   using Sums = typename Product::Sums;
   constexpr int64_t STEP = Product::PARTS * Product::WIDTH;
   const int64_t whole = k_size / STEP, rest = k_size % STEP, x_stride = stride_of<Product>(k_size);
-  const int64_t block = std::max<int64_t>(1, std::min(X_BLOCK / (rows * int64_t(sizeof(typename Product::Value))),
-                                                      W_BLOCK / int64_t(sizeof(Element))) / STEP);
+  const Way way = Way::of<Product>(rows, k_size * sizeof(Element));
+  const int64_t block = std::max<int64_t>(1, way.block / int64_t(STEP * sizeof(Element)));
   for (int64_t first = begin; first < end; first += GROUP) {
     const int64_t count = std::min(GROUP, end - first);
     Sums acc[MAX_ROWS][GROUP];
     std::fill_n(&acc[0][0], rows * GROUP, Sums{});
     const auto multiply = [&](const Element* weights, const Element* next, int64_t stride, int64_t step,
                               int64_t steps) {
-      if (rows < 4)
-        strips<Product, 4>(rows, x + step * STEP, x_stride, weights, next, stride, count, steps, acc);
-      else
-        strips<Product, Product::COLUMNS>(rows, x + step * STEP, x_stride, weights, next, stride, count, steps, acc);
+      const auto* values = x + step * STEP;
+      switch (way.columns) {
+        case Way::ONE: return strips<Product, 4, 1>(rows, values, x_stride, weights, nullptr, stride, count, steps, acc);
+        case Way::TWO: return strips<Product, 4, 2>(rows, values, x_stride, weights, next, stride, count, steps, acc);
+        case Way::FOUR: return strips<Product, 4, 4>(rows, values, x_stride, weights, next, stride, count, steps, acc);
+        case Way::MANY: return strips<Product, 8, 3>(rows, values, x_stride, weights, next, stride, count, steps, acc);
+        case Way::COLUMNS:
+          return strips<Product, 4, Product::COLUMNS>(rows, values, x_stride, weights, next, stride, count, steps, acc);
+      }
     };
     for (int64_t step = 0; step < whole; step += block) {
       const Element* weights = w + first * k_size + step * STEP;
@@ -177,8 +217,11 @@ void multiply_rows(const typename Product::Value* x, const typename Product::Ele
         std::memcpy(padded + n * STEP, w + (first + n) * k_size + whole * STEP, rest * sizeof(Element));
       multiply(padded, nullptr, STEP, whole, 1);
     }
-    for (int64_t m = 0; m < rows; m++)
-      for (int64_t n = 0; n < count; n++) result(m, first + n, sum(acc[m][n]));
+    for (int64_t m = 0; m < rows; m++) {
+      typename Product::Total totals[GROUP];
+      for (int64_t n = 0; n < count; n += 4) sum_lanes(acc[m] + n, totals + n);
+      for (int64_t n = 0; n < count; n++) result(m, first + n, totals[n]);
+    }
   }
 }
 

@@ -78,11 +78,13 @@ def test_tokens_equal_transformers_over_many_lengths_and_nothing_compiles_after_
         assert [r.token_ids for r in poisoned] == [r.token_ids[:8] for r in results[3:6]]
 
 
-def test_the_cpu_path_hands_linear_layers_to_onednn(tmp_path: Path) -> None:
-    passes = InductorBackend(CPU, tmp_path).kernel_passes(torch.float32)
-    assert [p.name for p in passes] == ["onednn_linear"]
-    quantised = InductorBackend(CPU, tmp_path).kernel_passes(torch.float32, "w8a16")
-    assert [p.name for p in quantised] == ["onednn_linear", "native_int8_linear"]
+def test_the_cpu_path_chooses_kernels_by_dtype_and_scheme(tmp_path: Path) -> None:
+    backend = InductorBackend(CPU, tmp_path)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        few = [] if dtype == torch.float32 else ["few_rows_linear"]
+        many = "onednn_linear" if ops.onednn_supports(dtype) else "tiled_linear"
+        assert [p.name for p in backend.kernel_passes(dtype)] == [*few, many]
+        assert [p.name for p in backend.kernel_passes(dtype, "w8a16")] == [*few, many, "native_int8_linear"]
 
 
 def test_onednn_linear_is_linear() -> None:
