@@ -93,8 +93,19 @@ class AscendFusedAttention(AscendAttention):
         return fused_infer_attention(attention, key, value, choice.paged)
 
 
-def fused_infer_attention(attention: Attention, key: fx.Node, value: fx.Node, paged: bool, **options: Any) -> fx.Node:
-    """FusedInferAttentionScore of the query over keys and values in BSND, or over caches through the block table."""
+def fused_infer_attention(
+    attention: Attention,
+    key: fx.Node,
+    value: fx.Node,
+    paged: bool,
+    query: fx.Node | None = None,
+    input_layout: str = "BSND",
+    **options: Any,
+) -> fx.Node:
+    """FusedInferAttentionScore of the query over keys and values in BSND, or over caches through the block table.
+
+    query: in place of the attention's own, where it and the result have another layout.
+    """
     a = attention
     options["actual_seq_lengths_kv"] = a.query_lens if a.block_table is None else a.context_lens
     if paged:
@@ -106,14 +117,14 @@ def fused_infer_attention(attention: Attention, key: fx.Node, value: fx.Node, pa
         options["sparse_mode"] = 3
     result = a.call(
         torch.ops.air.npu_fused_infer_attention_score.default,
-        a.query,
+        query or a.query,
         key,
         value,
         **options,
         num_heads=a.heads,
         num_key_value_heads=a.kv_heads,
         scale=a.scale,
-        input_layout="BSND",
+        input_layout=input_layout,
     )
     return a.call(operator.getitem, result, 0)
 
@@ -153,7 +164,8 @@ class Attention:
         assert isinstance(scale, float)
         self.scale = scale
         self.batch, self.tokens, self.heads, self.head_dim = self.query.meta["val"].shape
-        self.num_blocks, self.block_size, self.kv_heads, _ = self.key_cache.meta["val"].shape
+        self.kv_heads = self.key.meta["val"].shape[2]
+        self.num_blocks, self.block_size = graph.pages.num_blocks, graph.pages.block_size
 
     def call(self, target: Any, *args: Any, at: fx.Node | None = None, **kwargs: Any) -> fx.Node:
         """Insert a call before the attention, or before `at`."""
@@ -181,12 +193,8 @@ class Attention:
 
     def gathered(self, cache: fx.Node) -> fx.Node:
         """The keys or values of each row's blocks, [batch, width * block_size, kv_heads, head_dim]."""
-        blocks = self.gathered_blocks(cache)
-        return self.call(aten.reshape.default, blocks, [self.batch, -1, self.kv_heads, self.head_dim])
-
-    def gathered_blocks(self, blocks: fx.Node) -> fx.Node:
-        """What `blocks`, [num_blocks, ...], holds for the entries of the block table, [batch * width, ...]."""
         table = self.block_table
         assert isinstance(table, fx.Node)
         flat = self.shared("flat table", lambda at: self.call(aten.reshape.default, table, [-1], at=at))
-        return self.call(aten.index_select.default, blocks, 0, flat)
+        blocks = self.call(aten.index_select.default, cache, 0, flat)
+        return self.call(aten.reshape.default, blocks, [self.batch, -1, self.kv_heads, self.head_dim])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,52 +21,45 @@ _PER_TOKEN_HEAD_PAGED = 5
 
 @dataclass(frozen=True)
 class AscendInt8Attention(AscendAttention):
-    """DynamicQuant makes the new keys and values int8; FusedInferAttentionScore reads the int8 cache in decode.
+    """One kernel each quantises and writes the new keys and values; FusedInferAttentionScore reads int8 in decode.
 
     ::
 
         gemma.paged_attention_int8(q, k, v, key_cache, value_cache, key_scales, value_scales, slots, ...)
     ->
-        k8, k_scales = npu_dynamic_quant(k), the same for values
-        npu_scatter_pa_kv_cache(k8, v8, key_cache, value_cache, slots)
-        npu_scatter_nd_update_(flat key_scales, places, k_scales), the same for values
+        ascend.dynamic_quant_scatter_(rows of key_cache, rows of key_scales, places, rows of k), the same for values
         npu_fused_infer_attention_score(q, k, v, causal mask, query_lens, query_lens)                    prefill
         npu_fused_infer_attention_score(q, key_cache, value_cache, key_scales, value_scales, ...)        decode
-        npu_fused_infer_attention_score(q, dequantised gathered blocks, causal mask, ...)                extend
+        npu_fused_infer_attention_score(q, dequantised gathered rows, causal mask, ...)                  extend
 
-    The places of the scales are computed once for all layers. Paged attention of several query tokens takes no int8
-    cache, whatever the block size.
+    A row is one head of one token. Where rows go, and which rows the block table names, is computed once for all
+    layers. Paged attention of several query tokens takes no int8 cache, whatever the block size. With one query token
+    the heads of query and result are put before the tokens, which moves nothing: only so are caches with heads before
+    tokens taken.
     """
 
     name: ClassVar[str] = "ascend_int8_attention"
     removes: ClassVar[tuple[object, ...]] = (ops.paged_attention_int8,)
     introduces: ClassVar[tuple[str, ...]] = (
-        "npu.npu_dynamic_quant",
-        "npu.npu_scatter_pa_kv_cache",
-        "npu.npu_scatter_nd_update_",
+        "ascend.dynamic_quant_scatter_",
         "air.npu_fused_infer_attention_score",
         "aten.index_select",
-        "aten.permute",
         "aten.remainder.Scalar",
         "aten.sub.Tensor",
+        "aten.full",
+        "aten.cat",
     )
 
     def applies(self, graph: ModelGraph) -> bool:
         return graph.quantisation is not None and graph.quantisation.kv8
 
     def write_cache(self, attention: Attention) -> None:
-        a, call = attention, attention.call
-        slots = a.shared("slots", lambda at: call(aten.reshape.default, a.slots, [-1], at=at))
-        quantised = []
-        for new, scales in zip((a.key, a.value), a.scales, strict=True):
-            pair = call(torch.ops.npu.npu_dynamic_quant.default, new)
-            q = call(aten.reshape.default, call(operator.getitem, pair, 0), [-1, a.kv_heads, a.head_dim])
-            quantised.append(q)
-            updates = call(aten.reshape.default, call(operator.getitem, pair, 1), [-1])
-            places = a.shared("places of scales", lambda at: _places(a, at))
-            call(torch.ops.npu.npu_scatter_nd_update_.default, _flat(a, scales), places, updates)
-        caches = (a.key_cache, a.value_cache)
-        call(torch.ops.npu.npu_scatter_pa_kv_cache.default, *quantised, *caches, slots, cache_mode="Norm")
+        a = attention
+        places = a.shared("places", lambda at: _places(a, at))
+        for new, cache, scales in zip((a.key, a.value), (a.key_cache, a.value_cache), a.scales, strict=True):
+            rows = a.call(aten.reshape.default, new, [-1, 1, a.head_dim])
+            target = torch.ops.ascend.dynamic_quant_scatter_.default
+            a.call(target, _rows(a, cache, a.head_dim), _rows(a, scales, 1), places, rows)
 
     def attend(self, attention: Attention, choice: AttentionChoice) -> fx.Node:
         a = attention
@@ -77,32 +69,41 @@ class AscendInt8Attention(AscendAttention):
         if not choice.paged:
             key, value = (_dequantised(a, *pair) for pair in pairs)
             return fused_infer_attention(a, key, value, paged=False)
-        shape = [a.num_blocks, a.kv_heads, a.block_size]
-        key_scales, value_scales = (a.call(aten.reshape.default, _flat(a, s), shape) for s in a.scales)
-        return fused_infer_attention(
+        blocks = [a.num_blocks, a.kv_heads, a.block_size]
+        (key, key_scales), (value, value_scales) = (
+            (
+                a.call(aten.reshape.default, _rows(a, cache, a.head_dim), [*blocks, a.head_dim]),
+                a.call(aten.reshape.default, _rows(a, scales, 1), blocks),
+            )
+            for cache, scales in pairs
+        )
+        result = fused_infer_attention(
             a,
-            a.blocks(a.key_cache),
-            a.blocks(a.value_cache),
+            key,
+            value,
             paged=True,
+            query=a.call(aten.reshape.default, a.query, [a.batch, a.heads, 1, a.head_dim]),
+            input_layout="BNSD",
             key_antiquant_scale=key_scales,
             value_antiquant_scale=value_scales,
             key_antiquant_mode=_PER_TOKEN_HEAD_PAGED,
             value_antiquant_mode=_PER_TOKEN_HEAD_PAGED,
         )
+        return a.call(aten.reshape.default, result, [a.batch, 1, a.heads, a.head_dim])
 
 
-def _flat(attention: Attention, scales: fx.Node) -> fx.Node:
-    """The scales as a vector: the only form in which the graph reads them, as it is the one that is written."""
-    for user in scales.users:
+def _rows(attention: Attention, cache: fx.Node, size: int) -> fx.Node:
+    """The cache as [rows, 1, size]: the only form in which the graph reads it, as it is the one that is written."""
+    for user in cache.users:
         if user.target == aten.reshape.default:
             return user
-    return attention.call(aten.reshape.default, scales, [-1])
+    return attention.call(aten.reshape.default, cache, [-1, 1, size])
 
 
 def _places(attention: Attention, at: fx.Node) -> fx.Node:
-    """Where in the vector of scales each new token's heads go, [tokens * kv_heads, 1].
+    """The rows of the cache that each new token's heads go to, and 0, [tokens * kv_heads, 2].
 
-    Slot s is token s % block_size of its block, so head h of it stands at (s - s % block_size) * kv_heads +
+    Slot s is token s % block_size of its block, so head h of it is row (s - s % block_size) * kv_heads +
     h * block_size + s % block_size.
     """
     a = attention
@@ -110,23 +111,47 @@ def _places(attention: Attention, at: fx.Node) -> fx.Node:
     def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return a.call(target, *args, at=at, **kwargs)
 
-    if a.kv_heads == 1:
-        return call(aten.reshape.default, a.slots, [-1, 1])
-    slots = call(aten.reshape.default, a.slots, [-1, 1])
-    offsets = call(aten.remainder.Scalar, slots, a.block_size)
-    blocks = call(aten.mul.Tensor, call(aten.sub.Tensor, slots, offsets), a.kv_heads)
-    first = call(aten.add.Tensor, blocks, offsets)
-    end = a.kv_heads * a.block_size
-    heads = call(aten.arange.start_step, 0, end, a.block_size, dtype=torch.int64, device=torch.device("cpu"))
-    return call(aten.reshape.default, call(aten.add.Tensor, first, heads), [-1, 1])
+    rows = call(aten.reshape.default, a.slots, [-1, 1])
+    if a.kv_heads > 1:
+        offsets = call(aten.remainder.Scalar, rows, a.block_size)
+        blocks = call(aten.mul.Tensor, call(aten.sub.Tensor, rows, offsets), a.kv_heads)
+        first = call(aten.add.Tensor, blocks, offsets)
+        rows = call(aten.reshape.default, call(aten.add.Tensor, first, _heads(a, at)), [-1, 1])
+    count = a.batch * a.tokens * a.kv_heads
+    zeros = call(aten.full.default, [count, 1], 0, dtype=torch.int64, device=torch.device("cpu"))
+    return call(aten.cat.default, [rows, zeros], -1)
+
+
+def _heads(attention: Attention, at: fx.Node) -> fx.Node:
+    """How many rows behind the first head's each head's row stands, [kv_heads]."""
+    a = attention
+    target = aten.arange.start_step
+    return a.call(target, 0, a.kv_heads * a.block_size, a.block_size, dtype=torch.int64, device=torch.device("cpu"), at=at)
+
+
+def _named_rows(attention: Attention, at: fx.Node) -> fx.Node:
+    """The rows of the blocks in the block table: of its entries, of their tokens, of all heads."""
+    a = attention
+
+    def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return a.call(target, *args, at=at, **kwargs)
+
+    first = call(aten.mul.Tensor, call(aten.reshape.default, a.block_table, [-1, 1, 1]), a.kv_heads * a.block_size)
+    tokens = call(aten.arange.start_step, 0, a.block_size, 1, dtype=torch.int64, device=torch.device("cpu"))
+    rows = call(aten.add.Tensor, first, call(aten.reshape.default, tokens, [-1, 1]))
+    if a.kv_heads > 1:
+        rows = call(aten.add.Tensor, rows, _heads(a, at))
+    return call(aten.reshape.default, rows, [-1])
 
 
 def _dequantised(attention: Attention, cache: fx.Node, scales: fx.Node) -> fx.Node:
     """The keys or values of each row's blocks in the model's dtype, [batch, width * block_size, kv_heads, head_dim]."""
     a, call = attention, attention.call
-    gathered = call(aten.to.dtype, a.gathered(cache), torch.float32)
-    by_head = a.gathered_blocks(call(aten.reshape.default, _flat(a, scales), [a.num_blocks, a.kv_heads, a.block_size]))
-    if a.kv_heads > 1:
-        by_head = call(aten.permute.default, by_head, [0, 2, 1])
-    factor = call(aten.reshape.default, by_head, [a.batch, -1, a.kv_heads, 1])
-    return call(aten.to.dtype, call(aten.mul.Tensor, gathered, factor), a.graph.dtype)
+    named = a.shared("named rows", lambda at: _named_rows(a, at))
+    integers, factors = (
+        call(aten.index_select.default, call(aten.reshape.default, _rows(a, x, size), [-1, size]), 0, named)
+        for x, size in ((cache, a.head_dim), (scales, 1))
+    )
+    wide = call(aten.mul.Tensor, call(aten.to.dtype, integers, torch.float32), factors)
+    narrow = call(aten.to.dtype, wide, a.graph.dtype)
+    return call(aten.reshape.default, narrow, [a.batch, -1, a.kv_heads, a.head_dim])

@@ -17,7 +17,7 @@ _CACHES = slice(3, 5)  # the arguments of attention that are caches
 
 @dataclass(frozen=True)
 class QuantizeCache(Pass):
-    """The caches become int8, and each gets a cache of scales, one per token and head.
+    """The caches become int8 with heads before tokens, and each gets a cache of scales, one per token and head.
 
     Original: gemma.paged_attention(q, k, v, key_cache, value_cache, ...). After::
 
@@ -43,10 +43,9 @@ class QuantizeCache(Pass):
         scales = []
         for cache in candidate.args[_CACHES]:
             assert isinstance(cache, fx.Node)
-            shape = cache.meta["val"].shape
+            blocks, block_size, heads, head_dim = cache.meta["val"].shape
             with graph.fake_mode:
-                cache.meta["val"] = torch.empty(shape, dtype=torch.int8)
-                blocks, block_size, heads, _ = shape
+                cache.meta["val"] = torch.empty((blocks, heads, block_size, head_dim), dtype=torch.int8)
                 fake = torch.empty((blocks, heads, block_size), dtype=torch.float32)
             scales.append(graph.add_placeholder(cache.name.replace("cache", "scales"), "cache", fake))
         before, behind = candidate.args[: _CACHES.stop], candidate.args[_CACHES.stop :]
@@ -57,4 +56,4 @@ class QuantizeCache(Pass):
     def earlier_caches(self, caches: list[Tensor], count: int) -> list[Tensor]:
         """Caches come first, then their scales, both in the layers' order."""
         pairs = zip(caches[:count], caches[count:], strict=True)
-        return [cache.float() * scales.mT[..., None] for cache, scales in pairs]
+        return [(cache.float() * scales[..., None]).transpose(1, 2).contiguous() for cache, scales in pairs]

@@ -131,7 +131,7 @@ class CheckedStep:
 
     def _compare_caches(self, expected: list[Tensor], found: list[Tensor], slots: Tensor, who: str) -> None:
         for node, a, b in zip(self._graph.placeholders("cache"), expected, found, strict=True):
-            rows, theirs = a.flatten(0, 1), b.flatten(0, 1)
+            rows, theirs = _tokens(a), _tokens(b)
             self._hold(rows[slots], theirs[slots], f"what {who} writes into {node.name}")
             kept = rows.clone()
             kept[slots] = theirs[slots]
@@ -210,6 +210,12 @@ class _Tracer(fx.Interpreter):
             if all(isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in self._caches for t in tensors):
                 self.values[n.name] = value
         return value
+
+
+def _tokens(cache: Tensor) -> Tensor:
+    """A cache as [slots, ...]. Int8 caches and their scales have heads before the tokens of a block, others behind."""
+    heads_first = cache.dtype == torch.int8 or cache.dim() == 3
+    return (cache.transpose(1, 2) if heads_first else cache).flatten(0, 1)
 
 
 def _on_host(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ torchair is loaded. On the device the ops run inside a lowered graph only; kerne
   quant_matmul            int8 x @ int8 weight.T, scaled; weight stored [out, in], any number of rows
   weight_quant_matmul     x @ (int8 weight * scale).T with weight stored [out, in]
   incre_flash_attention   decode attention with the keys' lengths as a tensor: one graph for all lengths
+  dynamic_quant_scatter_  rows quantised each with a scale of its own, and both written into caches, in one kernel
 
 and ``torch.ops.npu.npu_add_rms_norm_quant``, an op of torch_npu that torchair has no converter for.
 """
@@ -32,6 +33,8 @@ _SCHEMAS = (
     "incre_flash_attention(Tensor query, Tensor key, Tensor value, Tensor actual_seq_lengths, *, "
     "Tensor? atten_mask=None, Tensor? block_table=None, int num_heads, int num_key_value_heads, float scale, "
     'str input_layout="BSH", int block_size=0) -> Tensor',
+    "dynamic_quant_scatter_(Tensor(a!) cache, Tensor(b!) scales, Tensor places, Tensor rows) -> ()",
+    "dynamic_quant_scatter(Tensor cache, Tensor scales, Tensor places, Tensor rows) -> (Tensor, Tensor)",
 )
 # Inputs of IncreFlashAttention that serve quantised caches and position bias.
 _UNUSED_INPUTS = (
@@ -114,6 +117,42 @@ def _incre_flash_attention(
     return torch.empty_like(query)
 
 
+@torch.library.register_fake("ascend::dynamic_quant_scatter_")
+def _dynamic_quant_scatter_(cache: Tensor, scales: Tensor, places: Tensor, rows: Tensor) -> None:
+    """Row i of `rows` [n, 1, size] becomes int8 with the scale max|row| / 127; both go to place[i].
+
+    cache int8 [places, 1, size], scales float32 [places, 1, 1]; places int64 [n, 2]: the row of both, and 0.
+    """
+    torch._check(cache.dtype == torch.int8, lambda: "dynamic_quant_scatter: the cache must be int8")
+    torch._check(scales.dtype == torch.float32, lambda: "dynamic_quant_scatter: the scales must be float32")
+    torch._check(cache.shape[1:] == rows.shape[1:], lambda: "dynamic_quant_scatter: rows must be like the cache's")
+    torch._check(scales.shape == (cache.shape[0], 1, 1), lambda: "dynamic_quant_scatter: a scale for each row")
+    torch._check(places.shape == (rows.shape[0], 2), lambda: "dynamic_quant_scatter: a place for each row")
+
+
+@torch.library.register_fake("ascend::dynamic_quant_scatter")
+def _dynamic_quant_scatter(cache: Tensor, scales: Tensor, places: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, into copies."""
+    return torch.empty_like(cache), torch.empty_like(scales)
+
+
+@torch.library.impl(_LIBRARY, "dynamic_quant_scatter_", "Functionalize")
+def _functional_dynamic_quant_scatter(cache: Tensor, scales: Tensor, places: Tensor, rows: Tensor) -> None:
+    """How torch.func.functionalize writes the op that writes in place as the one that does not."""
+    written = (cache, scales)
+    plain = []
+    for tensor in (*written, places, rows):
+        torch._sync(tensor)
+        plain.append(torch._from_functional_tensor(tensor))
+    functionalize = torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)
+    with torch._C._ExcludeDispatchKeyGuard(functionalize):
+        results = torch.ops.ascend.dynamic_quant_scatter(*plain)
+    for tensor, result in zip(written, results, strict=True):
+        torch._functionalize_replace(tensor, result)
+        torch._functionalize_commit_update(tensor)
+        torch._sync(tensor)
+
+
 def register_converters() -> None:
     """Register the GE converters with torchair, which must be loaded; a second call changes nothing."""
     if hasattr(torch.ops.ascend.linear.default, "_ge_converter"):
@@ -122,6 +161,7 @@ def register_converters() -> None:
     import torchair.ops._npu_fused_infer_attention_score  # noqa: F401
     from torchair import register_fx_node_ge_converter
     from torchair._ge_concrete_graph import ge_apis as ge
+    from torchair._ge_concrete_graph import graph_pass
     from torchair._ge_concrete_graph.compat_ir import IrDef, ge_op
     from torchair.ge import attr
     from torchair.ge._ge_graph import torch_type_to_ge_type
@@ -154,6 +194,36 @@ def register_converters() -> None:
         .output("y2", "")
         .output("x", "")
     )
+
+    # DynamicQuantUpdateScatter: ops-nn quant/dynamic_quant_update_scatter/op_graph/..._proto.h
+    dynamic_quant_update_scatter_ir = (
+        IrDef("DynamicQuantUpdateScatter")
+        .input("var", "")
+        .input("var_scale", "")
+        .input("indices", "")
+        .input("updates", "")
+        .optional_input("smooth_scales", "")
+        .required_attr("reduce", attr.Str)
+        .attr("axis", attr.Int(0))
+        .output("var", "")
+        .output("var_scale", "")
+    )
+    # torchair drops the copies around ops that write by reference if it knows which output is which input.
+    references_of = graph_pass._get_output_to_input_ref_idx
+    graph_pass._get_output_to_input_ref_idx = lambda op: (
+        {0: 0, 1: 1} if op.type == "DynamicQuantUpdateScatter" else references_of(op)
+    )
+
+    @register_fx_node_ge_converter(torch.ops.ascend.dynamic_quant_scatter.default)
+    def convert_dynamic_quant_scatter(cache: Any, scales: Any, places: Any, rows: Any, meta_outputs: Any = None) -> Any:
+        var, var_scale = ge.TensorMove(cache), ge.TensorMove(scales)
+        return ge_op(
+            "DynamicQuantUpdateScatter",
+            inputs={"var": var, "var_scale": var_scale, "indices": places, "updates": rows},
+            attrs={"reduce": attr.Str("update"), "axis": attr.Int(-2)},
+            outputs=["var", "var_scale"],
+            ir=dynamic_quant_update_scatter_ir,
+        )
 
     @register_fx_node_ge_converter(torch.ops.ascend.gemma_rms_norm.default)
     def convert_gemma_rms_norm(x: Any, weight: Any, epsilon: float = 1e-6, meta_outputs: Any = None) -> Any:

@@ -167,6 +167,15 @@ def _scatter_nd_update_(x: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     return x.index_put_(tuple(indices.unbind(-1)), updates)
 
 
+@_kernel("ascend::dynamic_quant_scatter_")
+def _dynamic_quant_scatter_(cache: Tensor, scales: Tensor, places: Tensor, rows: Tensor) -> None:
+    wide = rows[:, 0].float()
+    factor = 127.0 / wide.abs().amax(-1)
+    factor = torch.where(factor.isinf(), 0, factor)
+    cache[places[:, 0], 0] = _int8(wide * factor[:, None])
+    scales[places[:, 0], 0, 0] = torch.where(factor == 0, 0, 1.0 / factor)
+
+
 @_kernel("air::npu_fused_infer_attention_score")
 def _fused_infer_attention_score(
     query: Tensor,
@@ -188,12 +197,17 @@ def _fused_infer_attention_score(
     key_antiquant_mode: int = 0,
     value_antiquant_mode: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    assert input_layout == "BSND"
+    assert input_layout == "BSND" or (input_layout == "BNSD" and block_table is not None)
+    if input_layout == "BNSD":
+        query = query.transpose(1, 2)
     batch, tokens = query.shape[:2]
     if block_table is not None:
-        assert key.shape[1] == block_size
+        assert key.shape[-2] == block_size
         table = block_table.long()
-        key, value = (cache[table].flatten(1, 2).unflatten(-1, (num_key_value_heads, -1)) for cache in (key, value))
+        if key.dim() == 4:  # [blocks, kv_heads, block_size, head_dim]
+            key, value = (cache[table].transpose(2, 3).flatten(1, 2) for cache in (key, value))
+        else:
+            key, value = (cache[table].flatten(1, 2).unflatten(-1, (num_key_value_heads, -1)) for cache in (key, value))
         if key_antiquant_scale is not None and value_antiquant_scale is not None:
             assert key_antiquant_mode == value_antiquant_mode == 5
             scales = (key_antiquant_scale, value_antiquant_scale)
@@ -209,7 +223,8 @@ def _fused_infer_attention_score(
         assert atten_mask is not None
         hidden = hidden | (keys > (rows + (kv_lens - q_lens)[:, None])[:, :, None])
     out = _attend(query, key, value, hidden, scale)
-    return torch.where((rows < q_lens[:, None])[:, :, None, None], out, 0), query.new_empty(0, dtype=torch.float32)
+    out = torch.where((rows < q_lens[:, None])[:, :, None, None], out, 0)
+    return out.transpose(1, 2) if input_layout == "BNSD" else out, query.new_empty(0, dtype=torch.float32)
 
 
 @_kernel("ascend::incre_flash_attention")

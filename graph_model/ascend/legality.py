@@ -121,6 +121,15 @@ def _dynamic_quant(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
     _present(soc.dynamic_quant)
 
 
+def _dynamic_quant_scatter(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    _present(soc.dynamic_quant)
+    size = _shape(inputs, "updates")[-1]
+    if size % tables.INT8_HEAD_DIM_ALIGNMENT:
+        raise GeGraphError(f"a last axis of {size}; it is a multiple of 32")
+    if _shape(inputs, "updates")[0] > _shape(inputs, "var")[0]:
+        raise GeGraphError("more updates than the cache has places")
+
+
 def _present(condition: bool) -> None:
     if not condition:
         raise GeGraphError("the chip has no such op")
@@ -145,4 +154,5 @@ _RULES: dict[str, Rule] = {
     "WeightQuantBatchMatmulV2": _weight_quant_matmul,
     "DynamicQuant": _dynamic_quant,
     "AddRmsNormDynamicQuant": _dynamic_quant,
+    "DynamicQuantUpdateScatter": _dynamic_quant_scatter,
 }

@@ -156,5 +156,5 @@ def _of_layers(quantisation: Quantisation | None, config: GemmaConfig) -> Quanti
 
 def _kv_bytes(graph: ModelGraph) -> int:
     """Bytes of all caches for one token."""
-    caches = [node.meta["val"] for node in graph.placeholders("cache")]
-    return sum(cache.nbytes // (cache.shape[0] * cache.shape[1]) for cache in caches)
+    tokens = graph.pages.num_blocks * graph.pages.block_size
+    return sum(node.meta["val"].nbytes for node in graph.placeholders("cache")) // tokens

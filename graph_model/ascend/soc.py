@@ -40,7 +40,8 @@ class Soc:
 
     name: the configuration's name. cann_name: what CANN calls the chip. dtypes: of a model's matrix products.
     paged_scatter, fused_infer_attention, gemma_rms_norm, fp32_norm_weight, dynamic_quant: whether the chip has
-    ScatterPaKvCache, FusedInferAttentionScore, GemmaRmsNorm, RmsNorm of 16-bit x with an fp32 weight, and DynamicQuant.
+    ScatterPaKvCache, FusedInferAttentionScore, GemmaRmsNorm, RmsNorm of 16-bit x with an fp32 weight, and DynamicQuant
+    with what contains it.
     rotary_head_dim: the largest head_dim of RotaryMul. max_head_dim: of any fused attention.
     """
 
@@ -266,7 +267,7 @@ def check_quantisation(soc: Soc, quantisation: Quantisation, head_dim: int, bloc
         if not (soc.fused_infer_attention and soc.dynamic_quant):
             raise UserError(
                 f"soc={soc.name}: quant.kv8, an int8 cache with a scale per token and head, needs "
-                f"FusedInferAttentionScore and DynamicQuant, which the {soc.product} does not have. "
+                f"FusedInferAttentionScore and DynamicQuantUpdateScatter, which the {soc.product} does not have. "
                 "Leave quant.kv8=false."
             )
         if head_dim % INT8_HEAD_DIM_ALIGNMENT:

@@ -27,7 +27,7 @@ _PER_ELEMENT = {
     **dict.fromkeys(("SoftmaxV2", "LogSoftmaxV2"), _SOFTMAX),
     **dict.fromkeys(("RmsNorm", "GemmaRmsNorm", "AddRmsNorm"), 5),  # square, sum, two products, an addition
     **dict.fromkeys(("AddRmsNormQuant", "AddRmsNormDynamicQuant"), 8),
-    "DynamicQuant": 4,
+    **dict.fromkeys(("DynamicQuant", "DynamicQuantUpdateScatter"), 4),
     "RotaryMul": 4,  # two products, an addition, a sign
     **dict.fromkeys(("Cast", "ConcatV2", "ConcatD", "Pack", "Split", "SplitV", "Transpose", "TensorMove"), 0),
     **dict.fromkeys(("BroadcastTo", "Expand", "Tile", "Fill", "ZerosLike", "OnesLike"), 0),
@@ -106,6 +106,12 @@ def work_of(node: Node, operands: Operands, context_length: int | None = None) -
         taken = operands.bytes_written()
         return Work(operands.bytes_read("x") + taken, taken)
     written = written_inputs(node.type)
+    if node.type == "DynamicQuantUpdateScatter":
+        rows = operands["updates"]
+        assert rows.shape is not None
+        elements = element_count(rows)  # an int8 each, and a float32 scale for each row
+        vector = elements * _PER_ELEMENT[node.type]
+        return Work(operands.bytes_read(*written), elements + 4 * elements // rows.shape[-1], vector=vector)
     if written:
         updates = operands.bytes_read(*written)
         return Work(updates, sum(byte_count(operands[name]) for name in _UPDATES[node.type]))

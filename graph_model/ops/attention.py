@@ -39,7 +39,8 @@ def paged_attention(
     The new tokens are the last of the context. What the cache holds beyond context_lens never reaches the result,
     not even when it is NaN.
     """
-    slots = _slots(slot_mapping, key_cache)
+    block_size = key_cache.shape[1]
+    slots = slot_mapping // block_size, slot_mapping % block_size
     key_cache.index_put_(slots, key)
     value_cache.index_put_(slots, value)
     if block_table is not None:
@@ -68,26 +69,23 @@ def paged_attention_int8(
 ) -> Tensor:
     """paged_attention with caches of int8, quantised as quantise_rows does: a scale for each token and head.
 
-    key_scales, value_scales [num_blocks, kv_heads, block_size] float32, as FusedInferAttentionScore takes them;
-    written in place like the caches. Attention computes on dequantised keys and values, in the query's dtype; without
-    a block table on the new ones as they are.
+    key_cache, value_cache [num_blocks, kv_heads, block_size, head_dim] int8; key_scales, value_scales [num_blocks,
+    kv_heads, block_size] float32: heads stand before tokens in both, as FusedInferAttentionScore takes them. All four
+    are written in place. Attention computes on dequantised keys and values, in the query's dtype; without a block
+    table on the new ones as they are.
     """
-    slots = _slots(slot_mapping, key_cache)
+    block_size = key_cache.shape[2]
+    slots = slot_mapping // block_size, slot_mapping % block_size
     for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
         q, row_scales = torch.ops.gemma.quantise_rows(new)
-        cache.index_put_(slots, q)
+        cache.transpose(1, 2).index_put_(slots, q)
         scales.transpose(1, 2).index_put_(slots, row_scales)
     if block_table is not None:
         key, value = (
-            (cache[block_table].float() * scales[block_table].mT.unsqueeze(-1)).to(query.dtype).flatten(1, 2)
+            (cache[block_table].float() * scales[block_table].unsqueeze(-1)).to(query.dtype).transpose(2, 3).flatten(1, 2)
             for cache, scales in ((key_cache, key_scales), (value_cache, value_scales))
         )
     return _attend_causally(query, key, value, query_lens, context_lens if block_table is not None else None, scale)
-
-
-def _slots(slot_mapping: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
-    """The blocks of the slots, and the places in them."""
-    return slot_mapping // cache.shape[1], slot_mapping % cache.shape[1]
 
 
 def _attend_causally(

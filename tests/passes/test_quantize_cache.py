@@ -25,13 +25,13 @@ def test_ops_before_ops_after_matches_numerics(case: Case, bucket: str) -> None:
     caches = [node.meta["val"] for node in done.graph.placeholders("cache")]
     assert [cache.dtype for cache in caches] == [torch.int8] * 2 * LAYERS + [torch.float32] * 2 * LAYERS
     heads = case.config.num_key_value_heads
-    assert {tuple(cache.shape[:3]) for cache in caches[: 2 * LAYERS]} == {(8, 16, heads)}
+    assert {tuple(cache.shape[:3]) for cache in caches[: 2 * LAYERS]} == {(8, heads, 16)}
     assert {tuple(scales.shape) for scales in caches[2 * LAYERS :]} == {(8, heads, 16)}
 
 
 def test_what_is_written_is_the_rows_largest_value_in_127_steps() -> None:
     query, key, value = (torch.randn(2, 3, heads, 16, generator=GENERATOR) for heads in (4, 2, 2))
-    caches = [torch.zeros(4, 8, 2, 16, dtype=torch.int8) for _ in range(2)]
+    caches = [torch.zeros(4, 2, 8, 16, dtype=torch.int8) for _ in range(2)]
     scales = [torch.full((4, 2, 8), torch.nan) for _ in range(2)]
     slots = torch.tensor([[8, 9, 10], [31, 16, 17]])
     table, lens = torch.tensor([[1], [3]]), torch.tensor([3, 3])
@@ -40,7 +40,7 @@ def test_what_is_written_is_the_rows_largest_value_in_127_steps() -> None:
         rows = new.flatten(0, 1).double().numpy()
         steps = np.abs(rows).max(-1) / 127
         np.testing.assert_allclose(scale.mT.flatten(0, 1)[slots.flatten()].numpy(), steps, rtol=1e-6)
-        stored = cache.flatten(0, 1)[slots.flatten()].numpy()
+        stored = cache.transpose(1, 2).flatten(0, 1)[slots.flatten()].numpy()
         assert np.abs(stored - rows / steps[..., None]).max() <= 0.5001
         assert int(scale.isnan().sum()) == 4 * 8 * 2 - 6 * 2  # nothing else was written
     # Row 0's blocks hold its three tokens: a fourth attends to them dequantised, whatever lies beyond.
@@ -49,7 +49,7 @@ def test_what_is_written_is_the_rows_largest_value_in_127_steps() -> None:
         *new, *caches, *scales, torch.tensor([[11], [0]]), None, lens + 1 - torch.tensor([0, 3]), table, 0.25
     )
     keys, values = (
-        (cache[1, :4].double() * scale[1, :, :4].mT[..., None].double()).repeat_interleave(2, 1)
+        (cache[1, :, :4].double() * scale[1, :, :4, None].double()).transpose(0, 1).repeat_interleave(2, 1)
         for cache, scale in zip(caches, scales, strict=True)
     )
     weights = (torch.einsum("hd,shd->hs", new[0][0, 0].double(), keys) * 0.25).softmax(-1)

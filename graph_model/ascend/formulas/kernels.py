@@ -108,6 +108,18 @@ def _scatter_nd(x: Inputs, a: Attrs) -> list[Tensor]:
     return [var]
 
 
+@formula("DynamicQuantUpdateScatter")
+def _dynamic_quant_update_scatter(x: Inputs, a: Attrs) -> list[Tensor]:
+    integers, scales = x["var"].clone(), x["var_scale"].clone()
+    for (first, start), update in zip(x["indices"].tolist(), x["updates"], strict=True):
+        for offset in range(update.shape[-2]):
+            row = update[..., offset, :]
+            step = row.abs().amax(-1, keepdim=True) / 127
+            integers[first, ..., start + offset, :] = torch.where(step > 0, row / step, 0).round().to(integers.dtype)
+            scales[first, ..., start + offset, :] = step
+    return [integers, scales]
+
+
 @formula("FusedInferAttentionScore")
 def _fused_infer(x: Inputs, a: Attrs) -> list[Tensor]:
     layout, heads = a.get("input_layout", "BSH"), a["num_heads"]
@@ -137,8 +149,12 @@ def _attend(
     x: Inputs, key: Tensor, value: Tensor, layout: str, heads: int, kv_heads: int, scale: float, sparse: int
 ) -> Tensor:
     """Row by row over the keys that the row's block table and length name; rows of padding stay 0."""
-    assert layout in ("BSH", "BSND"), layout
+    assert layout in ("BSH", "BSND", "BNSD"), layout
     query = x["query"].unflatten(-1, (heads, -1)) if layout == "BSH" else x["query"]
+    if layout == "BNSD":
+        assert key.dim() == 4
+        assert "block_table" in x
+        query, key, value = (side.transpose(1, 2) for side in (query, key, value))
     out = torch.zeros(query.shape, dtype=torch.float64)
     table, mask = x.get("block_table"), x.get("atten_mask")
     for row in range(query.shape[0]):
@@ -158,4 +174,4 @@ def _attend(
             whole = mask.reshape(-1, *mask.shape[-2:]).bool()
             hidden = whole[row if len(whole) > 1 else 0, :q_len, :kv_len]
         out[row, :q_len] = attention(query[row, :q_len], k[:kv_len], v[:kv_len], scale, hidden)
-    return out.flatten(2) if layout == "BSH" else out
+    return {"BSH": out.flatten(2), "BSND": out, "BNSD": out.transpose(1, 2)}[layout]

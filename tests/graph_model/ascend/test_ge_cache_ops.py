@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.ascend.interpreter.ops.cache import assign, scatter_nd_update, scatter_pa_kv_cache
+from graph_model.ascend.interpreter.ops.cache import (
+    assign,
+    dynamic_quant_update_scatter,
+    scatter_nd_update,
+    scatter_pa_kv_cache,
+)
 
 
 def test_scatter_pa_writes_each_token_to_its_slot_and_nothing_else() -> None:
@@ -50,6 +58,53 @@ def test_scatter_nd_update_addresses_leading_dimensions(depth: int) -> None:
         expected[tuple(row)] = update
     assert scatter_nd_update(var, indices, updates) is var
     assert torch.equal(var, expected)
+
+
+def test_dynamic_quant_update_scatter_quantises_rows_and_writes_them_with_their_scales() -> None:
+    var, scales = torch.full((6, 1, 64), 9, dtype=torch.int8), torch.full((6, 1, 1), 9.0)
+    rows = (torch.randn(3, 1, 64, generator=torch.Generator().manual_seed(0)) * 3).half()
+    rows[2] = 0
+    indices = torch.tensor([[4, 0], [0, 0], [5, 0]])
+    out = dynamic_quant_update_scatter(var, scales, indices, rows, reduce="update", axis=-2)
+    assert out[0] is var
+    assert out[1] is scales
+    for row, (place, _) in zip(rows[:2, 0].double().numpy(), indices.tolist(), strict=False):
+        step = np.abs(row).max() / 127
+        assert scales[place].item() == pytest.approx(step, rel=1e-6)
+        assert np.abs(var[place, 0].numpy() - row / step).max() <= 0.5001
+        assert np.abs(var[place, 0].numpy().astype(int)).max() == 127
+    assert not var[5].any()
+    assert not scales[5].any()
+    assert bool((var[1:4] == 9).all() and (scales[1:4] == 9).all())
+
+
+def test_dynamic_quant_update_scatter_addresses_the_first_axis_and_the_last_but_one() -> None:
+    var, scales = torch.zeros(2, 3, 5, 32, dtype=torch.int8), torch.zeros(2, 3, 5, 1)
+    updates = torch.ones(1, 3, 2, 32).bfloat16()
+    dynamic_quant_update_scatter(var, scales, torch.tensor([[1, 3]]), updates, reduce="update", axis=-2)
+    assert bool((var[1, :, 3:] == 127).all())
+    assert int(var.bool().sum()) == 3 * 2 * 32
+    assert int(scales.bool().sum()) == 3 * 2
+
+
+@pytest.mark.parametrize(
+    ("indices", "options", "message"),
+    [
+        ([[1, 0], [1, 0]], {}, "one slot"),
+        ([[1, 0], [4, 0]], {}, "legal are 0 to 3"),
+        ([[1, 0], [2, 1]], {}, "legal are 0 to 0"),
+        ([[1, 0], [2, 0]], {"axis": 0}, "axis 0"),
+        ([[1, 0], [2, 0]], {"reduce": "add"}, "'add'"),
+    ],
+)
+def test_dynamic_quant_update_scatter_refuses_what_the_chip_leaves_undefined(
+    indices: list[list[int]], options: dict[str, Any], message: str
+) -> None:
+    var, scales = torch.zeros(4, 1, 32, dtype=torch.int8), torch.zeros(4, 1, 1)
+    with pytest.raises(GeGraphError, match=message):
+        dynamic_quant_update_scatter(
+            var, scales, torch.tensor(indices), torch.ones(2, 1, 32).half(), **{"reduce": "update", "axis": -2, **options}
+        )
 
 
 def test_scatter_nd_update_refuses_equal_and_foreign_addresses() -> None:

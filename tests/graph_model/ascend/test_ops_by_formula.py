@@ -125,6 +125,37 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         },
         {},
     ),
+    (
+        "DynamicQuantUpdateScatter",
+        {
+            "var": torch.ones(3, 2, 4, 32, dtype=torch.int8),
+            "var_scale": randn(3, 2, 4, 1),
+            "indices": t([[2, 3], [0, 1]]),
+            "updates": randn(2, 2, 1, 32).half(),
+        },
+        {"axis": -2, "reduce": "update"},
+    ),
+    (
+        "FusedInferAttentionScore",
+        {
+            "query": randn(2, 4, 1, 32).half(),
+            "key": [torch.randint(-127, 128, (5, 2, 32, 32)).to(torch.int8)],
+            "value": [torch.randint(-127, 128, (5, 2, 32, 32)).to(torch.int8)],
+            "actual_seq_lengths_kv": t([5, 50]),
+            "block_table": t([[1, 2], [3, 4]]).int(),
+            "key_antiquant_scale": randn(5, 2, 32).abs() / 64,
+            "value_antiquant_scale": randn(5, 2, 32).abs() / 64,
+        },
+        {
+            "num_heads": 4,
+            "num_key_value_heads": 2,
+            "scale": 0.2,
+            "input_layout": "BNSD",
+            "block_size": 32,
+            "key_antiquant_mode": 5,
+            "value_antiquant_mode": 5,
+        },
+    ),
     ("ScatterNdUpdate", {"var": randn(5, 3), "indices": t([[4], [0]]), "updates": randn(2, 3)}, {}),
     (
         "FusedInferAttentionScore",

@@ -64,6 +64,51 @@ def scatter_nd_update(var: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     return var
 
 
+@ge_op("DynamicQuantUpdateScatter", by_reference={0: "var", 1: "var_scale"})
+def dynamic_quant_update_scatter(
+    var: Tensor,
+    var_scale: Tensor,
+    indices: Tensor,
+    updates: Tensor,
+    smooth_scales: Tensor | None = None,
+    *,
+    reduce: str,
+    axis: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """DynamicQuant of each row of `updates`; int8 and scales go to where indices [n, 2] says: of axis 0 and of -2.
+
+    var [a, ..., b, size] int8, var_scale [a, ..., b, 1] fp32, updates [n, ..., m, size]. f = 127 / max|row|, the
+    integers are row * f rounded to even, the scale is 1 / f; a row of zeros has zeros for both. Places outside var and
+    overlapping places are undefined on the chip and refused. Source: ops-nn quant/dynamic_quant_update_scatter, its
+    README, prototype and golden.py.
+    """
+    require((reduce, axis) == ("update", -2), f"reduce {reduce!r}, axis {axis}; the chip knows 'update' and -2")
+    require(smooth_scales is None, "smooth_scales")
+    require_dtype("var", var, torch.int8)
+    require_dtype("var_scale", var_scale, torch.float32)
+    require_dtype("updates", updates, torch.float16, torch.bfloat16)
+    require_dtype("indices", indices, torch.int32, torch.int64)
+    require(indices.dim() == 2 and indices.shape == (updates.shape[0], 2), f"indices {tuple(indices.shape)}")
+    require(var.is_contiguous() and var_scale.is_contiguous(), "var or var_scale is not contiguous")
+    require(tuple(var_scale.shape) == (*var.shape[:-1], 1), f"var_scale {tuple(var_scale.shape)} for {tuple(var.shape)}")
+    require(var.shape[1:-2] == updates.shape[1:-2] and var.shape[-1] == updates.shape[-1], "updates unlike var")
+    require(var.shape[-1] % 32 == 0, f"a last axis of {var.shape[-1]} bytes; it is a multiple of 32")
+    require(updates.shape[0] <= var.shape[0], f"{updates.shape[0]} updates, var has {var.shape[0]}")
+    count = updates.shape[-2]
+    require_indices("indices[:, 0]", indices[:, 0], var.shape[0])
+    require_indices("indices[:, 1]", indices[:, 1], var.shape[-2] - count + 1)
+    positions = indices[:, 1:].long() + torch.arange(count)  # [n, m]
+    require_slots((indices[:, :1].long() * var.shape[-2] + positions).reshape(-1), var.shape[0] * var.shape[-2])
+    wide = updates.float()
+    largest = wide.abs().amax(-1, keepdim=True)
+    factor = torch.where(largest > 0, 127.0 / largest, 0.0)
+    scale = torch.where(largest > 0, 1.0 / factor, 0.0)
+    first = indices[:, 0].long()[:, None].expand_as(positions)
+    var.movedim(-2, 1)[first, positions] = (wide * factor).round().clamp(-128, 127).to(torch.int8).movedim(-2, 1)
+    var_scale.movedim(-2, 1)[first, positions] = scale.movedim(-2, 1)
+    return var, var_scale
+
+
 @ge_op("Assign", by_reference={0: "ref"}, ignored=("validate_shape", "use_locking"))
 def assign(ref: Tensor, value: Tensor) -> Tensor:
     """ref's memory becomes a copy of value."""
