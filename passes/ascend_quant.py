@@ -16,6 +16,7 @@ from graph_model.graph import ModelGraph
 from graph_model.quantised_weights import ChannelScale, DeqScale
 from graph_model.weights import Concat, Expression, OnePlus, Rounded, Slice, Source, rows_of
 from passes.contract import NearMiss, Pass, Tier, operand
+from passes.integers import IntegerBound
 
 aten = torch.ops.aten
 
@@ -42,6 +43,7 @@ class AscendQuant(Pass):
     name: ClassVar[str] = "ascend_quant"
     tier: ClassVar[Tier] = Tier.QUANTISING
     budget: ClassVar[float] = 0.3
+    integers: ClassVar[IntegerBound] = IntegerBound(1, 0.05)
     removes: ClassVar[tuple[object, ...]] = (
         ops.quantise,
         ops.quantise_rows,

@@ -16,6 +16,7 @@ from graph_model.graph import ModelGraph, Pages
 from graph_model.quantisation import Quantisation
 from graph_model.weights import Expression, Read, evaluate
 from passes.contract import Pass, PassError, Tier
+from passes.integers import IntegerDifference, Recorder, compare_integers
 from passes.manager import run_passes
 from passes.select_token import SAMPLING_INPUTS
 
@@ -51,12 +52,16 @@ def check_passes(
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pass held its tier in a graph: relative difference of the outputs before and after it, and what is allowed."""
+    """A pass held its tier in a graph: relative difference of the outputs before and after it, and what is allowed.
+
+    integers: of int8 activations, where the pass says what it may change of them.
+    """
 
     graph_pass: Pass
     bucket: Bucket
     error: float
     bound: float
+    integers: IntegerDifference | None = None
 
     def __str__(self) -> str:
         return f"{self.graph_pass.name} on {self.bucket}: difference {self.error:.1e}, allowed {self.bound:.0e}"
@@ -74,7 +79,8 @@ class PassChecker:
         inputs = example_inputs(after, past=bool(before.placeholders("cache")))
         caches = _random_caches(after)
         earlier = graph_pass.earlier_caches(caches, len(before.placeholders("cache")))
-        expected = graph_pass.project(self._run(before, inputs, earlier), before, inputs)
+        recorder = Recorder(before) if graph_pass.integers is not None else None
+        expected = graph_pass.project(self._run(before, inputs, earlier, recorder), before, inputs)
         found = self._run(after, inputs, caches)
         lens = inputs.get("query_lens")
         if lens is not None and expected.shape[:2] == (after.bucket.batch, after.bucket.chunk):
@@ -83,13 +89,30 @@ class PassChecker:
         error = difference(expected, found)
         bounds = {Tier.EXACT: 0.0, Tier.TOLERANT: TOLERANCE[after.dtype], Tier.QUANTISING: graph_pass.budget}
         bound = bounds[graph_pass.tier]
-        comparison = Comparison(graph_pass, after.bucket, error, bound)
+        integers = None
+        if recorder is not None:
+            theirs = Recorder(after, recorder.values)
+            self._run(after, inputs, caches, theirs)
+            integers = compare_integers(recorder.values, theirs.values)
+        comparison = Comparison(graph_pass, after.bucket, error, bound, integers)
         if not error <= bound:
             raise PassError(f"{comparison}. The pass breaks its tier, {graph_pass.tier.value}.")
+        if integers is not None and graph_pass.integers is not None and not integers.within(graph_pass.integers):
+            allowed = graph_pass.integers
+            raise PassError(
+                f"{graph_pass.name} on {after.bucket}: of the int8 values that products read {integers.share:.1%} differ, "
+                f"by at most {integers.max_lsb}; allowed are {allowed.share:.1%}, by {allowed.max_lsb}"
+                f"{'; ' + integers.problem if integers.problem else ''}. The pass breaks its bound on integers."
+            )
         self.comparisons.append(comparison)
 
-    def _run(self, graph: ModelGraph, inputs: dict[str, Tensor], caches: list[Tensor]) -> Tensor:
-        """The graph's first output, with rows drawn again that a sharded sampling step could not draw."""
+    def _run(
+        self, graph: ModelGraph, inputs: dict[str, Tensor], caches: list[Tensor], recorder: Recorder | None = None
+    ) -> Tensor:
+        """The graph's first output, with rows drawn again that a sharded sampling step could not draw.
+
+        recorder: runs the graph in its place, and keeps integers.
+        """
         plan = graph.weight_plan
         missing = [expression for expression in plan.values() if expression not in self._weights]
         self._weights.update(evaluate(missing, self._read, torch.device("cpu")))
@@ -98,7 +121,8 @@ class PassChecker:
         own_caches = [c.to(node.meta["val"].dtype, copy=True) for c, node in zip(caches, placeholders, strict=False)]
         names = [node.name for node in graph.placeholders("input")]
         with torch.no_grad():
-            outputs = graph.module(*weights, *own_caches, *(inputs[name] for name in names))
+            run = graph.module if recorder is None else recorder.run
+            outputs = run(*weights, *own_caches, *(inputs[name] for name in names))
             if graph.calls(ops.sharded_sample_token):
                 sampling = [inputs[name] for name, _ in SAMPLING_INPUTS]
                 outputs = ops.redraw(outputs, sampling, graph.bucket.logprobs, graph.shard.world_size)

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from graph_model.graph import ModelGraph
+from passes.integers import IntegerBound
 
 
 class Tier(Enum):
@@ -48,6 +49,7 @@ class Pass(ABC):
     name: ClassVar[str]
     tier: ClassVar[Tier]
     budget: ClassVar[float] = 0.0  # of the quantising tier: largest difference of outputs, relative to the largest
+    integers: ClassVar[IntegerBound | None] = None  # what folds may change of int8 activations; None: not compared
     required: ClassVar[bool] = False  # without it no backend could run the graph
     removes: ClassVar[tuple[object, ...]] = ()  # ops that may not remain
     introduces: ClassVar[tuple[str, ...]] = ()  # names of ops that no other pass knows, as dumps write them

@@ -11,6 +11,7 @@ from torch import fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from passes.contract import Pass, Tier, argument, sole_user
+from passes.integers import SAME, IntegerBound
 
 aten = torch.ops.aten
 
@@ -29,6 +30,7 @@ class FoldDequantise(Pass):
 
     name: ClassVar[str] = "fold_dequantise"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    integers: ClassVar[IntegerBound] = SAME
     removes: ClassVar[tuple[object, ...]] = (ops.int_linear, ops.dequantise, ops.dequantise_weight)
 
     def applies(self, graph: ModelGraph) -> bool:

@@ -11,6 +11,7 @@ from torch import fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from passes.contract import Pass, Tier, operand, require
+from passes.integers import SAME, IntegerBound
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class FoldQuantise(Pass):
 
     name: ClassVar[str] = "fold_quantise"
     tier: ClassVar[Tier] = Tier.EXACT
+    integers: ClassVar[IntegerBound] = SAME
 
     def applies(self, graph: ModelGraph) -> bool:
         return graph.scheme == "w8a8"

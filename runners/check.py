@@ -32,9 +32,13 @@ def check_model_passes(loaded: LoadedModel) -> None:
         errors = [c.error for c in comparisons if c.graph_pass is graph_pass]
         if not errors:
             continue
+        integers = [c.integers for c in comparisons if c.graph_pass is graph_pass and c.integers is not None]
+        steps = max((found.max_lsb for found in integers), default=0)
+        share = max((found.share for found in integers), default=0.0)
         print(
             f"check: {graph_pass.name} ({graph_pass.tier.value}) holds on {len(errors)} graphs, "
             f"largest difference {max(errors):.1e}"
+            + (f"; {share:.2%} of the int8 activations differ, by at most {steps}" if steps else "")
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -20,15 +21,19 @@ from support.graphs import (
     run_graph,
 )
 
+from torch import fx
+
 from graph_model import ops
 from graph_model.errors import UserError
+from graph_model.graph import ModelGraph
 from graph_model.quantisation import Quantisation, linear_paths, select_linears
 from graph_model.quantised_weights import Dequantised, DequantisedBias
-from passes.check import TOLERANCE, example_inputs
-from passes.contract import PassError
+from passes.check import TOLERANCE, PassChecker, example_inputs
+from passes.contract import PassError, Tier
 from passes.fold_dequantise import FoldDequantise
 from passes.fold_quantise import FoldQuantise
 from passes.insert_quantization import InsertQuantization
+from passes.integers import SAME, IntegerBound, IntegerDifference
 from passes.manager import DEFAULT_PASSES, build_passes, run_passes
 
 aten = torch.ops.aten
@@ -59,6 +64,7 @@ def test_dequantise_is_folded_into_the_linear(case: Case) -> None:
     assert not {"gemma.int_linear", "gemma.dequantise", "gemma.dequantise_weight"} & done.after.keys()
     bound = TOLERANCE[case.dtype] if case.quantisation.scheme == "w8a16" else 0.0
     assert done.error <= bound
+    assert done.integers == IntegerDifference(0, 0.0)
 
 
 @pytest.mark.parametrize("case", list(QUANTISED_CASES.values())[:2], ids=["bfloat16", "float32"])
@@ -67,6 +73,58 @@ def test_quantise_is_folded_into_the_norm_bit_by_bit(case: Case) -> None:
     assert (done.before["gemma.quantise"], done.after["gemma.quantise"]) == (3 * LAYERS, LAYERS)
     assert (done.after["gemma.rms_norm_quantise"], done.after["gemma.add_rms_norm_quantise"]) == (1, 2 * LAYERS - 1)
     assert done.error == 0.0
+    assert done.integers == IntegerDifference(0, 0.0)
+
+
+@dataclass(frozen=True)
+class NearFold(FoldQuantise):
+    """Folds, but takes another scale or offset: tokens hardly change, integers do."""
+
+    tier: ClassVar[Tier] = Tier.QUANTISING
+    budget: ClassVar[float] = 0.5
+    integers: ClassVar[IntegerBound] = IntegerBound(1, 0.05)
+    factor: float = 1.0
+    shift: float = 0.0
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        x, scale, offset = candidate.args
+        scaled = graph.insert(aten.mul.Tensor, scale, self.factor, at=candidate)
+        shifted = graph.insert(aten.add.Tensor, offset, self.shift, at=candidate)
+        replaced = graph.insert(ops.quantise, x, scaled, shifted, at=candidate)
+        candidate.replace_all_uses_with(replaced)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (NearFold(factor=1.0005), None),
+        (NearFold(shift=0.499), r"int8 values that products read \d\d\.\d% differ, .* allowed are 5\.0%, by 1\."),
+        (NearFold(factor=1.02), r"differ, by at most [2-9]; allowed"),
+    ],
+    ids=["a few by one", "many", "some by more"],
+)
+def test_a_fold_of_the_quantising_tier_is_held_to_its_share_of_integers(wrong: NearFold, message: str | None) -> None:
+    graph = STATIC.before(FoldQuantise)
+    if message is None:
+        checker = PassChecker(STATIC.read)
+        run_passes(graph, [wrong], observe=checker)
+        integers = checker.comparisons[0].integers
+        assert integers is not None
+        assert integers.max_lsb == 1
+        assert 0 < integers.share <= 0.05
+        return
+    with pytest.raises(PassError, match=message):
+        run_passes(graph, [wrong], observe=PassChecker(STATIC.read))
+
+
+def test_an_exact_fold_may_change_no_integer() -> None:
+    @dataclass(frozen=True)
+    class Claims(NearFold):
+        integers: ClassVar[IntegerBound] = SAME
+        factor: float = 1.0005
+
+    with pytest.raises(PassError, match=r"allowed are 0\.0%, by 0\. The pass breaks its bound on integers"):
+        run_passes(STATIC.before(FoldQuantise), [Claims()], observe=PassChecker(STATIC.read))
 
 
 def test_quantised_linears_compute_the_formats_formula_in_integers() -> None:

@@ -18,6 +18,7 @@ from graph_model.quantisation import Quantisation, select_linears
 from graph_model.weights import Read, evaluate
 from passes.check import PassChecker
 from passes.contract import Pass, describe_target
+from passes.integers import IntegerDifference
 from passes.manager import DEFAULT_PASSES, run_passes
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
@@ -80,13 +81,15 @@ QUANTISED_CASES = {
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What a pass did to a graph: calls by op before and after, matches, and the largest relative difference."""
+    """What a pass did to a graph: calls by op before and after, matches, the largest relative difference, and that of
+    the int8 activations where the pass bounds it."""
 
     before: Counter[str]
     after: Counter[str]
     matches: int
     error: float
     graph: ModelGraph
+    integers: IntegerDifference | None
 
 
 def rewrite(graph_pass: Pass, case: Case, bucket: str | Bucket = "extend") -> Rewrite:
@@ -96,7 +99,8 @@ def rewrite(graph_pass: Pass, case: Case, bucket: str | Bucket = "extend") -> Re
     matches = graph_pass.apply(graph.copy()).matches
     checker = PassChecker(case.read)
     run_passes(graph, [graph_pass], observe=checker)
-    return Rewrite(before, count(graph), matches, checker.comparisons[0].error, graph)
+    found = checker.comparisons[0]
+    return Rewrite(before, count(graph), matches, found.error, graph, found.integers)
 
 
 def count(graph: ModelGraph) -> Counter[str]:
