@@ -126,7 +126,9 @@ def _heads(attention: Attention, at: fx.Node) -> fx.Node:
     """How many rows behind the first head's each head's row stands, [kv_heads]."""
     a = attention
     target = aten.arange.start_step
-    return a.call(target, 0, a.kv_heads * a.block_size, a.block_size, dtype=torch.int64, device=torch.device("cpu"), at=at)
+    return a.call(
+        target, 0, a.kv_heads * a.block_size, a.block_size, dtype=torch.int64, device=torch.device("cpu"), at=at
+    )
 
 
 def _named_rows(attention: Attention, at: fx.Node) -> fx.Node:

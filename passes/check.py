@@ -100,8 +100,8 @@ class PassChecker:
         if integers is not None and graph_pass.integers is not None and not integers.within(graph_pass.integers):
             allowed = graph_pass.integers
             raise PassError(
-                f"{graph_pass.name} on {after.bucket}: of the int8 values that products read {integers.share:.1%} differ, "
-                f"by at most {integers.max_lsb}; allowed are {allowed.share:.1%}, by {allowed.max_lsb}"
+                f"{graph_pass.name} on {after.bucket}: of the int8 values that products read {integers.share:.1%} "
+                f"differ, by at most {integers.max_lsb}; allowed are {allowed.share:.1%}, by {allowed.max_lsb}"
                 f"{'; ' + integers.problem if integers.problem else ''}. The pass breaks its bound on integers."
             )
         self.comparisons.append(comparison)

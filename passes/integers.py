@@ -1,4 +1,4 @@
-"""The integers that the quantised products of a graph read: what folds may change of them, and how they are compared."""
+"""The integers that a graph's quantised products read: what folds may change of them, and how they are compared."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class IntegerDifference:
 class Recorder(fx.Interpreter):
     """Runs a graph and keeps the int8 activations that its products read, in the graph's order, in `values`.
 
-    given: what the products get in place of them. So each activation is judged by itself: in a deep graph a few integers
-    that differ by one become many that differ by more.
+    given: what the products get in place of them. So each activation is judged by itself: in a deep graph a few
+    integers that differ by one become many that differ by more.
     """
 
     def __init__(self, graph: ModelGraph, given: Sequence[Tensor] = ()) -> None:

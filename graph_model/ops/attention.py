@@ -82,7 +82,10 @@ def paged_attention_int8(
         scales.transpose(1, 2).index_put_(slots, row_scales)
     if block_table is not None:
         key, value = (
-            (cache[block_table].float() * scales[block_table].unsqueeze(-1)).to(query.dtype).transpose(2, 3).flatten(1, 2)
+            (cache[block_table].float() * scales[block_table].unsqueeze(-1))
+            .to(query.dtype)
+            .transpose(2, 3)
+            .flatten(1, 2)
             for cache, scales in ((key_cache, key_scales), (value_cache, value_scales))
         )
     return _attend_causally(query, key, value, query_lens, context_lens if block_table is not None else None, scale)

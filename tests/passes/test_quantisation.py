@@ -20,7 +20,6 @@ from support.graphs import (
     rewrite,
     run_graph,
 )
-
 from torch import fx
 
 from graph_model import ops

@@ -103,7 +103,11 @@ def test_dynamic_quant_update_scatter_refuses_what_the_chip_leaves_undefined(
     var, scales = torch.zeros(4, 1, 32, dtype=torch.int8), torch.zeros(4, 1, 1)
     with pytest.raises(GeGraphError, match=message):
         dynamic_quant_update_scatter(
-            var, scales, torch.tensor(indices), torch.ones(2, 1, 32).half(), **{"reduce": "update", "axis": -2, **options}
+            var,
+            scales,
+            torch.tensor(indices),
+            torch.ones(2, 1, 32).half(),
+            **{"reduce": "update", "axis": -2, **options},
         )
 
 

@@ -90,7 +90,9 @@ def dynamic_quant_update_scatter(
     require_dtype("indices", indices, torch.int32, torch.int64)
     require(indices.dim() == 2 and indices.shape == (updates.shape[0], 2), f"indices {tuple(indices.shape)}")
     require(var.is_contiguous() and var_scale.is_contiguous(), "var or var_scale is not contiguous")
-    require(tuple(var_scale.shape) == (*var.shape[:-1], 1), f"var_scale {tuple(var_scale.shape)} for {tuple(var.shape)}")
+    require(
+        tuple(var_scale.shape) == (*var.shape[:-1], 1), f"var_scale {tuple(var_scale.shape)} for {tuple(var.shape)}"
+    )
     require(var.shape[1:-2] == updates.shape[1:-2] and var.shape[-1] == updates.shape[-1], "updates unlike var")
     require(var.shape[-1] % 32 == 0, f"a last axis of {var.shape[-1]} bytes; it is a multiple of 32")
     require(updates.shape[0] <= var.shape[0], f"{updates.shape[0]} updates, var has {var.shape[0]}")
