@@ -9,17 +9,19 @@ The other schemes have weight (int8), weight_scale and weight_offset. Shapes and
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graph_model.checkpoint.expected import FLOAT_DTYPES, TensorHeader
+from graph_model.checkpoint.expected import FLOAT_DTYPES, HEAD, TensorHeader
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.quantisation import SCHEMES, Quantisation, Scheme, group_of, linear_paths, split_group
+from graph_model.quantised_weights import decode_scale
 
 FLOAT = "FLOAT"
 DESCRIPTION_NAMES: dict[Scheme, str] = {"w8a8": "W8A8", "w8a8_dynamic": "W8A8_DYNAMIC", "w8a16": "W8A16"}
@@ -35,6 +37,7 @@ QUANTISED_TENSORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "weight_scale": ("n 1", _FLOATS),
     "weight_offset": ("n 1", _FLOATS),
 }
+_WRAPPED_NORM = re.compile(r"(?P<norm>model\.(.*_layernorm|norm))\.module\.(?P<kind>weight|bias)")
 _STATIC = ("weight", "input_scale", "input_offset", "quant_bias", "deq_scale")
 _SYMMETRIC = ("weight", "weight_scale")
 
@@ -129,11 +132,78 @@ def check_values(
                     f"and the input_offset {offset:g} and {shared[1]:g}. They are computed together and must be equal; "
                     "quantise the floating-point original again."
                 )
+        for kind in ("deq_scale", "weight_scale"):
+            if f"{path}.{kind}" in present:
+                _check_scale(directory, f"{path}.{kind}", read)
         if f"{path}.weight_offset" in present and bool(read(f"{path}.weight_offset").any()):
             raise UserError(
                 f"{directory}: {path}.weight_offset is not 0: its weights are asymmetric, which is not supported. "
                 "Quantise the floating-point original with symmetric weights, such as with runners/quantize.py."
             )
+
+
+def _check_scale(directory: Path, name: str, read: Callable[[str], Tensor]) -> None:
+    """Scales of output channels: a channel without weights may have 0."""
+    stored = read(name)
+    scale = stored if stored.is_floating_point() else decode_scale(stored)
+    legal = torch.isfinite(scale) & (scale >= 0)
+    if not bool(legal.all()):
+        channel = int(legal.flatten().logical_not().nonzero()[0])
+        raise UserError(
+            f"{directory}: {name} is {scale.flatten()[channel].item():g} for channel {channel}; scales are finite and "
+            "not below 0. The checkpoint is damaged: copy it again, or quantise the floating-point original again."
+        )
+
+
+def check_description(directory: Path, config: GemmaConfig, stored: Collection[str]) -> None:
+    """Raise UserError if the description names tensors that the files, which hold `stored`, do not have.
+
+    A tied head may be described: tools describe it as they find it in the model.
+    """
+    found = _read_description(directory, config.quantize)
+    assert found is not None
+    path, description = found
+    tied = {HEAD} if config.tie_word_embeddings else set()
+    absent = [name for name in description if "." in name and name not in stored and name not in tied]
+    if absent:
+        more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        raise UserError(
+            f"{path} describes {absent[0]}{more}, which the weights do not hold. Description and weights must belong "
+            "together: copy both again from the same original."
+        )
+
+
+def norm_aliases(directory: Path, stored: Collection[str], read: Callable[[str], Tensor]) -> dict[str, str]:
+    """The stored names of norms' weights that the files hold as NORM.module.weight, by the model's names.
+
+    ModelSlim wraps the norms that it smooths, and gives them a bias, NORM.module.bias. Raises UserError if one is not
+    0, or if a norm has both forms.
+    """
+    found: dict[str, str] = {}
+    for name in stored:
+        if not (match := _WRAPPED_NORM.fullmatch(name)):
+            continue
+        if match["kind"] == "bias":
+            if bool(read(name).any()):
+                raise UserError(
+                    f"{directory}: {name} is not 0; Gemma's norms have no bias, and one is not supported. Quantise the "
+                    "floating-point original without an anti-outlier method that gives norms a bias, such as with "
+                    "runners/quantize.py."
+                )
+            continue
+        plain = f"{match['norm']}.weight"
+        if plain in stored:
+            raise UserError(
+                f"{directory}: both {plain} and {name} are there, and only one can be the norm's weight. Remove the "
+                "one that the linear layers behind it were not quantised for."
+            )
+        found[plain] = name
+    return found
+
+
+def is_norm_bias(name: str) -> bool:
+    match = _WRAPPED_NORM.fullmatch(name)
+    return match is not None and match["kind"] == "bias"
 
 
 def _read_description(directory: Path, quantize: str | None) -> tuple[Path, dict[str, Any]] | None:

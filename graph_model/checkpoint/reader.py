@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,12 @@ from graph_model.checkpoint.expected import (
 )
 from graph_model.checkpoint.layout import WeightFiles, find_safetensors
 from graph_model.checkpoint.quantised import (
+    check_description,
     check_dtypes,
     check_values,
     expected_names,
+    is_norm_bias,
+    norm_aliases,
     read_quantisation,
     stored_dtype,
 )
@@ -49,9 +53,11 @@ class Checkpoint:
         headers: dict[str, TensorHeader],
         files: dict[str, Any],
         quantisation: Quantisation | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.names = names
         self.quantisation = quantisation
+        self._aliases = aliases or {}  # stored names of tensors that the model names otherwise
         self._headers = headers
         self._files = files  # the open safetensors file of each tensor
 
@@ -63,7 +69,7 @@ class Checkpoint:
 
     def read(self, name: str) -> Tensor:
         """The tensor as a view of the mapped file: bytes are read from disk when they are used. Do not write to it."""
-        return self._files[name].get_tensor(name)
+        return self._files[name].get_tensor(self._aliases.get(name, name))
 
     def read_slice(self, name: str, dim: int, start: int, stop: int) -> Tensor:
         """The part [start, stop) along `dim`, a view that touches no other bytes; strided unless `dim` is 0.
@@ -126,12 +132,13 @@ def open_checkpoint(directory: Path, config: GemmaConfig) -> Checkpoint:
     if quantisation is None:
         check_float_dtypes(directory, headers, [name for name, header in headers.items() if header.dtype == "I8"])
         names = check_tensors(headers, config, directory)
+        aliases: dict[str, str] = {}
     else:
-        names = _check_quantised(directory, config, quantisation, headers, files)
+        names, aliases = _check_quantised(directory, config, quantisation, headers, files)
     head_is_own = quantisation is not None and "lm_head" in quantisation.linears
     if config.tie_word_embeddings and HEAD in headers and not head_is_own:
         _check_tied_head(directory, headers, files)
-    return Checkpoint(names, headers, files, quantisation)
+    return Checkpoint(names, headers, files, quantisation, aliases)
 
 
 def _check_quantised(
@@ -140,18 +147,31 @@ def _check_quantised(
     quantisation: Quantisation,
     headers: dict[str, TensorHeader],
     files: dict[str, Any],
-) -> list[str]:
+) -> tuple[list[str], dict[str, str]]:
+    """The names to load, and the stored names of those that are stored under others, which `headers` then lacks."""
+
+    def read(name: str) -> Tensor:
+        tensor: Tensor = files[name].get_tensor(name)
+        return tensor
+
+    stored = set(headers)
+    aliases = norm_aliases(directory, headers, read)
+    for name, other in aliases.items():
+        headers[name], files[name] = headers.pop(other), files.pop(other)
+    for name in filter(is_norm_bias, stored):
+        del headers[name], files[name]
     floats = expected_tensors(config)
     if "lm_head" in quantisation.linears:
         floats[HEAD] = (config.vocab_size, config.hidden_size)
     expected, optional = expected_names(config, quantisation, floats)
     check_dtypes(directory, headers, quantisation)
     names = check_tensors(headers, config, directory, expected, optional)
+    check_description(directory, config, stored)
     check_float_dtypes(
         directory, headers, [name for name in names if name.rpartition(".")[0] not in quantisation.linears]
     )
-    check_values(directory, quantisation, headers, lambda name: files[name].get_tensor(name))
-    return names
+    check_values(directory, quantisation, headers, read)
+    return names, aliases
 
 
 def _advise(start: int, size: int, advice: str) -> None:

@@ -113,7 +113,27 @@ REFUSALS: dict[str, tuple[Change, str]] = {
     ),
     "a norm with a bias": (
         lambda m, c: m.tensors.update({"model.norm.module.bias": torch.ones(1)}),
-        "not part of this model: model.norm.module.bias",
+        "model.norm.module.bias is not 0; Gemma's norms have no bias",
+    ),
+    "two weights of a norm": (
+        lambda m, c: m.tensors.update({"model.norm.module.weight": m.tensors["model.norm.weight"].clone()}),
+        "both model.norm.weight and model.norm.module.weight are there",
+    ),
+    "deq_scale of NaN": (
+        lambda m, c: m.tensors[f"{Q}.deq_scale"].__setitem__(3, 0x7FC00000),
+        "q_proj.deq_scale is nan for channel 3; scales are finite",
+    ),
+    "deq_scale below 0": (
+        lambda m, c: m.tensors[f"{Q}.deq_scale"].__setitem__(2, 0xBF800000),
+        "q_proj.deq_scale is -1 for channel 2",
+    ),
+    "weight described that is not there": (
+        lambda m, c: m.description.update({"model.layers.0.self_attn.foo.weight": "FLOAT"}),
+        "describes model.layers.0.self_attn.foo.weight, which the weights do not hold. Description and weights",
+    ),
+    "scales described that are not there": (
+        lambda m, c: m.description.update({"nonsense.input_scale": "W8A8", "nonsense.input_offset": "W8A8"}),
+        "describes nonsense.input_scale and 1 more, which the weights do not hold",
     ),
 }
 
@@ -147,6 +167,41 @@ def test_a_missing_or_damaged_description_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c" / "config.json").write_text(json.dumps(CONFIG.to_json()))
     with pytest.raises(UserError, match=r'has the dtype I8, but config.json .* Add "quantize"'):
         open_checkpoint(tmp_path / "c", read_config(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(float("nan"), "nan"), (float("inf"), "inf"), (-0.5, "-0.5")])
+@pytest.mark.parametrize("scheme", ["w8a16", "w8a8_dynamic"])
+def test_scales_of_weights_that_cannot_be_are_refused(scheme: str, value: float, shown: str, tmp_path: Path) -> None:
+    checkpoint = made(scheme)
+    checkpoint.tensors[f"{Q}.weight_scale"][5] = value
+    write_checkpoint(tmp_path / "c", CONFIG.to_json(), checkpoint, scheme)
+    with pytest.raises(UserError, match=f"{Q}.weight_scale is {shown} for channel 5; scales are finite"):
+        open_checkpoint(tmp_path / "c", read_config(tmp_path / "c"))
+
+
+def test_a_tied_head_may_be_described(tmp_path: Path) -> None:
+    assert CONFIG.tie_word_embeddings
+    checkpoint = made()
+    checkpoint.tensors.pop("lm_head.weight", None)
+    checkpoint.description["lm_head.weight"] = "FLOAT"
+    write_checkpoint(tmp_path / "c", CONFIG.to_json(), checkpoint, "w8a8")
+    with open_checkpoint(tmp_path / "c", read_config(tmp_path / "c")) as opened:
+        assert opened.quantisation == Quantisation("w8a8", LINEARS, stored=True)
+
+
+def test_a_norm_that_modelslim_wrapped_is_read_by_its_own_name(tmp_path: Path) -> None:
+    checkpoint = made()
+    norm = "model.layers.1.post_attention_layernorm"
+    weight = checkpoint.tensors.pop(f"{norm}.weight")
+    checkpoint.description.pop(f"{norm}.weight")
+    checkpoint.tensors.update({f"{norm}.module.weight": weight, f"{norm}.module.bias": torch.zeros_like(weight)})
+    checkpoint.description.update({f"{norm}.module.weight": "FLOAT", f"{norm}.module.bias": "FLOAT"})
+    write_checkpoint(tmp_path / "c", CONFIG.to_json(), checkpoint, "w8a8")
+    with open_checkpoint(tmp_path / "c", read_config(tmp_path / "c")) as opened:
+        assert f"{norm}.weight" in opened.names
+        assert torch.equal(opened.read(f"{norm}.weight"), weight)
+        opened.release(f"{norm}.weight")
+        assert torch.equal(opened.read_slice(f"{norm}.weight", 0, 2, 5), weight[2:5])
 
 
 def test_a_weight_offset_is_refused(tmp_path: Path) -> None:
