@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runners.entry import main
+from runners.entry import CONF, main
 
 if TYPE_CHECKING:
     from graph_model.ascend.rank_graph import RankSummary
 
-_FLOAT = "none"
+_FLOAT, _INT8_CACHE = "none", "kv8"
 _HEADER = (
     "| model | dtype | quantised | world size | compiles | nodes per layer | all-reduces | other collectives |"
     " weights, GB | KV tokens that fit | ms per token (estimate) |"
@@ -47,7 +47,9 @@ def rows(settings: Any) -> Iterator[str]:
     from runners.settings import NAMED_CONFIGS
 
     soc = find_soc(settings.soc)
-    known = {"models": NAMED_CONFIGS, "dtypes": DTYPES, "schemes": (_FLOAT, *SCHEMES)}
+    with_int8_cache = (f"{scheme}+{_INT8_CACHE}" for scheme in SCHEMES)
+    schemes = (_FLOAT, *SCHEMES, _INT8_CACHE, *with_int8_cache)
+    known = {"models": NAMED_CONFIGS, "dtypes": DTYPES, "schemes": schemes}
     for name, names in known.items():
         unknown = [value for value in settings[name] if value not in names]
         if unknown:
@@ -81,8 +83,10 @@ def summarise(settings: Any, model: str, dtype: str, scheme: str, world_size: in
     check_world_size(config, world_size)
     quantisation = None
     if scheme != _FLOAT:
-        linears = select_linears(config, settings.keep_float, "keep_float")
-        quantisation = Quantisation(scheme, linears, stored=scheme == "w8a8")  # type: ignore[arg-type]
+        of_linears: Any = scheme.removesuffix(_INT8_CACHE).removesuffix("+") or None
+        linears = select_linears(config, _keep_float(settings, of_linears), "keep_float") if of_linears else ()
+        kv8 = scheme.endswith(_INT8_CACHE)
+        quantisation = Quantisation(of_linears, linears, stored=of_linears == "w8a8", kv8=kv8)
         check_quantisation(soc, quantisation, config.head_dim, settings.block_size)
     shard = Shard(world_size - 1, world_size)
     width = -(-settings.context // settings.block_size)
@@ -93,6 +97,15 @@ def summarise(settings: Any, model: str, dtype: str, scheme: str, world_size: in
     passes = (*build_passes(settings.passes, shard), *kernel_passes(AscendOptions(soc, "exact")))
     pages = Pages(width * settings.batch_size + 1, settings.block_size)
     return summarise_rank(config, soc, getattr(torch, dtype), bucket, pages, passes, shard, quantisation)
+
+
+def _keep_float(settings: Any, scheme: str) -> Any:
+    """Linear layers that stay in floating point: as quant=SCHEME has it, unless the setting says otherwise."""
+    from omegaconf import OmegaConf
+
+    if settings.keep_float is not None:
+        return settings.keep_float
+    return OmegaConf.load(CONF / "quant" / f"{scheme}.yaml").keep_float
 
 
 if __name__ == "__main__":

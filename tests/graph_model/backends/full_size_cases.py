@@ -135,7 +135,7 @@ def register_quantised_budget(soc: str, size: str, schemes: str, norm: str, laye
     name = f"budget_{size}_{schemes}_{norm}_on_{soc}" + (f"_of_{layers}_layers" if layers else "")
     config = replace(SIZES[size], num_hidden_layers=layers or SIZES[size].num_hidden_layers)
     quantisation = quantised(config, schemes)
-    besides = BESIDES[soc] + 4 + (8 if quantisation.kv8 else 0)  # the places of rows
+    besides = BESIDES[soc] + 4 + (10 if quantisation.kv8 else 0)  # a head in parts; the places of rows
     per_layer = BUDGETS[soc, size, norm] + extra
     CASES[name] = Case(soc, lambda folder: check_budget(soc, config, norm, per_layer, besides, quantisation), slow)
 

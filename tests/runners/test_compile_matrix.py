@@ -1,0 +1,83 @@
+"""runners/compile_matrix.py: what it accepts, and the estimates of quantised decode in docs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from support.standin_cases import NEEDS_TORCH_NPU
+
+from graph_model.ascend.soc import find_soc
+from graph_model.config import GEMMA_7B
+from graph_model.errors import UserError
+from runners.compile_matrix import rows
+from runners.entry import CONF
+
+ROOT = Path(__file__).parents[2]
+SOC = "atlas_800i_a2_910b4"
+SCHEMES = ("none", "w8a8", "w8a16", "w8a8+kv8")
+ARGUMENTS = (f"soc={SOC}", "models=[gemma_7b]", "world_sizes=[1]", "dtypes=[float16]", f"schemes=[{','.join(SCHEMES)}]")
+PAGE = (ROOT / "docs" / "quantisation.md").read_text(encoding="utf-8")
+
+
+def documented() -> list[str]:
+    """The table of the page, its header included."""
+    rest = PAGE.partition("Atlas 800I A2 (910B4) (Ascend910B4), batch 1, context 2048")[2]
+    return rest.strip().partition("\n\n")[0].partition("\n```")[0].splitlines()
+
+
+def test_the_estimates_in_docs_name_their_command_and_are_at_least_what_reading_takes() -> None:
+    assert f"python runners/compile_matrix.py {' '.join(ARGUMENTS)}" in PAGE.replace("\\\n    ", "").replace("'", "")
+    header, _, *lines = documented()
+    columns = [cell.strip() for cell in header.strip("|").split("|")]
+    table = [dict(zip(columns, (cell.strip() for cell in line.strip("|").split("|")), strict=True)) for line in lines]
+    assert tuple(row["quantised"] for row in table) == SCHEMES
+    rates = find_soc(SOC).rates
+    token = 2 * GEMMA_7B.num_hidden_layers * GEMMA_7B.num_key_value_heads
+    for row in table:
+        vector = GEMMA_7B.head_dim + 4 if row["quantised"].endswith("kv8") else 2 * GEMMA_7B.head_dim
+        weights = float(row["weights, GB"])
+        room = 0.9 * rates.memory * 1e9 - weights * 1e9
+        assert int(row["KV tokens that fit"].replace(",", "")) == pytest.approx(room / (token * vector), rel=0.01), row
+        # A tied table is read as the head, but as the embedding only by the row.
+        context = 2048 * token * vector / 1e9
+        table_again = 2 * GEMMA_7B.vocab_size * GEMMA_7B.hidden_size / 1e9 if row["quantised"] == "w8a16" else 0.0
+        reading = (weights - table_again + context) / rates.bandwidth * 1e3
+        assert reading <= float(row["ms per token (estimate)"]) <= 1.1 * reading, (row, reading)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("marked", [pytest.param(None, marks=NEEDS_TORCH_NPU)])
+def test_the_estimates_in_docs_are_what_the_command_prints(marked: None, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "runners" / "compile_matrix.py"), *ARGUMENTS, f"cache_dir={tmp_path}"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
+    assert run.returncode == 0, run.stderr
+    assert [line for line in run.stdout.splitlines() if line.startswith("|")] == documented()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schemes=[w8a8+kv4]", r"schemes: 'w8a8\+kv4' is not known; .* kv8, w8a8\+kv8, w8a8_dynamic\+kv8, w8a16\+kv8"),
+        ("models=[gemma_9b]", "models: 'gemma_9b' is not known"),
+    ],
+)
+def test_unknown_names_are_refused(override: str, message: str) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        settings: Any = hydra.compose("compile_matrix", [override])
+    with pytest.raises(UserError, match=message):
+        next(rows(settings))
+
+
+@pytest.mark.parametrize("schemes", ["[kv8]", "[w8a8_dynamic]"])
+def test_what_the_chip_cannot_run_is_refused(schemes: str) -> None:
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        settings: Any = hydra.compose("compile_matrix", [f"schemes={schemes}", "soc=atlas_300i_duo", "world_sizes=[1]"])
+    with pytest.raises(UserError, match="which the Atlas 300I DUO"):
+        next(rows(settings))
