@@ -79,7 +79,8 @@ class PassChecker:
         inputs = example_inputs(after, past=bool(before.placeholders("cache")))
         caches = _random_caches(after)
         earlier = graph_pass.earlier_caches(caches, len(before.placeholders("cache")))
-        recorder = Recorder(before) if graph_pass.integers is not None else None
+        allowed = graph_pass.integer_bound(after)
+        recorder = Recorder(before) if allowed is not None else None
         expected = graph_pass.project(self._run(before, inputs, earlier, recorder), before, inputs)
         found = self._run(after, inputs, caches)
         lens = inputs.get("query_lens")
@@ -91,14 +92,13 @@ class PassChecker:
         bound = bounds[graph_pass.tier]
         integers = None
         if recorder is not None:
-            theirs = Recorder(after, recorder.values)
+            theirs = Recorder(after, recorder)
             self._run(after, inputs, caches, theirs)
             integers = compare_integers(recorder.values, theirs.values)
         comparison = Comparison(graph_pass, after.bucket, error, bound, integers)
         if not error <= bound:
             raise PassError(f"{comparison}. The pass breaks its tier, {graph_pass.tier.value}.")
-        if integers is not None and graph_pass.integers is not None and not integers.within(graph_pass.integers):
-            allowed = graph_pass.integers
+        if integers is not None and allowed is not None and not integers.within(allowed):
             raise PassError(
                 f"{graph_pass.name} on {after.bucket}: of the int8 values that products read {integers.share:.1%} "
                 f"differ, by at most {integers.max_lsb}; allowed are {allowed.share:.1%}, by {allowed.max_lsb}"

@@ -49,7 +49,6 @@ class Pass(ABC):
     name: ClassVar[str]
     tier: ClassVar[Tier]
     budget: ClassVar[float] = 0.0  # of the quantising tier: largest difference of outputs, relative to the largest
-    integers: ClassVar[IntegerBound | None] = None  # what folds may change of int8 activations; None: not compared
     required: ClassVar[bool] = False  # without it no backend could run the graph
     removes: ClassVar[tuple[object, ...]] = ()  # ops that may not remain
     introduces: ClassVar[tuple[str, ...]] = ()  # names of ops that no other pass knows, as dumps write them
@@ -69,6 +68,10 @@ class Pass(ABC):
     def applies(self, graph: ModelGraph) -> bool:
         """Whether graphs of this model and bucket have anything to do with the pass; where not, it is left out."""
         return True
+
+    def integer_bound(self, graph: ModelGraph) -> IntegerBound | None:
+        """What a pass that folds may change of the graph's int8 activations; None: they are not compared."""
+        return None
 
     def prepare(self, graph: ModelGraph) -> None:  # noqa: B027 - an optional hook
         """Work on the whole graph before the first match, such as new inputs."""

@@ -30,11 +30,13 @@ class FoldDequantise(Pass):
 
     name: ClassVar[str] = "fold_dequantise"
     tier: ClassVar[Tier] = Tier.TOLERANT
-    integers: ClassVar[IntegerBound] = SAME
     removes: ClassVar[tuple[object, ...]] = (ops.int_linear, ops.dequantise, ops.dequantise_weight)
 
     def applies(self, graph: ModelGraph) -> bool:
         return graph.scheme is not None
+
+    def integer_bound(self, graph: ModelGraph) -> IntegerBound:
+        return SAME
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(ops.dequantise, ops.dequantise_weight)

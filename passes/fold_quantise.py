@@ -26,10 +26,12 @@ class FoldQuantise(Pass):
 
     name: ClassVar[str] = "fold_quantise"
     tier: ClassVar[Tier] = Tier.EXACT
-    integers: ClassVar[IntegerBound] = SAME
 
     def applies(self, graph: ModelGraph) -> bool:
         return graph.scheme == "w8a8"
+
+    def integer_bound(self, graph: ModelGraph) -> IntegerBound:
+        return SAME
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return [node for node in graph.calls(ops.quantise) if _norm(node) is not None]

@@ -41,24 +41,31 @@ class IntegerDifference:
 class Recorder(fx.Interpreter):
     """Runs a graph and keeps the int8 activations that its products read, in the graph's order, in `values`.
 
-    given: what the products get in place of them. So each activation is judged by itself: in a deep graph a few
-    integers that differ by one become many that differ by more.
+    earlier: of the graph before a pass. Its results are taken for what the pass left alone, and its activations are
+    what the products get. So each activation is judged by what the pass made of the calls just before it: in a deep
+    graph a few integers that differ by one become many that differ by more.
     """
 
-    def __init__(self, graph: ModelGraph, given: Sequence[Tensor] = ()) -> None:
+    def __init__(self, graph: ModelGraph, earlier: Recorder | None = None) -> None:
         super().__init__(graph.module)
         self._wanted = _activations(graph)
-        self._given = given
+        self._earlier = earlier
+        self._results: dict[tuple[str, str], Any] = {}
         self.values: list[Tensor] = []
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
+        if n.op != "call_function":
+            return value
+        key = n.name, str(n.target)
+        self._results[key] = value
+        earlier = self._earlier
         if n in self._wanted:
             index = len(self.values)
             self.values.append(value.flatten())
-            if index < len(self._given) and self._given[index].numel() == value.numel():
-                return self._given[index].view(value.shape)
-        return value
+            if earlier and index < len(earlier.values) and earlier.values[index].numel() == value.numel():
+                return earlier.values[index].view(value.shape)
+        return value if earlier is None else earlier._results.get(key, value)
 
 
 def compare_integers(before: Sequence[Tensor], after: Sequence[Tensor]) -> IntegerDifference:
