@@ -20,7 +20,7 @@ from graph_model.config import GemmaConfig, read_config
 from graph_model.errors import UserError
 from graph_model.quantisation import HEAD, Quantisation, group_of
 from graph_model.quantised_weights import quantise_weight
-from graph_model.quantiser.layers import embed, run_layer
+from graph_model.quantiser.layers import embed, kept_tokens, run_layer
 from graph_model.quantiser.ranges import ActivationScale, RangeMethod, activation_scale, outlier_ratio, sqnr
 from graph_model.quantiser.report import LinearReport, html_page
 from graph_model.quantiser.smooth_layer import SmoothedLayer, smooth_layer
@@ -121,7 +121,7 @@ class _Quantiser:
             weights = {name.removeprefix(prefix): self._read(name).float() for name in names}
             quantised = {path.removeprefix(prefix) for path in self.linears if path.startswith(prefix)}
             if static:
-                hidden, inputs = run_layer(self.config, weights, hidden)
+                inputs = run_layer(self.config, weights, hidden, quantised)
                 yield from self._static_layer(prefix, weights, inputs, quantised)
             else:
                 yield from self._layer(prefix, weights, quantised)
@@ -134,7 +134,7 @@ class _Quantiser:
         if HEAD in self.linears:
             weight = embedding if self.config.tie_word_embeddings else self._read(head)
             if static:
-                final = torch.cat(hidden)
+                final = kept_tokens(hidden)
                 factor = 1.0 + self._read(norm).float()
                 x = final * torch.rsqrt(final.square().mean(-1, keepdim=True) + self.config.rms_norm_eps) * factor
                 scale = activation_scale(x, self.options.method, self.dtype)
@@ -154,15 +154,13 @@ class _Quantiser:
             smoothed = smooth_layer(self.config, weights, inputs, quantised, self.dtype, method)
         scales: dict[str, ActivationScale] = {}
         for linear, x in smoothed.inputs.items():
-            if linear not in quantised:
-                continue
             scales[linear] = activation_scale(x, method, self.dtype)
-            group = [f"{name}.weight" for name in group_of(linear)]
-            before, after = (torch.cat([side[name] for name in group]) for side in (weights, smoothed.weights))
             strength = smoothed.strengths.get(linear)
-            self.reports.append(
-                self._static_report(prefix + linear, inputs[linear], x, before, after, scales[linear], strength)
-            )
+            for name in group_of(linear):
+                before, after = (side[f"{name}.weight"] for side in (weights, smoothed.weights))
+                self.reports.append(
+                    self._static_report(prefix + name, inputs[linear], x, before, after, scales[linear], strength)
+                )
         for name, tensor in smoothed.weights.items():
             path, _, kind = name.rpartition(".")
             if path not in quantised:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LinearReport:
-    """The linears that share an input, before and after smoothing.
+    """A linear before and after smoothing.
 
-    low, high: the input's range. outliers: see `ranges.outlier_ratio`. sqnr: of the outputs, dB. strength: of the
+    low, high: its input's range. outliers: see `ranges.outlier_ratio`. sqnr: of its output, dB. strength: of the
     migration; None where nothing was moved. Without calibration only sqnr_after is known, of the weights.
     """
 

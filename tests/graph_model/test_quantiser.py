@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.checkpoints import make_checkpoint, write_random_checkpoint
+from support.checkpoints import make_checkpoint, make_model, write_random_checkpoint
 from support.configs import TINY_CONFIGS
 
 from graph_model.checkpoint import open_checkpoint
@@ -21,7 +21,7 @@ from graph_model.config import GemmaConfig, read_config
 from graph_model.errors import UserError
 from graph_model.gemma import GemmaForCausalLM
 from graph_model.quantisation import Quantisation, linear_paths, select_linears
-from graph_model.quantiser import QuantiserOptions, quantise_checkpoint
+from graph_model.quantiser import QuantiserOptions, layers, quantise_checkpoint
 from graph_model.quantiser.layers import embed, run_layer
 from graph_model.quantiser.ranges import activation_scale, scale_of_range
 from graph_model.quantiser.smooth_layer import smooth_layer
@@ -75,18 +75,16 @@ def test_a_migrated_norm_is_rounded_first_and_its_consumers_take_the_rest(dtype:
     assert (effective / scales - 1).abs()[1:].max() < 0.02
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@torch.no_grad()
-def test_the_smoothed_float_model_computes_the_same(dtype: torch.dtype, tmp_path: Path) -> None:
-    """In float32 to 1e-5; in 16 bit as near to the float32 model as the original's own rounding, to a quarter."""
-    state = with_outliers(load_file(save(tmp_path / "c", torch.float32) / "model.safetensors"))
+def smoothing_errors(dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of a random model with outliers in float32; what the smoothed and the original model add in `dtype`."""
+    state = with_outliers({name: p.detach().clone() for name, p in make_model(CONFIG, seed).named_parameters()})
     quantised = {path.split(".", 3)[3] for path in linear_paths(CONFIG)[:7]}  # all seven, so that all migrations happen
     smoothed, strengths = dict(state), []
     hidden = embed(CONFIG, state["model.embed_tokens.weight"], SEQUENCES)
     for layer in range(CONFIG.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         weights = {n.removeprefix(prefix): t.float() for n, t in state.items() if n.startswith(prefix)}
-        hidden, inputs = run_layer(CONFIG, weights, hidden)
+        inputs = run_layer(CONFIG, weights, hidden)
         done = smooth_layer(CONFIG, weights, inputs, quantised, dtype, "minmax")
         smoothed.update({prefix + name: tensor for name, tensor in done.weights.items()})
         strengths += done.strengths
@@ -98,11 +96,49 @@ def test_the_smoothed_float_model_computes_the_same(dtype: torch.dtype, tmp_path
         return torch.cat([model(torch.tensor([ids]), torch.arange(len(ids))[None])[0].double() for ids in SEQUENCES])
 
     exact = logits(state, torch.float32)
-    error = (logits(smoothed, dtype) - exact).square().mean().sqrt()
-    if dtype == torch.float32:
-        assert (logits(smoothed, dtype) - exact).abs().max() <= 1e-5 * exact.abs().max()
-    else:
-        assert error <= 1.25 * (logits(state, dtype) - exact).square().mean().sqrt()
+    return exact, logits(smoothed, dtype) - exact, logits(state, dtype) - exact
+
+
+@torch.no_grad()
+def test_the_smoothed_float_model_computes_the_same_in_float32() -> None:
+    exact, error, _ = smoothing_errors(torch.float32, 0)
+    assert error.abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("models", "bound"),
+    [pytest.param(3, 1.2, id="few models"), pytest.param(32, 1.1, id="many models", marks=pytest.mark.slow)],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_in_16_bit_smoothing_adds_as_little_as_the_originals_own_rounding(
+    dtype: torch.dtype, models: int, bound: float
+) -> None:
+    """RMS over models: one model's ratio is 0.6 to 1.3, as two roundings of the same numbers are.
+
+    Over 34 models it was 1.04 in float16 and 1.00 in bfloat16, each with a standard error of 0.02 (see the docs).
+    """
+    pairs = [smoothing_errors(dtype, seed)[1:] for seed in range(models)]
+    smoothed, original = (sum(pair[side].square().mean() for pair in pairs) for side in range(2))
+    assert (smoothed / original).sqrt() <= bound
+
+
+def test_of_many_tokens_some_are_kept_evenly_taken_and_of_quantised_linears_only(monkeypatch: Any) -> None:
+    state = {name: p.detach() for name, p in make_model(CONFIG).named_parameters()}
+    weights = {n.removeprefix("model.layers.0."): t for n, t in state.items() if n.startswith("model.layers.0.")}
+    hidden = [torch.randn(length, CONFIG.hidden_size, generator=GENERATOR) for length in (5, 3, 8, 1, 9)]
+    outputs = list(hidden)
+    every = layers.run_layer(CONFIG, weights, outputs)
+    assert {len(x) for x in every.values()} == {26}
+    assert set(every) == set(layers.OBSERVED)
+    monkeypatch.setattr(layers, "KEPT_TOKENS", 9)
+    again = list(hidden)
+    some = layers.run_layer(CONFIG, weights, again, {"mlp.gate_proj", "mlp.up_proj", "self_attn.o_proj"})
+    assert set(some) == {"mlp.gate_proj", "self_attn.o_proj"}
+    for name, x in some.items():
+        assert torch.equal(x, every[name][::3])
+    assert all(torch.equal(a, b) for a, b in zip(outputs, again, strict=True))
+    assert torch.equal(layers.kept_tokens(hidden), torch.cat(hidden)[::3])
 
 
 @pytest.mark.parametrize("dialect", ["atb", "vllm_ascend"])
@@ -200,13 +236,13 @@ def test_bad_weights_existing_targets_and_failures_leave_nothing(
 
 
 LARGE = GemmaConfig(
-    vocab_size=16000,
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_hidden_layers=16,
+    vocab_size=32000,
+    hidden_size=2048,
+    intermediate_size=8192,
+    num_hidden_layers=13,
     num_attention_heads=8,
     num_key_value_heads=1,
-    head_dim=128,
+    head_dim=256,
     dtype="bfloat16",
 )
 QUANTISE = """
@@ -226,7 +262,8 @@ def status(field):
 source, target = map(Path, sys.argv[1:])
 linears = select_linears(read_config(source), ["down_proj", "lm_head"])
 baseline = status("VmRSS")
-quantise_checkpoint(source, target, QuantiserOptions(Quantisation("w8a8", linears, stored=True)), [list(range(3, 67))])
+sequences = [[(7 * i + j) % 31000 + 3 for j in range(96)] for i in range(64)]
+quantise_checkpoint(source, target, QuantiserOptions(Quantisation("w8a8", linears, stored=True)), sequences)
 print(status("VmHWM") - baseline)
 """
 
@@ -239,5 +276,5 @@ def test_quantising_peaks_little_above_one_copy_of_the_checkpoint(tmp_path: Path
     arguments = [sys.executable, "-c", QUANTISE, source, tmp_path / "target"]
     result = subprocess.run(arguments, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert size > 500e6
-    assert int(result.stdout) < 1.2 * size + 300e6  # the rest: buffers of torch and of one layer's search
+    assert size > 1.5e9
+    assert int(result.stdout) < 1.2 * size + 150e6
