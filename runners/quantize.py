@@ -30,6 +30,12 @@ def quantize(settings: Any) -> None:
     overwrite = require(settings, "overwrite", bool, "true or false")
     check_target(target, overwrite=overwrite)
     scheme = settings.quant.scheme
+    if settings.quant.get("kv8", False):
+        way_out = "Leave it out here" if scheme in SCHEMES else f"Choose quant={', quant='.join(SCHEMES)} here"
+        raise UserError(
+            "quant.kv8 is true; keys and values are quantised when the model runs, a checkpoint holds none. "
+            f"{way_out}, and give quant.kv8=true (or quant=kv8) to runners/infer.py."
+        )
     if scheme not in SCHEMES:
         raise UserError(f"quant.scheme is {scheme!r}; choose quant={', quant='.join(SCHEMES)}.")
     path = settings.model.path

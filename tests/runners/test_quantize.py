@@ -50,6 +50,26 @@ def test_prompts_and_boolq_items_are_read(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "way_out"),
+    [(["quant=w8a8_dynamic", "quant.kv8=true"], "Leave it out here"), (["quant=kv8"], "Choose quant=w8a8, quant=")],
+)
+def test_an_int8_cache_is_no_matter_of_checkpoints(
+    arguments: list[str],
+    way_out: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    done = run_command(quantize, "quantize", [f"output_dir={tmp_path / 'q'}", *arguments], capsys, monkeypatch)
+    assert done.status == 2
+    text = " ".join(done.stderr.split())
+    assert "quant.kv8 is true; keys and values are quantised when the model runs" in text
+    assert way_out in text
+    assert "give quant.kv8=true (or quant=kv8) to runners/infer.py" in text
+    assert not (tmp_path / "q").exists()
+
+
 def test_a_quantised_demo_answers_and_the_rest_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -61,7 +81,9 @@ def test_a_quantised_demo_answers_and_the_rest_is_refused(
     done = run(quantize, "quantize", f"output_dir={target}", "calibration.samples=4")
     assert done.status == 0, done.stderr
     assert "layers.3.mlp.gate_proj" in done.stdout
-    assert (target / "quantisation.html").read_text().count("<tr>") == 1 + 3 * 4
+    assert (target / "quantisation.html").read_text().count("<tr>") == 1 + 6 * 4
+    for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"):
+        assert f"layers.2.{'mlp' if name in ('gate_proj', 'up_proj') else 'self_attn'}.{name} " in done.stdout
     again = run(quantize, "quantize", f"output_dir={target}", "calibration.samples=4")
     assert (again.status, "exists already" in again.stderr) == (2, True)
 
