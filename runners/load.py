@@ -30,7 +30,7 @@ from runners.settings import SMALLEST_CHUNK, ModelSettings
 
 # Block tables are not made narrower than this many tokens: attention over them costs nothing beside the weights.
 _NARROWEST_TABLE_TOKENS = 256
-_SCALE_BYTES = 4  # of a token and head in an int8 cache
+_SCALE_BYTES = 4  # of a token and head in an int8 cache, of a row of int8 weights
 
 
 @dataclass
@@ -160,7 +160,8 @@ def _blocks_that_fit(settings: ModelSettings, device: torch.device, shard: Shard
     token = cache_token_bytes(config, element, settings.quantisation, shard)
     # Ranks on a CPU share its memory; a device belongs to one rank.
     sharing = 1 if device.type == "cuda" else shard.world_size
-    room = settings.memory_fraction * free_memory(device) / sharing - num_parameters(config, shard) * element
+    weights = weight_bytes(config, element, settings.quantisation, shard)
+    room = settings.memory_fraction * free_memory(device) / sharing - weights
     return max(0, int(room // (token * settings.block_size)))
 
 
@@ -172,6 +173,25 @@ def cache_token_bytes(
     if quantisation is not None and quantisation.kv8:
         vector = config.head_dim + _SCALE_BYTES
     return 2 * config.num_hidden_layers * shard.kv_heads(config) * vector
+
+
+def weight_bytes(
+    config: GemmaConfig, element: int, quantisation: Quantisation | None = None, shard: Shard = WHOLE
+) -> int:
+    """Bytes of the model's weights, or of a rank's part of them. element: bytes of a floating-point number.
+
+    A quantised linear has a byte per weight, and a scale (with w8a8 an integer bias too) of 4 bytes per row. A tied
+    head that is quantised is held beside the embedding.
+    """
+    total = num_parameters(config, shard) * element
+    shapes = expected_tensors(config)
+    for path in quantisation.linears if quantisation is not None else ():
+        name = f"{path}.weight"
+        rows, columns = shapes.get(name, (config.vocab_size, config.hidden_size))
+        own = rows * columns * _share(name, config, shard) // shard.world_size
+        per_row = 2 * _SCALE_BYTES if quantisation is not None and quantisation.scheme == "w8a8" else _SCALE_BYTES
+        total += own + rows * per_row - (own * element if name in shapes else 0)
+    return total
 
 
 def num_parameters(config: GemmaConfig, shard: Shard = WHOLE) -> int:
