@@ -54,7 +54,10 @@ class GraphModel:
     def __init__(self, checkpoint: Checkpoint, directory: Path, quantisation: Quantisation | None) -> None:
         self._checkpoint = checkpoint
         self._config = read_config(directory)
-        self._quantisation = checkpoint.quantisation or quantisation
+        self._quantisation = quantisation
+        if checkpoint.quantisation is not None:
+            int8_cache = quantisation is not None and quantisation.kv8
+            self._quantisation = replace(checkpoint.quantisation, kv8=int8_cache)
         self._graphs: dict[int, tuple[ModelGraph, list[Tensor]]] = {}
 
     @torch.inference_mode()
@@ -114,7 +117,7 @@ class Scores:
 def measure(
     directory: Path, quantisation: Quantisation | None, items: Sequence[Item], stories: Sequence[str]
 ) -> Scores:
-    """Scores of a checkpoint, which may be quantised, or is quantised at load as `quantisation` says."""
+    """Scores of a checkpoint, which is quantised at load as `quantisation` says; its cache alone, if it is already."""
     tokenizer = load_tokenizer(directory)
     with open_checkpoint(directory, read_config(directory)) as checkpoint:
         model = GraphModel(checkpoint, directory, quantisation)
@@ -170,11 +173,15 @@ def measure_all(source: Path, items: Sequence[Item], stories: Sequence[str]) -> 
                 target = Path(folder) / f"{model}-{smooth}"
                 quantise_static(directory, target, smooth)
                 results[model][scheme] = measure(target, None, items, stories)
+        int8_cache = Quantisation(None, kv8=True)
+        results["demo"]["w8a8 + kv8"] = measure(Path(folder) / "demo-True", int8_cache, items, stories)
+        whole = select_linears(config, ())
         for scheme, quantisation in {
             "w8a8_dynamic": Quantisation("w8a8_dynamic", kept),
-            "w8a16": Quantisation("w8a16", select_linears(config, ())),
-            "kv8": Quantisation(None, kv8=True),
+            "w8a16": Quantisation("w8a16", whole),
+            "kv8": int8_cache,
             "w8a8_dynamic + kv8": Quantisation("w8a8_dynamic", kept, kv8=True),
+            "w8a16 + kv8": Quantisation("w8a16", whole, kv8=True),
         }.items():
             results["demo"][scheme] = measure(source, quantisation, items, stories)
     return results
@@ -186,11 +193,9 @@ def table(results: dict[str, dict[str, Scores]]) -> str:
     for model, schemes in results.items():
         reference = next(iter(schemes.values()))
         for scheme, scores in schemes.items():
-            points = [100.0 * (a - b) for a, b in zip(scores.right, reference.right, strict=True)]
-            logs = [a - b for a, b in zip(scores.losses, reference.losses, strict=True)]
-            growth = math.exp(mean(logs))
-            accuracy = f"{mean(points):+.2f} ± {_half_interval(points):.2f}"
-            perplexity = f"{100 * (growth - 1):+.2f} ± {100 * growth * _half_interval(logs):.2f} %"
+            accuracy, perplexity = "{:+.2f} ± {:.2f}", "{:+.2f} ± {:.2f} %"
+            accuracy = accuracy.format(*accuracy_difference(scores, reference))
+            perplexity = perplexity.format(*perplexity_difference(scores, reference))
             if scores is reference:
                 accuracy = perplexity = "-"
             lines.append(
@@ -198,6 +203,19 @@ def table(results: dict[str, dict[str, Scores]]) -> str:
                 f"{perplexity} |"
             )
     return "\n".join(lines)
+
+
+def accuracy_difference(scores: Scores, reference: Scores) -> tuple[float, float]:
+    """Points of accuracy above the reference's, paired over the items, and half of the interval of 95 %."""
+    points = [100.0 * (a - b) for a, b in zip(scores.right, reference.right, strict=True)]
+    return mean(points), _half_interval(points)
+
+
+def perplexity_difference(scores: Scores, reference: Scores) -> tuple[float, float]:
+    """Per cent of perplexity above the reference's, paired over the stories, and half of the interval of 95 %."""
+    logs = [a - b for a, b in zip(scores.losses, reference.losses, strict=True)]
+    growth = math.exp(mean(logs))
+    return 100 * (growth - 1), 100 * growth * _half_interval(logs)
 
 
 def _half_interval(differences: Sequence[float]) -> float:
