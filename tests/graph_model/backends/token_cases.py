@@ -140,17 +140,21 @@ def an_int8_cache_gives_the_tokens_of_eager(folder: Path) -> None:
     assert "int8 cache" in next(dump.glob("decode-*/lowered.txt")).read_text()
 
 
-def quantised_demo_follows_the_cpu(folder: Path, backend: str) -> None:
-    """What README writes: quantize.py, then infer.py on what it wrote. Answers are sure, so no token is a near tie."""
+def quantised_demo_follows_the_cpu(folder: Path, backend: str, *on_chip: str) -> str:
+    """What README writes: quantize.py, then infer.py on what it wrote. Answers are sure, so no token is a near tie.
+
+    on_chip: further settings of the run on the stand-in. Returns what it printed.
+    """
     items = held_out_items(12)
     target = folder / "quantised"
     run_command(quantize, "quantize", f"output_dir={target}")
     settings = [f"model.path={target}", "max_new_tokens=5", "max_seq_len=128", "max_batch_size=4"]
     settings += [f"prompts={json.dumps([item.prompt for item in items])}", "max_prefill_batch_size=1"]
     _, expected = run_infer(folder, *settings, f"backend={backend}")
-    _, found = run_infer(folder, *settings, "backend=torchair")
+    printed, found = run_infer(folder, *settings, "backend=torchair", *on_chip)
     assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
     assert [a["text"] for a in found] == [" yes" if item.answer else " no" for item in items]
+    return printed
 
 
 @CASES.add(A2)
@@ -161,6 +165,33 @@ def quantised_demo_as_by_reference_kernels(folder: Path) -> None:
 @CASES.add(A2, slow=True)
 def quantised_demo_as_by_inductor(folder: Path) -> None:
     quantised_demo_follows_the_cpu(folder, "inductor")
+
+
+@CASES.add(DUO)
+def quantised_demo_on_the_duo(folder: Path) -> None:
+    dump = folder / "dump"
+    quantised_demo_follows_the_cpu(folder, "eager", f"soc={DUO}", "dtype=float16", f"dump_dir={dump}")
+    listing = next(dump.glob("decode-*/lowered.txt")).read_text()
+    assert "QuantBatchMatmulV3" in listing
+    assert "# soc atlas_300i_duo" in listing
+
+
+@CASES.add(A2, slow=True)
+def quantised_demo_in_check_mode(folder: Path) -> None:
+    printed = quantised_demo_follows_the_cpu(folder, "eager", "check=true")
+    line = next(line for line in printed.splitlines() if line.startswith("check: ascend_quant (quantising)"))
+    assert "of the int8 activations differ, by at most 1" in line
+
+
+@CASES.add(A2)
+def check_mode_holds_quantising_kernels_and_an_int8_cache(folder: Path) -> None:
+    make_checkpoint(folder / "checkpoint", steps.BASE, dtype=HALF)
+    settings = [f"model.path={folder / 'checkpoint'}", "prompt_token_ids=[[5,6,7]]", "max_new_tokens=4", "check=true"]
+    settings += ["quant=w8a8_dynamic", "quant.kv8=true", "max_seq_len=128"]
+    printed, _ = run_infer(folder, *settings, "backend=torchair")
+    assert "check: ascend_quant (quantising) holds on 4 graphs" in printed
+    assert "check: ascend_int8_attention (tolerant) holds on 4 graphs" in printed
+    assert "check: lowered graph of decode-" in printed
 
 
 @CASES.add(A2)
