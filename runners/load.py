@@ -23,7 +23,7 @@ from graph_model.shard import WHOLE, Shard
 from graph_model.weights import Part, Read
 from passes.manager import build_passes
 from passes.shard_tensor_parallel import ROW_PARALLEL
-from runners.memory import free_memory
+from runners.memory import free_memory, on_host
 from runners.random_weights import random_weights
 from runners.ranks.leader import LeadingModel, Message
 from runners.settings import SMALLEST_CHUNK, ModelSettings
@@ -158,8 +158,8 @@ def _blocks_that_fit(settings: ModelSettings, device: torch.device, shard: Shard
     element = torch.empty((), dtype=getattr(torch, settings.dtype)).element_size()
     config = settings.config
     token = cache_token_bytes(config, element, settings.quantisation, shard)
-    # Ranks on a CPU share its memory; a device belongs to one rank.
-    sharing = 1 if device.type == "cuda" else shard.world_size
+    # Ranks share the host's memory; a device's own belongs to one rank.
+    sharing = shard.world_size if on_host(device) else 1
     weights = weight_bytes(config, element, settings.quantisation, shard)
     room = settings.memory_fraction * free_memory(device) / sharing - weights
     return max(0, int(room // (token * settings.block_size)))

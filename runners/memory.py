@@ -33,10 +33,14 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def on_host(device: torch.device) -> bool:
+    """Whether the device's memory is the host's, which all processes of the machine share."""
+    return device.type == "cpu" or (device.type == "npu" and standin.is_standin())
+
+
 def _accelerator(device: torch.device) -> Any:
     """torch's module for a device that has memory of its own, torch.cuda or torch.npu; None if it has none."""
-    on_host = device.type == "cpu" or (device.type == "npu" and standin.is_standin())
-    return None if on_host else getattr(torch, device.type)
+    return None if on_host(device) else getattr(torch, device.type)
 
 
 def _number(path: Path) -> int | None:

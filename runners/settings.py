@@ -120,6 +120,26 @@ def check_place(settings: ModelSettings, world_size: int) -> None:
         )
 
 
+def check_devices(settings: ModelSettings, ranks: int, count: int | None = None) -> None:
+    """Raise UserError unless each of the `ranks` of this machine gets a device of its own.
+
+    count: devices that the machine has, a chip each; None where that is not known, or its memory and cores serve all.
+    """
+    given = settings.ranks.devices
+    devices = tuple(range(ranks if count is None else count)) if given is None else given
+    absent = count is not None and any(index >= count for index in devices)
+    if not absent and len(devices) >= ranks:
+        return
+    has = "" if count is None else f", of {count} that this machine has, 0 to {count - 1}"
+    soc = settings.soc
+    per_card = "" if soc is None or soc.chips_per_card == 1 else f" An {soc.product} card is {soc.chips_per_card}."
+    raise UserError(
+        f"ranks.devices: {ranks} ranks need a device each, and {len(devices)} are given "
+        f"({', '.join(map(str, devices)) or 'none'}){has}.{per_card} Give as many as there are ranks, or a smaller "
+        "world_size."
+    )
+
+
 def require_torchair(settings: ModelSettings) -> None:
     """Raise UserError unless the settings are for one Ascend chip, which some commands are about."""
     if settings.backend != "torchair" or settings.world_size != 1:

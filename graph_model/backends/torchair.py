@@ -76,7 +76,8 @@ class TorchairBackend:
         standin.load(options.soc, standin_dir)
         register_kernels()
         self.options = options
-        self.device = torch.device("npu:0")
+        # A rank has taken its device before; the stand-in has one per process.
+        self.device = torch.device("npu", torch.get_device_module("npu").current_device())
         self.checked_steps: list[CheckedStep] = []
 
     @property

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from graph_model.errors import UserError
 from runners.ranks.group import READY, Place, find_place, form_group, is_lost_contact, join
 from runners.ranks.launch import describe_end, find_port, threads_per_rank
-from runners.settings import ModelSettings
+from runners.settings import ModelSettings, check_devices
 
 _SHUTDOWN_S = 5.0  # from the end of the program to SIGTERM, from there to SIGKILL
 _POLL_S = 0.05
@@ -28,13 +28,14 @@ def lead_followers(settings: ModelSettings) -> Iterator[None]:
     """Inside the block this process is rank 0 and leads; the other ranks load their parts of the model and follow.
 
     They end with the block, and when the thread that started them ends. Raises UserError if a process group exists
-    already or the port is in use, ChildProcessError naming the rank if contact is lost because one has ended.
+    already, devices are too few or the port is in use, ChildProcessError naming the rank if contact is lost because one has ended.
     """
     if dist.is_initialized():
         raise UserError(
             f"world_size is {settings.world_size}, and this process belongs to a group of ranks already. Close the "
             "other model first, or run one of them in a process of its own."
         )
+    check_devices(settings, settings.world_size)
     world_size, address = settings.world_size, settings.ranks.master_address
     timeout = timedelta(seconds=settings.ranks.timeout)
     threads = torch.get_num_threads()

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from graph_model.compile.cache import source_digest
 from graph_model.errors import UserError
-from runners.settings import ModelSettings
+from runners.settings import ModelSettings, check_devices
 
 # A rank that fails, or that sees another one gone, waits this long: the launcher stops it sooner if the fault is not
 # its own, and one message is printed, not one per rank.
@@ -100,6 +100,7 @@ def _check_agreement(settings: ModelSettings, place: Place) -> None:
 
 def _prepare_device(settings: ModelSettings, place: Place) -> str:
     """Take this rank's device and return the process group's backend for it. Raises UserError."""
+    check_devices(settings, place.local_world_size)
     if settings.backend == "torchair":
         assert settings.soc is not None
         from graph_model.ascend import standin
@@ -116,16 +117,10 @@ def _prepare_device(settings: ModelSettings, place: Place) -> str:
 
 
 def _device_index(settings: ModelSettings, place: Place, count: int) -> int:
-    """The device of this rank. A card with two chips, such as the Atlas 300I DUO, counts as two devices."""
-    devices = settings.ranks.devices if settings.ranks.devices is not None else tuple(range(count))
-    absent = [index for index in devices if index >= count]
-    if absent or len(devices) < place.local_world_size:
-        raise UserError(
-            f"ranks.devices: {place.local_world_size} ranks need a device each, and {len(devices)} are given "
-            f"({', '.join(map(str, devices)) or 'none'}), of {count} that this machine has, 0 to {count - 1}. "
-            "Give as many as there are ranks, or a smaller world_size."
-        )
-    return devices[place.local_rank]
+    """The device of this rank, of `count` that this machine has; a chip is a device, so some cards are several."""
+    check_devices(settings, place.local_world_size, count)
+    devices = settings.ranks.devices
+    return place.local_rank if devices is None else devices[place.local_rank]
 
 
 def _end_with_the_launcher() -> None:

@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from graph_model.errors import UserError
-from runners.settings import ModelSettings
+from runners.settings import ModelSettings, check_devices
 
 _SHUTDOWN_S = 5  # from SIGTERM to SIGKILL
 
@@ -26,8 +26,9 @@ def start_ranks(settings: ModelSettings) -> None:
 
     When a rank fails all are ended. What the rank said of its failure is on stderr already if it ended with status 2
     (a UserError), and this process ends with 2 as well; otherwise it says which rank failed and ends with 1.
-    Raises UserError if the port is in use, KeyboardInterrupt when interrupted, with all ranks ended.
+    Raises UserError for too few devices or a port in use, KeyboardInterrupt when interrupted, with all ranks ended.
     """
+    check_devices(settings, settings.world_size)
     port = find_port(settings)
     # The agent's warnings and tracebacks say less than the message below.
     logging.disable(logging.CRITICAL)

@@ -23,8 +23,8 @@ from runners.engine.sampling_params import SamplingParams
 from runners.entry import compose
 from runners.llm import LLM
 from runners.load import load_model
-from runners.ranks import on_ranks
-from runners.ranks.group import Place, _check_agreement, _device_index
+from runners.ranks import followers, launch, on_ranks
+from runners.ranks.group import Place, _check_agreement, _device_index, _prepare_device
 from runners.settings import ModelSettings, RankSettings, check_place, resolve_settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -184,6 +184,28 @@ def test_fewer_devices_than_ranks_are_refused(checkpoint: Path) -> None:
         _device_index(settings(checkpoint), place, 1)
     with pytest.raises(UserError, match="of 2 that this machine has"):
         _device_index(settings(checkpoint, "ranks.devices=[0,2]"), place, 2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], r"2 ranks need a device each, and 1 are given \(0\)\. Give"),
+        (["backend=torchair", "soc=atlas_300i_duo", "dtype=float16"], "An Atlas 300I DUO card is 2"),
+    ],
+)
+def test_fewer_devices_than_ranks_are_refused_before_a_rank_is_started(
+    overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where ranks share the host: on a CPU, and on the CANN stand-in."""
+    monkeypatch.setattr(launch, "elastic_launch", lambda *_: pytest.fail("ranks were started"))
+    monkeypatch.setattr(followers, "_start", lambda *_: pytest.fail("ranks were started"))
+    given = resolve_settings(compose("infer", ["world_size=2", "ranks.devices=[0]", *overrides]))
+    with pytest.raises(UserError, match=message):
+        on_ranks(given, lambda: None)
+    with pytest.raises(UserError, match=message), followers.lead_followers(given):
+        pass
+    with pytest.raises(UserError, match=message):
+        _prepare_device(given, Place(0, 2, 0, 2))
 
 
 @pytest.mark.parametrize(
