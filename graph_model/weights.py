@@ -77,17 +77,14 @@ class Slice:
 
 @dataclass(frozen=True)
 class Constant:
-    """Whole numbers that differ from rank to rank, such as its own: int64."""
+    """Numbers that are in no checkpoint: a rank's own, which differs from rank to rank, or ones."""
 
     values: tuple[int, ...]
+    dtype: torch.dtype = torch.int64
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (len(self.values),)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.int64
 
     def write(self, out: Tensor, read: Read) -> None:
         out.copy_(torch.tensor(self.values))
@@ -243,7 +240,7 @@ def to_json(expression: Expression) -> dict[str, Any]:
     if isinstance(expression, Slice):
         return {"slice": to_json(expression.x), "part": [expression.dim, expression.start, expression.stop]}
     if isinstance(expression, Constant):
-        return {"constant": list(expression.values)}
+        return {"constant": list(expression.values), "dtype": str(expression.dtype).removeprefix("torch.")}
     if isinstance(expression, Concat):
         return {"cat": [to_json(part) for part in expression.parts]}
     if isinstance(expression, OnePlus):
@@ -268,7 +265,7 @@ def from_json(raw: dict[str, Any]) -> Expression:
         assert isinstance(whole, Source | QuantisedExpression)
         return Slice(whole, *raw["part"])
     if "constant" in raw:
-        return Constant(tuple(raw["constant"]))
+        return Constant(tuple(raw["constant"]), getattr(torch, raw["dtype"]))
     if "cat" in raw:
         return Concat(tuple(from_json(part) for part in raw["cat"]))
     if "inverse_frequencies" in raw:

@@ -40,6 +40,7 @@ ascend_rotary       tolerant  rotary -> RotaryMul, or written out
 ascend_geglu        tolerant  gated activation -> GeGluV2 on the merged projection
 ascend_linear       tolerant  linear layers -> matrix products that read weights as they are stored
 ascend_last_token   exact     a row's only token is taken without a gather
+ascend_matmul_...   tolerant  matrix product and all-reduce -> MatmulAllReduce, in steps of prompts; off by default
 ==================  ========  ==========================================================================
 
 Exact passes keep every bit; tolerant ones change the order of sums and stay within rounding; quantising ones stay

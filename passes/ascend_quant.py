@@ -11,11 +11,11 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.ascend.soc import MAX_QUANTISED_SIZE
+from graph_model.ascend.soc import MAX_QUANTISED_SIZE, Soc
 from graph_model.graph import ModelGraph
 from graph_model.quantised_weights import ChannelScale, DeqScale
-from graph_model.weights import Concat, Expression, OnePlus, Rounded, Slice, Source, rows_of
-from passes.contract import NearMiss, Pass, Tier, operand
+from graph_model.weights import Concat, Constant, Expression, OnePlus, Rounded, Slice, Source, rows_of
+from passes.contract import NearMiss, Pass, Tier, argument, operand, sole_user
 from passes.integers import IntegerBound
 
 aten = torch.ops.aten
@@ -33,12 +33,16 @@ class AscendQuant(Pass):
         gemma.add_rms_norm_quantise(x, r, 1 + w, …)  ->  npu_add_rms_norm_quant(x, r, round(1 + w), s, z)
         gemma.rms_norm_quantise(x, 1 + w, …)         ->  npu_quantize(gemma.rms_norm(x, 1 + w), s, z)
         gemma.int8_linear(q, w8, b32, s, rows, b)    ->  ascend.quant_matmul(q, w8, s, b32, rows) [+ b]
+        dequantise(all_reduce(int_linear(…)), s)     ->  ascend.dequantise(all_reduce(ascend.quant_matmul(…, int32)), s);
+                                                         where products give no int32, all_reduce(ascend.quant_matmul(…))
         gemma.int8_weight_linear(x, w8, s, b)        ->  ascend.weight_quant_matmul(x, w8, round(s)) [+ b]; the parts of
                                                          a weight of more than 65,535 rows, side by side
 
-    With float16 results and without row scales s is packed in int64, which cuts 13 bits off. Norm and quantise rounds
+    Without int32 products each rank rounds its share of the sum to 16 bit. With float16 results and without row scales s is packed in int64, which cuts 13 bits off. Norm and quantise rounds
     1 + w to 16 bit: a value at the edge of two integers may get the other one.
     """
+
+    soc: Soc
 
     name: ClassVar[str] = "ascend_quant"
     tier: ClassVar[Tier] = Tier.QUANTISING
@@ -60,6 +64,7 @@ class AscendQuant(Pass):
         "npu.npu_add_rms_norm_quant",
         "npu.npu_add_rms_norm_dynamic_quant",
         "ascend.quant_matmul",
+        "ascend.dequantise",
         "ascend.weight_quant_matmul",
         "aten.cat",
     )
@@ -93,8 +98,38 @@ class AscendQuant(Pass):
             _int8_linear(graph, candidate)
         elif candidate.target == ops.int8_weight_linear:
             _int8_weight_linear(graph, candidate)
+        elif candidate.target == ops.int_linear:
+            self._share_of_integers(graph, candidate)
+        elif candidate.target == ops.dequantise:
+            self._sum_of_integers(graph, candidate)
         else:
             raise NearMiss(candidate, "the chip has no such op by itself; leave passes.fold_dequantise enabled")
+
+    def _share_of_integers(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        sole_user(candidate, ops.all_reduce)
+        if not self.soc.int32_products:
+            return  # `_sum_of_integers` replaces it
+        q, weight, int_bias = candidate.args
+        assert isinstance(q, fx.Node)
+        # Whether the kernel scales integers that it gives out is not documented, so its scale is 1.
+        one = graph.add_weight("one", Constant((1,), torch.float32))
+        rows = _rows(graph, q, candidate)
+        target = torch.ops.ascend.quant_matmul.default
+        result = graph.insert(target, rows, weight, one, int_bias, None, torch.int32, at=candidate)
+        _finish(graph, candidate, result, None)
+
+    def _sum_of_integers(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        joined = argument(candidate, 0, ops.all_reduce)
+        scale, row_scale, bias, dtype = candidate.args[1:]
+        if self.soc.int32_products:
+            rows = _rows(graph, joined, candidate)
+            result = graph.insert(torch.ops.ascend.dequantise.default, rows, scale, dtype, at=candidate)
+            _finish(graph, candidate, result, None)
+            return
+        total = argument(joined, 0, ops.int_linear)
+        share = graph.insert(ops.int8_linear, *total.args, scale, row_scale, bias, dtype, at=candidate)
+        candidate.replace_all_uses_with(graph.insert(ops.all_reduce, share, at=candidate))
+        _int8_linear(graph, share)
 
 
 def _quantise(graph: ModelGraph, x: fx.Node, quantise: fx.Node) -> fx.Node:

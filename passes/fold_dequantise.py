@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import Pass, Tier, argument, sole_user
+from passes.contract import Pass, Tier, argument, operand, sole_user
 from passes.integers import SAME, IntegerBound
 
 aten = torch.ops.aten
@@ -25,12 +25,12 @@ class FoldDequantise(Pass):
         dequantise(int_linear(q, w8, int_bias), scale, row_scale, bias)  ->  int8_linear(q, w8, int_bias, scale, ...)
         aten.linear(x, dequantise_weight(w8, scale), bias)               ->  int8_weight_linear(x, w8, scale, bias)
 
-    The first is exact; the second scales sums instead of weights.
+    The first is exact; the second scales sums instead of weights. Integers that ranks sum stay apart from their scale.
     """
 
     name: ClassVar[str] = "fold_dequantise"
     tier: ClassVar[Tier] = Tier.TOLERANT
-    removes: ClassVar[tuple[object, ...]] = (ops.int_linear, ops.dequantise, ops.dequantise_weight)
+    removes: ClassVar[tuple[object, ...]] = (ops.dequantise_weight,)
 
     def applies(self, graph: ModelGraph) -> bool:
         return graph.scheme is not None
@@ -39,7 +39,8 @@ class FoldDequantise(Pass):
         return SAME
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(ops.dequantise, ops.dequantise_weight)
+        found = graph.calls(ops.dequantise, ops.dequantise_weight)
+        return [node for node in found if operand(node, 0).target != ops.all_reduce]
 
     def expected_matches(self, graph: ModelGraph) -> int:
         return len(self.candidates(graph))

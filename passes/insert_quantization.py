@@ -22,7 +22,7 @@ from graph_model.quantised_weights import (
     QuantisedWeight,
 )
 from graph_model.weights import Concat, Expression, Slice, Source
-from passes.contract import NearMiss, Pass, Tier, operand
+from passes.contract import NearMiss, Pass, Tier, operand, sole_user
 
 aten = torch.ops.aten
 
@@ -39,7 +39,10 @@ class InsertQuantization(Pass):
         q, s = quantise_rows(x); y = dequantise(int_linear(q, w8, None), scale, s, bias)                   w8a8_dynamic
         y = aten.linear(x, dequantise_weight(w8, scale), bias)                                             w8a16
 
-    Linears of one input share its quantise. quant_bias holds the bias and the correction for input_offset.
+    Linears of one input share its quantise. quant_bias holds the bias and the correction for input_offset. Where ranks
+    share the columns of w, w8a8 sums their integers, so that several ranks compute what one does::
+
+        all_reduce(aten.linear(x, w))  ->  dequantise(all_reduce(int_linear(q, w8, partial_bias)), deq_scale)
     """
 
     name: ClassVar[str] = "insert_quantization"
@@ -79,12 +82,15 @@ class InsertQuantization(Pass):
             owner = group_of(paths[0])[0]
             scale, offset = (_scalar(graph, f"{owner}.{name}") for name in ("input_scale", "input_offset"))
             q = _quantised(graph, ops.quantise, x, scale, offset)
+            deq_scale = add("deq_scale", lambda path, leaf: DeqScale(f"{path}.deq_scale", leaf.shape[:1]))
             if isinstance(leaves[0], Slice) and leaves[0].dim == 1:
                 int_bias = add("quant_bias", lambda path, _: _partial_bias(graph, path, leaves[0]))
+                total = graph.insert(ops.int_linear, q, int8, int_bias, at=candidate)
+                candidate = sole_user(candidate, ops.all_reduce)
+                total = graph.insert(ops.all_reduce, total, at=candidate)
             else:
                 int_bias = add("quant_bias", lambda path, w: Source(f"{path}.quant_bias", w.shape[:1], torch.int32))
-            deq_scale = add("deq_scale", lambda path, leaf: DeqScale(f"{path}.deq_scale", leaf.shape[:1]))
-            total = graph.insert(ops.int_linear, q, int8, int_bias, at=candidate)
+                total = graph.insert(ops.int_linear, q, int8, int_bias, at=candidate)
             result = graph.insert(ops.dequantise, total, deq_scale, None, None, graph.dtype, at=candidate)
         elif scheme == "w8a8_dynamic":
             pair = _quantised(graph, ops.quantise_rows, x)

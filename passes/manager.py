@@ -14,6 +14,7 @@ from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
 from graph_model.shard import Shard
 from passes.add_rms_norm import AddRMSNorm
+from passes.ascend_matmul_all_reduce import AscendMatmulAllReduce
 from passes.attributes import check_attributes
 from passes.canonicalise import Canonicalise
 from passes.contract import Outcome, Pass, PassError, describe_target
@@ -53,6 +54,8 @@ DEFAULT_PASSES: tuple[type[Pass], ...] = (
     SelectToken,
 )
 PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in DEFAULT_PASSES}
+# What may follow the passes by which a backend selects its kernels; off unless the config switches it on.
+KERNEL_OPTIONS: dict[str, type[Pass]] = {AscendMatmulAllReduce.name: AscendMatmulAllReduce}
 
 # What may stand in a graph from the first pass on. An op outside this list has no meaning that a backend agreed to.
 VOCABULARY = frozenset(
@@ -92,11 +95,28 @@ def build_passes(settings: Mapping[str, Mapping[str, Any]], shard: Shard | None 
 
     shard: the rank to build for, where several share the model; the passes that share it are added.
     """
+    passes = [each for each in _build(settings) if each.name in PASSES]
+    missing = [cls.name for cls in DEFAULT_PASSES if cls.required and cls.name not in {p.name for p in passes}]
+    if missing:
+        raise UserError(
+            f"passes.{missing[0]}: this pass cannot be switched off, no backend runs a graph without it. "
+            f"Leave passes.{missing[0]}.enabled=true."
+        )
+    return passes if shard is None or shard.world_size == 1 else _add_sharding(passes, shard)
+
+
+def build_kernel_options(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass]:
+    """The passes that the config switches on to follow those of the backend. Raises UserError."""
+    return [each for each in _build(settings) if each.name in KERNEL_OPTIONS]
+
+
+def _build(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass]:
+    known_passes = {**PASSES, **KERNEL_OPTIONS}
     passes = []
     for name, options in settings.items():
-        cls = PASSES.get(name)
+        cls = known_passes.get(name)
         if cls is None:
-            raise UserError(f"passes.{name}: there is no such pass. The passes are {', '.join(PASSES)}.")
+            raise UserError(f"passes.{name}: there is no such pass. The passes are {', '.join(known_passes)}.")
         if not isinstance(options, Mapping):
             raise UserError(
                 f"passes.{name} is {options!r}; it must hold the pass's options. To leave the pass out, "
@@ -112,13 +132,7 @@ def build_passes(settings: Mapping[str, Mapping[str, Any]], shard: Shard | None 
             raise UserError(f"passes.{name}: unknown option {unknown[0]!r}; it has {sorted(known | {'enabled'})}.")
         if enabled:
             passes.append(cls(**options))
-    missing = [cls.name for cls in DEFAULT_PASSES if cls.required and cls.name not in {p.name for p in passes}]
-    if missing:
-        raise UserError(
-            f"passes.{missing[0]}: this pass cannot be switched off, no backend runs a graph without it. "
-            f"Leave passes.{missing[0]}.enabled=true."
-        )
-    return passes if shard is None or shard.world_size == 1 else _add_sharding(passes, shard)
+    return passes
 
 
 def _add_sharding(passes: list[Pass], shard: Shard) -> list[Pass]:

@@ -26,13 +26,14 @@ class NativeInt8Linear(Pass):
         int8_weight_linear(x, w8, s, b), many rows  ->  tiled_int8_weight_linear(x, w8, s, b)
         int8_linear(q, w8, b32, s, rows, b, dtype)  ->  native_int8_linear(q, w8, b32, s, rows, b, dtype)
         the same with int_mm and many rows          ->  dequantise(aten._int_mm(q, w8.T) + b32, s, rows, b, dtype)
+        int_linear(q, w8, b32)                      ->  native_int_linear(q, w8, b32), or aten._int_mm(q, w8.T) + b32
 
     int_mm: the CPU has instructions for sums of int8 products, which torch's matrix product uses; it is exact, too.
     """
 
     name: ClassVar[str] = "native_int8_linear"
     tier: ClassVar[Tier] = Tier.TOLERANT
-    removes: ClassVar[tuple[object, ...]] = (ops.int8_linear, ops.int8_weight_linear)
+    removes: ClassVar[tuple[object, ...]] = (ops.int8_linear, ops.int8_weight_linear, ops.int_linear)
     introduces: ClassVar[tuple[str, ...]] = ("aten._int_mm",)
 
     int_mm: bool = False
@@ -52,7 +53,8 @@ class NativeInt8Linear(Pass):
             target = ops.few_rows_int8_weight_linear if few else ops.tiled_int8_weight_linear
             result = graph.insert(target, *candidate.args, at=candidate)
         elif few or not self.int_mm:
-            result = graph.insert(ops.native_int8_linear, *candidate.args, at=candidate)
+            target = ops.native_int_linear if candidate.target == ops.int_linear else ops.native_int8_linear
+            result = graph.insert(target, *candidate.args, at=candidate)
         else:
             result = _matrix_product(graph, candidate)
         candidate.replace_all_uses_with(result)
@@ -67,4 +69,4 @@ def _matrix_product(graph: ModelGraph, linear: fx.Node) -> fx.Node:
     total = graph.insert(aten.reshape.default, product, list(linear.meta["val"].shape), at=linear)
     if int_bias is not None:
         total = graph.insert(aten.add.Tensor, total, int_bias, at=linear)
-    return graph.insert(ops.dequantise, total, *scales, at=linear)
+    return graph.insert(ops.dequantise, total, *scales, at=linear) if scales else total

@@ -76,7 +76,7 @@ def summarise(settings: Any, model: str, dtype: str, scheme: str, world_size: in
     from graph_model.graph import Pages
     from graph_model.quantisation import Quantisation, select_linears
     from graph_model.shard import Shard, check_world_size
-    from passes.manager import build_passes
+    from passes.manager import build_kernel_options, build_passes
     from runners.settings import NAMED_CONFIGS
 
     soc, config = find_soc(settings.soc), NAMED_CONFIGS[model]
@@ -94,7 +94,8 @@ def summarise(settings: Any, model: str, dtype: str, scheme: str, world_size: in
         bucket = Bucket("decode", settings.batch_size, 1, width)
     else:
         bucket = Bucket("prefill", 1, settings.prefill_tokens, 0)
-    passes = (*build_passes(settings.passes, shard), *kernel_passes(AscendOptions(soc, "exact")))
+    kernels = kernel_passes(AscendOptions(soc, "exact"))
+    passes = (*build_passes(settings.passes, shard), *kernels, *build_kernel_options(settings.passes))
     pages = Pages(width * settings.batch_size + 1, settings.block_size)
     return summarise_rank(config, soc, getattr(torch, dtype), bucket, pages, passes, shard, quantisation)
 

@@ -21,7 +21,7 @@ from graph_model.graph import Pages
 from graph_model.quantisation import Quantisation
 from graph_model.shard import WHOLE, Shard
 from graph_model.weights import Part, Read
-from passes.manager import build_passes
+from passes.manager import build_kernel_options, build_passes
 from passes.shard_tensor_parallel import ROW_PARALLEL
 from runners.memory import free_memory, on_host
 from runners.random_weights import random_weights
@@ -60,7 +60,11 @@ def load_model(settings: ModelSettings, resources: ExitStack, check: Check = "no
         config=settings.config,
         dtype=dtype,
         pages=Pages(_num_blocks(settings, buckets, backend.device, shard), settings.block_size),
-        passes=(*build_passes(settings.passes, shard), *backend.kernel_passes(dtype, scheme)),
+        passes=(
+            *build_passes(settings.passes, shard),
+            *backend.kernel_passes(dtype, scheme),
+            *build_kernel_options(settings.passes),
+        ),
         backend=backend,
         cache=CompileCache(settings.cache_dir),
         dump_dir=settings.dump_dir if shard.rank == 0 else None,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graph_model import demo
-from graph_model.ascend.soc import Soc, check_model, check_quantisation, find_soc
+from graph_model.ascend.soc import Soc, check_matmul_all_reduce, check_model, check_quantisation, find_soc
 from graph_model.checkpoint.quantised import read_quantisation
 from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
 from graph_model.errors import UserError
@@ -81,6 +81,7 @@ def resolve_settings(settings: Any) -> ModelSettings:
     stored = None if directory is None or weights == "random" else read_quantisation(directory, config)
     quantisation = _quantisation(settings, config, stored)
     soc = _soc(settings, config, dtype, Shard(0, world_size), quantisation)
+    _check_matmul_all_reduce(settings, soc, world_size)
     fraction = settings.memory_fraction
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise UserError(f"memory_fraction is {fraction!r}; it must be above 0 and at most 1.")
@@ -217,6 +218,17 @@ def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantisat
     if quantisation is not None:
         check_quantisation(soc, quantisation, config.head_dim, settings.block_size)
     return soc
+
+
+def _check_matmul_all_reduce(settings: Any, soc: Soc | None, world_size: int) -> None:
+    options = settings.passes.get("ascend_matmul_all_reduce")
+    if not options or not options.get("enabled"):
+        return
+    if soc is None:
+        raise UserError(
+            "passes.ascend_matmul_all_reduce is enabled, which has a meaning with backend=torchair only. Leave it out."
+        )
+    check_matmul_all_reduce(soc, world_size)
 
 
 def _ranks(settings: Any, world_size: int) -> RankSettings:

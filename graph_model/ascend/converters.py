@@ -6,8 +6,10 @@ torchair is loaded. On the device the ops run inside a lowered graph only; kerne
 
   gemma_rms_norm          RMS norm with 1 + weight, one rounding
   linear                  x @ weight.T with weight stored [out, in]: no Transpose at run time
+  matmul_all_reduce       linear, summed over the ranks by the same kernel
   batch_matmul            a batched product with a factor stored transposed: no Transpose of gathered keys
   quant_matmul            int8 x @ int8 weight.T, scaled; weight stored [out, in], any number of rows
+  dequantise              int32 * scale, rounded once
   weight_quant_matmul     x @ (int8 weight * scale).T with weight stored [out, in]
   incre_flash_attention   decode attention with the keys' lengths as a tensor: one graph for all lengths
   dynamic_quant_scatter_  rows quantised each with a scale of its own, and both written into caches, in one kernel
@@ -26,9 +28,11 @@ _LIBRARY = torch.library.Library("ascend", "FRAGMENT")
 _SCHEMAS = (
     "gemma_rms_norm(Tensor x, Tensor weight, float epsilon=1e-06) -> Tensor",
     "linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
+    "matmul_all_reduce(Tensor x, Tensor weight) -> Tensor",
     "batch_matmul(Tensor x1, Tensor x2, bool adj_x2=False) -> Tensor",
     "quant_matmul(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? pertoken_scale, ScalarType dtype)"
     " -> Tensor",
+    "dequantise(Tensor x, Tensor scale, ScalarType dtype) -> Tensor",
     "weight_quant_matmul(Tensor x, Tensor weight, Tensor scale) -> Tensor",
     "incre_flash_attention(Tensor query, Tensor key, Tensor value, Tensor actual_seq_lengths, *, "
     "Tensor? atten_mask=None, Tensor? block_table=None, int num_heads, int num_key_value_heads, float scale, "
@@ -47,6 +51,17 @@ _UNUSED_INPUTS = (
     "antiquant_scale",
     "antiquant_offset",
     "kv_padding_size",
+)
+# Inputs of MatmulAllReduce that serve biases and quantised products.
+_UNUSED_OF_MATMUL_ALL_REDUCE = (
+    "bias",
+    "x3",
+    "antiquant_scale",
+    "antiquant_offset",
+    "dequant_scale",
+    "pertoken_scale",
+    "comm_quant_scale_1",
+    "comm_quant_scale_2",
 )
 for _schema in _SCHEMAS:
     _LIBRARY.define(_schema)
@@ -68,6 +83,12 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+@torch.library.register_fake("ascend::matmul_all_reduce")
+def _matmul_all_reduce(x: Tensor, weight: Tensor) -> Tensor:
+    """The sum of the ranks' x [rows, in] @ weight [out, in] transposed, over all ranks."""
+    return _linear(x, weight)
+
+
 @torch.library.register_fake("ascend::batch_matmul")
 def _batch_matmul(x1: Tensor, x2: Tensor, adj_x2: bool = False) -> Tensor:
     """x1 [..., m, k] @ x2 [..., k, n], or x2 stored [..., n, k] with adj_x2."""
@@ -83,10 +104,21 @@ def _quant_matmul(
     pertoken_scale: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """(x [rows, in] @ weight [out, in] transposed + int32 bias [out]) * scale [out] [* pertoken_scale [rows]]."""
+    """(x [rows, in] @ weight [out, in] transposed + int32 bias [out]) * scale [out] [* pertoken_scale [rows]].
+
+    dtype: float16, bfloat16, or int32, which is not scaled; scale is 1 then.
+    """
     torch._check(x.dtype == weight.dtype == torch.int8, lambda: "quant_matmul: x and weight must be int8")
     torch._check(x.shape[1] == weight.shape[1], lambda: "quant_matmul: inner sizes differ")
     return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+@torch.library.register_fake("ascend::dequantise")
+def _dequantise(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """x int32 [rows, out] * scale float32 [out], rounded once to `dtype`, float16 or bfloat16."""
+    torch._check(x.dtype == torch.int32 and x.dim() == 2, lambda: "dequantise: x must be a matrix of int32")
+    torch._check(scale.dtype == torch.float32, lambda: "dequantise: scale must be float32")
+    return torch.empty_like(x, dtype=dtype)
 
 
 @torch.library.register_fake("ascend::weight_quant_matmul")
@@ -163,6 +195,7 @@ def register_converters() -> None:
     from torchair._ge_concrete_graph import ge_apis as ge
     from torchair._ge_concrete_graph import graph_pass
     from torchair._ge_concrete_graph.compat_ir import IrDef, ge_op
+    from torchair._ge_concrete_graph.hcom_utils import get_group_name_and_record
     from torchair.ge import attr
     from torchair.ge._ge_graph import torch_type_to_ge_type
 
@@ -267,12 +300,24 @@ def register_converters() -> None:
     def convert_linear(x: Any, weight: Any, bias: Any = None, meta_outputs: Any = None) -> Any:
         return ge.MatMulV2(x, weight, bias, None, transpose_x2=True)
 
+    @register_fx_node_ge_converter(torch.ops.ascend.matmul_all_reduce.default)
+    def convert_matmul_all_reduce(x: Any, weight: Any, meta_outputs: Any = None) -> Any:
+        group = torch.distributed.distributed_c10d._get_default_group()
+        ranks = torch.distributed.get_process_group_ranks(group)
+        tag = torch.distributed.distributed_c10d._get_group_tag(group)
+        name = get_group_name_and_record(tag, ranks, len(ranks))
+        return ge.MatmulAllReduce(x, weight, **dict.fromkeys(_UNUSED_OF_MATMUL_ALL_REDUCE), group=name, is_trans_b=True)
+
     @register_fx_node_ge_converter(torch.ops.ascend.quant_matmul.default)
     def convert_quant_matmul(
         x: Any, weight: Any, scale: Any, bias: Any, pertoken_scale: Any, dtype: Any, meta_outputs: Any = None
     ) -> Any:
         output = torch_type_to_ge_type(dtype)
         return ge.QuantBatchMatmulV3(x, weight, scale, None, bias, pertoken_scale, dtype=output, transpose_x2=True)
+
+    @register_fx_node_ge_converter(torch.ops.ascend.dequantise.default)
+    def convert_dequantise(x: Any, scale: Any, dtype: Any, meta_outputs: Any = None) -> Any:
+        return ge.dequant_bias(x, scale, None, None, output_dtype=torch_type_to_ge_type(dtype))
 
     @register_fx_node_ge_converter(torch.ops.ascend.weight_quant_matmul.default)
     def convert_weight_quant_matmul(x: Any, weight: Any, scale: Any, meta_outputs: Any = None) -> Any:

@@ -106,6 +106,13 @@ class GeGraph:
         return sorted(data, key=lambda node: node.attrs["index"])
 
 
+def group_size(node: Node) -> int | None:
+    """Ranks of a collective's group; None where the graph does not say."""
+    ranks = re.search(r"rank_list=([\d,]+)", str(node.attrs.get("group", "")))
+    size: int | None = node.attrs.get("rank_size") or (len(ranks[1].split(",")) if ranks else None)
+    return size
+
+
 def read_graph(proto: Any) -> GeGraph:
     """Convert a ge.proto.GraphDef. Raises GeGraphError on anything that has no plain form here."""
     return GeGraph(

@@ -45,6 +45,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+@_kernel("ascend::matmul_all_reduce")
+def _matmul_all_reduce(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.gemma.all_reduce(F.linear(x, weight))
+
+
 @_kernel("ascend::batch_matmul")
 def _batch_matmul(x1: Tensor, x2: Tensor, adj_x2: bool = False) -> Tensor:
     return torch.matmul(x1, x2.transpose(-1, -2) if adj_x2 else x2)
@@ -117,9 +122,16 @@ def _quant_matmul(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, pertoken_scale: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     total = (x.double() @ weight.double().t()).to(torch.int32)  # exact
+    if dtype == torch.int32:
+        return total if bias is None else total + bias
     wide = decode_scale(scale) if scale.dtype == torch.int64 else scale.float()
     result = (total if bias is None else total + bias).float() * wide
     return (result if pertoken_scale is None else result * pertoken_scale[:, None]).to(dtype)
+
+
+@_kernel("ascend::dequantise")
+def _dequantise(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return (x.float() * scale).to(dtype)
 
 
 @_kernel("ascend::weight_quant_matmul")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from graph_model.ascend import soc as tables
-from graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node, TensorDesc
+from graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node, TensorDesc, group_size
 from graph_model.ascend.soc import Soc
 from graph_model.errors import UserError
 
@@ -16,6 +16,7 @@ Rule = Callable[[Node, dict[str, TensorDesc], Soc], None]
 
 def check_graph(graph: GeGraph, soc: Soc) -> None:
     """Raise GeGraphError naming the first node that `soc` would refuse, and the rule."""
+    _check_phase(graph, soc)
     nodes = graph.by_name()
     for node in graph.nodes:
         inputs = {}
@@ -35,6 +36,25 @@ def check_graph(graph: GeGraph, soc: Soc) -> None:
 def _check_dtypes(node: Node, soc: Soc) -> None:
     if "bfloat16" not in soc.dtypes and any(desc.dtype is torch.bfloat16 for desc in node.outputs):
         raise GeGraphError("the chip has no bfloat16")
+
+
+def _check_phase(graph: GeGraph, soc: Soc) -> None:
+    """MatmulAllReduce is for steps of prompts, whose attention has several query tokens."""
+    fused = [node for node in graph.nodes if node.type == "MatmulAllReduce"]
+    nodes = graph.by_name()
+    for node in graph.nodes if fused else ():
+        if node.type == "FusedInferAttentionScore":
+            query = next(edge for edge in node.inputs if edge.name == "query")
+            shape = nodes[query.producer].outputs[query.index].shape or ()
+            if shape[2 if node.attrs.get("input_layout") == "BNSD" else 1] == 1:
+                raise GeGraphError(f"MatmulAllReduce {fused[0].name} on {soc.product}: not in a decode step")
+
+
+def _matmul_all_reduce(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    _present(bool(soc.matmul_all_reduce))
+    size = group_size(node)
+    if size not in soc.matmul_all_reduce:
+        raise GeGraphError(f"{size} ranks; it joins {', '.join(map(str, soc.matmul_all_reduce))}")
 
 
 def _fused_infer(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
@@ -105,6 +125,8 @@ def _rotary(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
 
 
 def _quant_matmul(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    if node.outputs[0].dtype is torch.int32 and not soc.int32_products:
+        raise GeGraphError("QuantBatchMatmulV3 gives no int32 here")
     for name in ("x1", "x2"):
         last = _shape(inputs, name)[-1]
         if last > tables.MAX_QUANTISED_SIZE:
@@ -115,6 +137,10 @@ def _weight_quant_matmul(node: Node, inputs: dict[str, TensorDesc], soc: Soc) ->
     for size in _shape(inputs, "weight"):
         if size > tables.MAX_QUANTISED_SIZE:
             raise GeGraphError(f"a size of the weight is {size}; the limit is {tables.MAX_QUANTISED_SIZE}")
+
+
+def _dequant_bias(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    _present(soc.int32_products)
 
 
 def _dynamic_quant(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
@@ -143,6 +169,7 @@ def _shape(inputs: dict[str, TensorDesc], name: str) -> tuple[int, ...]:
 
 
 _RULES: dict[str, Rule] = {
+    "MatmulAllReduce": _matmul_all_reduce,
     "FusedInferAttentionScore": _fused_infer,
     "IncreFlashAttention": _incre,
     "PromptFlashAttention": _prompt,
@@ -152,6 +179,7 @@ _RULES: dict[str, Rule] = {
     "RotaryMul": _rotary,
     "QuantBatchMatmulV3": _quant_matmul,
     "WeightQuantBatchMatmulV2": _weight_quant_matmul,
+    "DequantBias": _dequant_bias,
     "DynamicQuant": _dynamic_quant,
     "AddRmsNormDynamicQuant": _dynamic_quant,
     "DynamicQuantUpdateScatter": _dynamic_quant_scatter,

@@ -137,13 +137,13 @@ def fake_group(shard: Shard) -> Iterator[None]:
 
 def collective_counts(summary: RankSummary) -> tuple[int, int]:
     """All-reduces of the step, and its other collectives."""
-    reduces = summary.collectives.get("HcomAllReduce", 0)
+    reduces = sum(summary.collectives.get(name, 0) for name in ("HcomAllReduce", "MatmulAllReduce"))
     return reduces, sum(summary.collectives.values()) - reduces
 
 
 def collectives(graph: GeGraph) -> Counter[str]:
     """The graph's collectives, by type."""
-    return Counter(node.type for node in graph.nodes if node.type.startswith("Hcom"))
+    return Counter(node.type for node in graph.nodes if node.type.startswith("Hcom") or node.type == "MatmulAllReduce")
 
 
 def _of_layers(quantisation: Quantisation | None, config: GemmaConfig) -> Quantisation | None:

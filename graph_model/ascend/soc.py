@@ -39,9 +39,10 @@ class Soc:
     """One chip of one product.
 
     name: the configuration's name. cann_name: what CANN calls the chip. dtypes: of a model's matrix products.
-    paged_scatter, fused_infer_attention, gemma_rms_norm, fp32_norm_weight, dynamic_quant: whether the chip has
-    ScatterPaKvCache, FusedInferAttentionScore, GemmaRmsNorm, RmsNorm of 16-bit x with an fp32 weight, and DynamicQuant
-    with what contains it.
+    paged_scatter, fused_infer_attention, gemma_rms_norm, fp32_norm_weight, dynamic_quant, int32_products: whether the
+    chip has ScatterPaKvCache, FusedInferAttentionScore, GemmaRmsNorm, RmsNorm of 16-bit x with an fp32 weight,
+    DynamicQuant with what contains it, and QuantBatchMatmulV3 that gives int32, with DequantBias to scale it.
+    matmul_all_reduce: numbers of ranks that MatmulAllReduce joins, in steps of prompts; (): the chip does not have it.
     rotary_head_dim: the largest head_dim of RotaryMul. max_head_dim: of any fused attention.
     """
 
@@ -55,6 +56,8 @@ class Soc:
     gemma_rms_norm: bool
     fp32_norm_weight: bool
     dynamic_quant: bool
+    int32_products: bool
+    matmul_all_reduce: tuple[int, ...]
     rotary_head_dim: int
     max_head_dim: int
     rates: Rates
@@ -71,6 +74,8 @@ ATLAS_800I_A2 = Soc(
     gemma_rms_norm=True,
     fp32_norm_weight=True,
     dynamic_quant=True,
+    int32_products=True,
+    matmul_all_reduce=(1, 2, 4, 8),
     rotary_head_dim=512,
     max_head_dim=512,
     rates=Rates(20, 40, 1800, 295.0, 590.0, 64.0, 192.0, 1600.0, 56.0),
@@ -93,6 +98,8 @@ ATLAS_300I_DUO = Soc(
     gemma_rms_norm=False,
     fp32_norm_weight=False,
     dynamic_quant=False,
+    int32_products=False,
+    matmul_all_reduce=(),
     rotary_head_dim=128,
     max_head_dim=512,
     rates=Rates(8, 8, 1060, 70.0, 139.0, 44.0, 16.0, 204.0, None),
@@ -148,6 +155,22 @@ def check_block_size(soc: Soc, block_size: int, *, query_tokens: int = 1, int8_c
             f"soc={soc.name}: block_size is {block_size}; paged attention of {what} takes multiples of {step} "
             f"up to {MAX_BLOCK_SIZE}{' with an int8 cache' if int8_cache and query_tokens == 1 else ''}. "
             f"Set block_size to one of {', '.join(map(str, range(step, MAX_BLOCK_SIZE + 1, step)))}."
+        )
+
+
+def check_matmul_all_reduce(soc: Soc, world_size: int) -> None:
+    """Raise UserError unless the chip joins products and all-reduces of so many ranks in one kernel."""
+    setting = "passes.ascend_matmul_all_reduce.enabled=false"
+    if not soc.matmul_all_reduce:
+        raise UserError(
+            f"soc={soc.name}: passes.ascend_matmul_all_reduce is enabled; the {soc.product} has no MatmulAllReduce. "
+            f"Leave {setting}."
+        )
+    if world_size not in soc.matmul_all_reduce:
+        sizes = ", ".join(map(str, soc.matmul_all_reduce))
+        raise UserError(
+            f"soc={soc.name}: passes.ascend_matmul_all_reduce is enabled and world_size is {world_size}; "
+            f"MatmulAllReduce joins {sizes} devices of one server. Take one of these, or {setting}."
         )
 
 

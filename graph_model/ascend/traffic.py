@@ -8,13 +8,12 @@ Operations are those of the definition: a multiply-add of a matrix product is tw
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from graph_model.ascend.ge_graph import Node, TensorDesc
+from graph_model.ascend.ge_graph import Node, TensorDesc, group_size
 from graph_model.ascend.listing import FREE, written_inputs
 from graph_model.ascend.tensors import TensorKey, byte_count, element_count
 
@@ -100,6 +99,8 @@ def work_of(node: Node, operands: Operands, context_length: int | None = None) -
         return _attention(node, operands, context_length)
     if node.type.startswith("Hcom"):
         return _collective(node, operands)
+    if node.type == "MatmulAllReduce":
+        return _product_and_all_reduce(node, operands)
     if node.type in _PRODUCTS:
         return _PRODUCTS[node.type](node, operands)
     if node.type in _TAKES:
@@ -194,13 +195,31 @@ def _attention(node: Node, operands: Operands, context_length: int | None) -> Wo
 
 def _collective(node: Node, operands: Operands) -> Work:
     """Every chip of the group sends to every other over a link of its own, as in a server of full mesh."""
-    ranks = re.search(r"rank_list=([\d,]+)", str(node.attrs.get("group", "")))
-    size = node.attrs.get("rank_size") or (len(ranks[1].split(",")) if ranks else None)
-    if size is None:
-        raise Uncountable("the size of its group is not in the graph")
+    size = _group_size(node)
     sent = operands.bytes_read()
-    # All-reduce: each chip reduces its share and sends it back to all. Gather and broadcast send all to everyone.
-    link = {"HcomAllReduce": 2 * sent / size, "HcomReduceScatter": sent / size}.get(node.type, float(sent))
+    # Gather and broadcast send all to everyone.
+    link = {"HcomAllReduce": _all_reduced(sent, size), "HcomReduceScatter": sent / size}.get(node.type, float(sent))
     reduces = node.type in ("HcomAllReduce", "HcomReduceScatter")
     vector = element_count(next(iter(operands.inputs.values()))) if reduces else 0
     return Work(sent, operands.bytes_written(), vector=vector, link=link if size > 1 else 0.0)
+
+
+def _product_and_all_reduce(node: Node, operands: Operands) -> Work:
+    """The product's result travels while it is computed: nothing of it is written and read in between."""
+    size = _group_size(node)
+    work = _product("x1", "x2")(node, operands)
+    result = operands.outputs[0]
+    link = _all_reduced(byte_count(result), size) if size > 1 else 0.0
+    return replace(work, vector=work.vector + element_count(result), link=link)
+
+
+def _all_reduced(size: int, ranks: int) -> float:
+    """Bytes on a link: each chip reduces its share of `size` bytes and sends it back to all."""
+    return 2 * size / ranks
+
+
+def _group_size(node: Node) -> int:
+    size = group_size(node)
+    if size is None:
+        raise Uncountable("the size of its group is not in the graph")
+    return size

@@ -47,7 +47,7 @@ def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
     """The passes that select the chip's kernels; torch_npu must be loaded when they run."""
     soc = options.soc
     return (
-        AscendQuant(),
+        AscendQuant(soc),
         *_attention_passes(soc),
         AscendNormFused() if options.norm == "fused" else AscendNormExact(soc),
         AscendRotary(soc),

@@ -113,6 +113,30 @@ Tensor native_int8_linear(Tensor input, Tensor matrix, std::optional<Tensor> int
   return y;
 }
 
+Tensor native_int_linear(Tensor input, Tensor matrix, std::optional<Tensor> bias) {
+  STD_TORCH_CHECK(input.scalar_type() == ScalarType::Char && matrix.scalar_type() == ScalarType::Char,
+                  "native_int_linear: dtypes differ");
+  STD_TORCH_CHECK(fit_together(input, matrix), "native_int_linear: sizes do not fit together");
+  const Tensor x = torch::stable::contiguous(input), weight = torch::stable::contiguous(matrix);
+  const int64_t n_size = weight.size(0), k_size = weight.size(1), rows = x.numel() / k_size;
+  const Tensor* offsets = contiguous_in(bias, ScalarType::Int, n_size);
+  const auto* offset_data = offsets ? static_cast<const int32_t*>(offsets->const_data_ptr()) : nullptr;
+  Tensor y = new_result(x, weight, ScalarType::Int);
+  auto* y_data = static_cast<int32_t*>(y.mutable_data_ptr());
+  multiply_int8(static_cast<const int8_t*>(x.const_data_ptr()), static_cast<const int8_t*>(weight.const_data_ptr()),
+                rows, n_size, k_size, [&](int64_t begin, int64_t end, const int32_t* totals) {
+                  for (int64_t m = 0; m < rows; m++)
+                    for (int64_t n = begin; n < end; n++) {
+                      const int32_t total = *totals++;
+                      y_data[m * n_size + n] = offset_data ? total + offset_data[n] : total;
+                    }
+                });
+  return y;
+}
+
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(gemma, CPU, m) { m.impl("native_int8_linear", TORCH_BOX(&native_int8_linear)); }
+STABLE_TORCH_LIBRARY_IMPL(gemma, CPU, m) {
+  m.impl("native_int8_linear", TORCH_BOX(&native_int8_linear));
+  m.impl("native_int_linear", TORCH_BOX(&native_int_linear));
+}

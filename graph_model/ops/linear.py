@@ -21,6 +21,10 @@ def _fake_scaled(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) 
     return _fake(x, weight)
 
 
+def _fake_integers(q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _fake(q, weight).to(torch.int32)
+
+
 @kernel_op("onednn_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _fake)
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x @ weight.T + bias by oneDNN, on the weight as it is: x [..., in], weight [out, in], bias [out]."""
@@ -93,6 +97,12 @@ def native_int8_linear(
 ) -> Tensor:
     """int8_linear, the same numbers. This is the reference; graph_model.native has the kernel."""
     return torch.ops.gemma.int8_linear(q, weight, int_bias, scale, row_scale, bias, dtype)
+
+
+@kernel_op("native_int_linear(Tensor q, Tensor weight, Tensor? bias) -> Tensor", _fake_integers)
+def native_int_linear(q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """int_linear, the same numbers. This is the reference; graph_model.native has the kernel."""
+    return torch.ops.gemma.int_linear(q, weight, bias)
 
 
 def onednn_supports(dtype: torch.dtype) -> bool:

@@ -216,6 +216,16 @@ def test_collectives_take_the_time_of_one_link(op: str, per_link: float) -> None
     assert cost.seconds == pytest.approx(per_link / 56e9)
 
 
+def test_a_product_with_its_all_reduce_takes_the_longer_of_the_two_and_moves_its_result_once() -> None:
+    made = node("MatmulAllReduce", "p", {"x1": "x", "x2": "w"}, group="tag=ptd:0;rank_list=0,1,2,3", is_trans_b=True)
+    nodes = [data("x", 0, HALF, (512, 4096)), data("w", 1, HALF, (2048, 4096)), typed(made, (HALF, (512, 2048)))]
+    cost = estimate_one(*nodes)
+    assert cost.work.matrix == 2 * 512 * 4096 * 2048
+    assert cost.work.read + cost.work.written == 2 * (512 * 4096 + 2048 * 4096 + 512 * 2048)
+    assert cost.work.link == 2 * (2 * 512 * 2048) / 4
+    assert cost.seconds == pytest.approx(max(cost.times.values()))
+
+
 def test_what_cannot_be_counted_is_named() -> None:
     def uncounted(*nodes: Node, soc: Soc = A2) -> CostEstimate:
         return estimate(graph(*nodes, output=(nodes[-1].name,)), soc)

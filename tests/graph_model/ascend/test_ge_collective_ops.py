@@ -29,6 +29,18 @@ scattered = c.hcom_reduce_scatter(mine, reduction="sum", rank_size=2, group=grou
 assert torch.equal(scattered, (parts[0] + parts[1]).chunk(2)[rank])
 assert torch.equal(c.hcom_broadcast([mine], root_rank=1, group=group), parts[1])
 assert torch.equal(mine, parts[rank])
+inputs = [torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(i)).half() for i in range(2)]
+x, w = inputs[rank][0], inputs[rank][1, :5]
+products = [(each[0].float() @ each[1, :5].float().t()).half() for each in inputs]
+total = (products[0].float() + products[1].float()).half()
+assert torch.equal(c.matmul_all_reduce(x, w, group=group, is_trans_b=True), total)
+assert torch.equal(c.matmul_all_reduce(x, w.t(), group=group), total)
+for wrong in ({"reduce_op": "max"}, {"is_trans_a": True}, {"y_dtype": 0}, {"bias": w[0]}, {"comm_quant_mode": 1}):
+    try:
+        c.matmul_all_reduce(x, w, group=group, is_trans_b=True, **wrong)
+    except GeGraphError:
+        continue
+    raise AssertionError(wrong)
 try:
     c.hcom_all_reduce(mine, reduction="prod", group=group)
 except GeGraphError as error:

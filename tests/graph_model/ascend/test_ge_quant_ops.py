@@ -8,7 +8,7 @@ import torch
 from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.ascend.interpreter.ops import quant
 
-FP16, BF16 = 1, 27
+FP16, BF16, INT32 = 1, 27, 3
 
 
 def test_quantising_rounds_ties_to_even_and_saturates() -> None:
@@ -43,6 +43,25 @@ def test_quantised_products_are_exact(transposed: bool) -> None:
         a, stored, scale, bias=bias, pertoken_scale=tokens, dtype=FP16, transpose_x2=transposed
     )
     assert torch.equal(got, (integers.float() * scale * tokens[:, None]).half())
+
+
+def test_integers_of_a_product_are_scaled_apart() -> None:
+    torch.manual_seed(0)
+    a, b = torch.randint(-128, 128, (3, 70), dtype=torch.int8), torch.randint(-128, 128, (70, 5), dtype=torch.int8)
+    bias, one = torch.randint(-99, 99, (5,), dtype=torch.int32), torch.ones(1)
+    integers = quant.quant_batch_matmul_v3(a, b, one, bias=bias, dtype=INT32)
+    assert torch.equal(integers, (a.long() @ b.long() + bias).int())
+    scale = torch.rand(5)
+    for number, dtype in ((FP16, torch.float16), (BF16, torch.bfloat16)):
+        got = quant.dequant_bias(integers, scale, output_dtype=number)
+        assert torch.equal(got, (integers.double() * scale.double()).float().to(dtype))
+    with pytest.raises(GeGraphError, match="int32 output with a scale"):
+        quant.quant_batch_matmul_v3(a, b, 2 * one, dtype=INT32)
+    for arguments in ((integers.float(), scale), (integers, scale[:3]), (integers, scale, torch.ones(3))):
+        with pytest.raises(GeGraphError):
+            quant.dequant_bias(*arguments, output_dtype=BF16)
+    with pytest.raises(GeGraphError, match="16-bit floats"):
+        quant.dequant_bias(integers, scale, output_dtype=0)
 
 
 def test_packed_scales_lose_thirteen_bits() -> None:

@@ -52,7 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def kernels(root: Path) -> None:
     load_kernels(root, "g++", "some version")
-    for name in ("few_rows_linear", "few_rows_int8_weight_linear", "native_int8_linear"):
+    for name in ("few_rows_linear", "few_rows_int8_weight_linear", "native_int8_linear", "native_int_linear"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"gemma::{name}", "CPU")
 
 
@@ -145,14 +145,17 @@ def test_int8_products_are_exact_integers_scaled_in_float32() -> None:
         if size == 4100:
             q[0], w[0] = -128, -128
         int_bias = torch.randint(-(2**20), 2**20, (out,), generator=generator, dtype=torch.int32)
+        total = q.numpy().astype(np.int64) @ w.numpy().astype(np.int64).T
+        assert torch.equal(ops.native_int_linear(q, w, None), torch.from_numpy(total).int())
+        with_bias = torch.from_numpy(total + int_bias.numpy()).int()
+        assert torch.equal(ops.native_int_linear(q, w, int_bias), with_bias)
         scale, row_scale = torch.rand(out, generator=generator), torch.rand(rows, generator=generator)
         bias = torch.randn(out, generator=generator)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            integers = q.numpy().astype(np.int64) @ w.numpy().astype(np.int64).T
-            static = (integers + int_bias.numpy()).astype(np.float32) * scale.numpy()
+            static = (total + int_bias.numpy()).astype(np.float32) * scale.numpy()
             found = ops.native_int8_linear(q, w, int_bias, scale, None, None, dtype)
             assert torch.equal(found, torch.from_numpy(static).to(dtype))
-            dynamic = integers.astype(np.float32) * scale.numpy() * row_scale.numpy()[:, None]
+            dynamic = total.astype(np.float32) * scale.numpy() * row_scale.numpy()[:, None]
             found = ops.native_int8_linear(q, w, None, scale, row_scale, bias.to(dtype), dtype)
             assert torch.equal(found, torch.from_numpy(dynamic + bias.to(dtype).float().numpy()).to(dtype))
 

@@ -14,9 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.ascend.interpreter.ops.checks import HALVES, require
+from graph_model.ascend.interpreter.ops.checks import HALVES, require, require_dtype
+from graph_model.ascend.interpreter.ops.matmul import mat_mul
 from graph_model.ascend.interpreter.registry import ge_op
 
+_AS_X1 = 28  # GE's number of an undefined dtype
 _FUSION = ("fusion", "fusion_id")
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
@@ -27,6 +29,43 @@ def hcom_all_reduce(x: Tensor, *, reduction: str, group: str) -> Tensor:
     wide = _widened(x)
     dist.all_reduce(wide, _reduction(reduction), group=process_group(group))
     return wide.to(x.dtype)
+
+
+@ge_op("MatmulAllReduce", ignored=("comm_turn", "comm_mode"))
+def matmul_all_reduce(
+    x1: Tensor,
+    x2: Tensor,
+    bias: Tensor | None = None,
+    x3: Tensor | None = None,
+    antiquant_scale: Tensor | None = None,
+    antiquant_offset: Tensor | None = None,
+    dequant_scale: Tensor | None = None,
+    pertoken_scale: Tensor | None = None,
+    comm_quant_scale_1: Tensor | None = None,
+    comm_quant_scale_2: Tensor | None = None,
+    *,
+    group: str,
+    reduce_op: str = "sum",
+    is_trans_a: bool = False,
+    is_trans_b: bool = False,
+    antiquant_group_size: int = 0,
+    group_size: int = 0,
+    y_dtype: int = _AS_X1,
+    comm_quant_mode: int = 0,
+) -> Tensor:
+    """The sum over the ranks of x1 [m, k] @ x2 [k, n], or x2 stored [n, k] with is_trans_b, in 16 bit.
+
+    Each rank's product is rounded to 16 bit, as it travels. Source: prototype; torch_npu's document of
+    npu_mm_all_reduce_base, which allows neither a transposed x1 nor another reduction.
+    """
+    unused = (bias, x3, antiquant_scale, antiquant_offset, dequant_scale, pertoken_scale)
+    unused += (comm_quant_scale_1, comm_quant_scale_2)
+    require(all(tensor is None for tensor in unused), "MatmulAllReduce with a bias, scales or a summand")
+    require(not antiquant_group_size and not group_size and not comm_quant_mode, "MatmulAllReduce of quantised inputs")
+    require(reduce_op == "sum" and not is_trans_a and y_dtype == _AS_X1, "MatmulAllReduce other than a sum of products")
+    require_dtype("x1", x1, *HALVES)
+    require(x1.dim() == 2 and x2.dim() == 2, f"MatmulAllReduce of ranks {x1.dim()} and {x2.dim()}")
+    return hcom_all_reduce(mat_mul(x1, x2, transpose_x2=is_trans_b), reduction=reduce_op, group=group)
 
 
 @ge_op("HcomAllGather", ignored=_FUSION)

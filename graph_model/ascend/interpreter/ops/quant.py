@@ -122,29 +122,57 @@ def quant_batch_matmul_v3(
     transpose_x2: bool = False,
     group_size: int = 0,
 ) -> Tensor:
-    """(x1 @ x2 + bias) * scale * pertoken_scale: int8 inputs, int32 accumulation and bias, fp16 or bf16 output.
+    """(x1 @ x2 + bias) * scale * pertoken_scale: int8 inputs, int32 accumulation and bias, fp16, bf16 or int32 output.
 
     scale is fp32 or bf16, per column or one; or the int64 that TransQuantParamV2 makes, which fp16 output without
-    pertoken_scale needs. pertoken_scale fp32 has one value per row. int8 output (offset) is not known here.
+    pertoken_scale needs. pertoken_scale fp32 has one value per row. int32 output is x1 @ x2 + bias; the documents do not
+    say whether it is scaled, so the scale must be 1. int8 output (offset) is not known here.
     """
     require(offset is None and group_size == 0, "QuantBatchMatmulV3 with an offset or groups")
     output = ge_dtype(dtype)
-    require(output in (torch.float16, torch.bfloat16), f"output dtype {output}; the interpreter knows 16-bit floats")
+    known = (torch.float16, torch.bfloat16, torch.int32)
+    require(output in known, f"output dtype {output}; the interpreter knows 16-bit floats and int32")
     require_dtype("x1", x1, torch.int8)
     require_dtype("x2", x2, torch.int8)
     packed = scale.dtype in (torch.int64, torch.uint64)
-    require(packed or output is torch.bfloat16 or pertoken_scale is not None, "fp16 output needs an int64 scale")
+    if output is torch.float16:
+        require(packed or pertoken_scale is not None, "fp16 output needs an int64 scale")
     # Sums of products of int8 are exact in float64.
     product = (x1.mT if transpose_x1 else x1).double() @ (x2.mT if transpose_x2 else x2).double()
     if bias is not None:
         require_dtype("bias", bias, torch.int32)
         product = product + bias.double()
     require(bool((product.abs() < 2**31).all()), "the int32 accumulator overflows")
+    if output is torch.int32:
+        require(pertoken_scale is None and bool((scale == 1).all()), "int32 output with a scale")
+        return product.to(torch.int32)
     result = product.float() * (unpack_scale(scale) if packed else scale.float())
     if pertoken_scale is not None:
         require_dtype("pertoken_scale", pertoken_scale, torch.float32)
         result = result * pertoken_scale[..., None]
     return result.to(output)
+
+
+@ge_op("DequantBias")
+def dequant_bias(
+    x: Tensor,
+    weight_scale: Tensor,
+    activate_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    output_dtype: int,
+) -> Tensor:
+    """x * weight_scale in fp32, rounded once: x int32 [m, n], weight_scale fp32 or bf16 [n], fp16 or bf16 output.
+
+    Source: prototype; ops-nn quant/dequant_bias and its op document.
+    """
+    require(activate_scale is None and bias is None, "DequantBias with an activate_scale or a bias")
+    output = ge_dtype(output_dtype)
+    require(output in (torch.float16, torch.bfloat16), f"output dtype {output}; DequantBias gives 16-bit floats")
+    require_dtype("x", x, torch.int32)
+    require_dtype("weight_scale", weight_scale, torch.float32, torch.bfloat16)
+    require(x.dim() == 2 and weight_scale.shape == x.shape[1:], f"{list(weight_scale.shape)} scales for {list(x.shape)}")
+    return (x.float() * weight_scale.float()).to(output)
 
 
 @ge_op("WeightQuantBatchMatmulV2", ignored=("inner_precise", "dtype"))
