@@ -6,6 +6,7 @@ channel is zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,8 @@ class ChannelScale:
     dtype: torch.dtype = torch.float32
 
     def write(self, out: Tensor, read: Read) -> None:
-        weight = read(self.name)
-        for start in range(0, self.shape[0], _ROWS_AT_A_TIME):
-            rows = slice(start, start + _ROWS_AT_A_TIME)
-            out[rows] = channel_scale(weight[rows].to(self.source_dtype))
+        for rows, weight in _row_blocks(self.name, self.shape[0], read):
+            out[rows] = channel_scale(weight.to(self.source_dtype))
 
     def __str__(self) -> str:
         return f"channel_scale({self.name})"
@@ -50,10 +49,8 @@ class QuantisedWeight:
         return torch.int8
 
     def write(self, out: Tensor, read: Read) -> None:
-        weight = read(self.name)
-        for start in range(0, self.shape[0], _ROWS_AT_A_TIME):
-            rows = slice(start, start + _ROWS_AT_A_TIME)
-            out[rows] = quantise_weight(weight[rows].to(self.source_dtype))[0]
+        for rows, weight in _row_blocks(self.name, self.shape[0], read):
+            out[rows] = quantise_weight(weight.to(self.source_dtype))[0]
 
     def __str__(self) -> str:
         return f"int8({self.name})"
@@ -139,10 +136,13 @@ class PartialBias:
 
     def write(self, out: Tensor, read: Read) -> None:
         offset = read(f"{self.path}.input_offset").to(torch.int32)
-        out.copy_(-offset * read(f"{self.path}.weight", (1, self.start, self.stop)).sum(1, dtype=torch.int32))
-        if self.start == 0 and not self.bias_apart:
-            out.add_(read(f"{self.path}.quant_bias"))
-            out.add_(offset * read(f"{self.path}.weight").sum(1, dtype=torch.int32))
+        if self.start or self.bias_apart:
+            out.copy_(-offset * read(f"{self.path}.weight", (1, self.start, self.stop)).sum(1, dtype=torch.int32))
+            return
+        # The other ranks' corrections, which quant_bias holds: their columns are read a few rows at a time.
+        out.copy_(read(f"{self.path}.quant_bias"))
+        for rows, weight in _row_blocks(f"{self.path}.weight", self.shape[0], read):
+            out[rows] += offset * weight[:, self.stop :].sum(1, dtype=torch.int32)
 
     def __str__(self) -> str:
         return f"partial_bias({self.path}[:, {self.start}:{self.stop}])"
@@ -152,6 +152,16 @@ _TYPES = (ChannelScale, QuantisedWeight, DeqScale, Dequantised, DequantisedBias,
 QuantisedExpression = ChannelScale | QuantisedWeight | DeqScale | Dequantised | DequantisedBias | PartialBias
 ROWWISE = (ChannelScale, QuantisedWeight, DeqScale)  # rows of these come from the same rows of what they read
 _CLASSES = {cls.__name__: cls for cls in _TYPES}
+
+
+def _row_blocks(name: str, count: int, read: Read) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of a matrix, block by block, each with its place: no more of the file than a block is in memory."""
+    if count <= _ROWS_AT_A_TIME:
+        yield slice(0, count), read(name)
+        return
+    for start in range(0, count, _ROWS_AT_A_TIME):
+        stop = min(start + _ROWS_AT_A_TIME, count)
+        yield slice(start, stop), read(name, (0, start, stop))
 
 
 def channel_scale(weight: Tensor) -> Tensor:

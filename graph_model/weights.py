@@ -15,6 +15,8 @@ from torch import Tensor
 
 from graph_model.quantised_weights import ROWWISE, QuantisedExpression, quantised_from_json, quantised_to_json
 
+_ROWS_AT_A_TIME = 1024
+
 Part = tuple[int, int, int]  # dimension, start, stop
 
 
@@ -60,12 +62,14 @@ class Slice:
         if isinstance(self.x, Source):
             out.copy_(read(self.x.name, (self.dim, self.start, self.stop)).reshape(self.shape))
         elif self.dim == 0 and isinstance(self.x, ROWWISE):
-
-            def read_rows(name: str, part: Part | None = None, /) -> Tensor:
-                assert part is None
-                return read(name, (0, self.start, self.stop))
-
-            replace(self.x, shape=self.shape).write(out, read_rows)
+            _write_rows(self.x, self.start, self.stop, out, read)
+        elif self.dim == 1 and isinstance(self.x, ROWWISE):
+            # Scales are those of whole rows, which are in memory a few at a time.
+            for start in range(0, self.shape[0], _ROWS_AT_A_TIME):
+                stop = min(start + _ROWS_AT_A_TIME, self.shape[0])
+                rows = torch.empty((stop - start, *self.x.shape[1:]), dtype=self.dtype)
+                _write_rows(self.x, start, stop, rows, read)
+                out[start:stop] = rows[:, self.start : self.stop]
         else:
             whole = torch.empty(self.x.shape, dtype=self.x.dtype)
             self.x.write(whole, read)
@@ -73,6 +77,16 @@ class Slice:
 
     def __str__(self) -> str:
         return f"{self.x}[{':, ' * self.dim}{self.start}:{self.stop}]"
+
+
+def _write_rows(x: QuantisedExpression, start: int, stop: int, out: Tensor, read: Read) -> None:
+    """Rows [start, stop) of an expression whose rows come from the same rows of what it reads."""
+
+    def read_rows(name: str, part: Part | None = None, /) -> Tensor:
+        first, last = (0, stop - start) if part is None else part[1:]
+        return read(name, (0, start + first, start + last))
+
+    replace(x, shape=(stop - start, *x.shape[1:])).write(out, read_rows)
 
 
 @dataclass(frozen=True)

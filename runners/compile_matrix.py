@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graph_model.errors import UserError
 from runners.entry import CONF, main
 
 if TYPE_CHECKING:
@@ -15,26 +16,58 @@ if TYPE_CHECKING:
 _FLOAT, _INT8_CACHE = "none", "kv8"
 _HEADER = (
     "| model | dtype | quantised | world size | compiles | nodes per layer | all-reduces | other collectives |"
-    " weights, GB | KV tokens that fit | ms per token (estimate) |"
+    " weights, GB | KV cache, kB per token | KV tokens that fit | ms per token (estimate) |"
 )
+_RULE = "|---|---|---|" + "---:|" * 9
 
 
 def compile_matrix(settings: Any) -> None:
-    """Print a Markdown table, a row per combination, as each is done. Raises UserError."""
+    """Print a Markdown table, a row per combination, as each is done, and write it where `write` says.
+
+    Raises UserError.
+    """
     from graph_model.ascend import standin
     from graph_model.ascend.kernels import register_kernels
     from graph_model.ascend.soc import find_soc
     from runners.settings import default_cache_dir
 
     soc = find_soc(settings.soc)
+    target = None if settings.write is None else Path(settings.write).expanduser()
+    if target is not None:
+        replace_table(target, soc.name, "")  # before hours of work: a file without the table's place is refused
     cache_dir = Path(settings.cache_dir).expanduser() if settings.cache_dir is not None else default_cache_dir()
     standin.load(soc, cache_dir / "cann_standin")
     register_kernels()
     print(f"{soc.product} ({soc.cann_name}), batch {settings.batch_size}, context {settings.context}\n")
-    print(_HEADER)
-    print("|---|---|---|" + "---:|" * 8, flush=True)
-    for row in rows(settings):
-        print(row, flush=True)
+    table = []
+    for line in _lines(settings):
+        print(line, flush=True)
+        table.append(line)
+    if target is not None:
+        target.write_text(replace_table(target, soc.name, "\n".join(table)), encoding="utf-8")
+
+
+def replace_table(path: Path, chip: str, table: str) -> str:
+    """The text of a Markdown file with `table` between its comments ``<!-- compile_matrix CHIP -->`` and
+    ``<!-- end -->``. Raises UserError if it has no such comments."""
+    begin, end = f"<!-- compile_matrix {chip} -->\n", "<!-- end -->"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"write: {path} cannot be read ({error.strerror}). Name a Markdown file.") from None
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise UserError(
+            f"write: {path} has no place for the table of {chip}. Put the lines {begin.strip()} and {end} there."
+        )
+    return f"{before}{begin}\n{table}\n\n{end}{after}"
+
+
+def _lines(settings: Any) -> Iterator[str]:
+    yield _HEADER
+    yield _RULE
+    yield from rows(settings)
 
 
 def rows(settings: Any) -> Iterator[str]:
@@ -42,7 +75,6 @@ def rows(settings: Any) -> Iterator[str]:
     from graph_model.ascend.rank_graph import collective_counts
     from graph_model.ascend.soc import find_soc
     from graph_model.config import DTYPES
-    from graph_model.errors import UserError
     from graph_model.quantisation import SCHEMES
     from runners.settings import NAMED_CONFIGS
 
@@ -60,7 +92,7 @@ def rows(settings: Any) -> Iterator[str]:
         reduces, others = collective_counts(decode)
         yield (
             f"| {' | '.join(map(str, case))} | decode, prefill | {decode.nodes_per_layer} | {reduces} | {others} | "
-            f"{decode.weight_bytes / 1e9:.2f} | {decode.kv_tokens(soc, settings.memory_fraction):,} | "
+            f"{decode.weight_bytes / 1e9:.2f} | {decode.kv_bytes / 1e3:.1f} | {decode.kv_tokens(soc, settings.memory_fraction):,} | "
             f"{decode.seconds * 1e3:.2f} |"
         )
 

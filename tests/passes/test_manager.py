@@ -21,7 +21,14 @@ from graph_model.weights import InverseFrequencies, OnePlus
 from passes.attributes import attribute_value, check_attributes, find_attributes
 from passes.contract import Pass, PassError, Tier
 from passes.gelu_and_mul import GeluAndMul
-from passes.manager import DEFAULT_PASSES, PASSES, build_passes, run_passes
+from passes.manager import (
+    DEFAULT_PASSES,
+    KERNEL_OPTIONS,
+    PASSES,
+    build_kernel_options,
+    build_passes,
+    run_passes,
+)
 from passes.rms_norm import RMSNorm
 from passes.select_token import SelectToken
 
@@ -38,12 +45,22 @@ ATTRIBUTES = {
 
 def test_the_config_lists_the_default_passes_in_their_order() -> None:
     settings = OmegaConf.load(Path(conf.__file__).parent / "passes" / "default.yaml")
-    assert list(settings) == [cls.name for cls in DEFAULT_PASSES]
-    assert all(options == {"enabled": True} for options in settings.values())
+    assert list(settings) == [cls.name for cls in DEFAULT_PASSES] + list(KERNEL_OPTIONS)
+    assert all(options == {"enabled": name not in KERNEL_OPTIONS} for name, options in settings.items())
 
 
 def test_names_are_unique() -> None:
-    assert len(PASSES) == len(DEFAULT_PASSES)
+    assert len(PASSES | KERNEL_OPTIONS) == len(DEFAULT_PASSES) + len(KERNEL_OPTIONS)
+
+
+def test_what_may_follow_the_kernels_is_built_apart_and_where_it_is_named() -> None:
+    assert build_kernel_options(ALL) == []
+    for name, cls in KERNEL_OPTIONS.items():
+        assert build_kernel_options({name: {"enabled": False}}) == []
+        assert [type(p) for p in build_kernel_options({**ALL, name: {"enabled": True}})] == [cls]
+        assert [type(p) for p in build_passes({**ALL, name: {"enabled": True}})] == list(DEFAULT_PASSES)
+    with pytest.raises(UserError, match=r"passes\.ascend_matmul_all_reduce: unknown option 'fast'"):
+        build_passes({**ALL, "ascend_matmul_all_reduce": {"fast": True}})
 
 
 def test_all_passes_are_built_in_the_order_of_the_config() -> None:

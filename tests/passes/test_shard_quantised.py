@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from support.configs import TINY_CONFIGS
-from support.graphs import BUCKETS, PAGES, run_graph
+from support.graphs import BUCKETS, PAGES, count, run_graph
 from support.ranks import run_ranks
 from torch import Tensor
 
+from graph_model import ops
 from graph_model.capture import capture
 from graph_model.graph import ModelGraph
 from graph_model.quantisation import Quantisation, Scheme, linear_paths
@@ -54,16 +55,20 @@ def reader(scheme: Scheme) -> Read:
     return read_with_offsets
 
 
-def logits_graph(scheme: Scheme, shard: Shard) -> ModelGraph:
-    """A prompt's step that returns whole logits."""
-    graph = capture(CONFIG, BUCKETS["prefill"], PAGES, torch.float32, quantisation(scheme))
+def logits_graph(
+    scheme: Scheme | None, shard: Shard, dtype: torch.dtype = torch.float32, kv8: bool = False, phase: str = "prefill"
+) -> ModelGraph:
+    """A step that returns whole logits."""
+    how = Quantisation(None) if scheme is None else quantisation(scheme)
+    how = replace(how, kv8=kv8)
+    graph = capture(CONFIG, BUCKETS[phase], PAGES, dtype, how if scheme or kv8 else None)
     passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, shard)
     run_passes(graph, [p for p in passes if not isinstance(p, SelectToken | ShardTokenSelection)])
     return graph
 
 
 def caches(graph: ModelGraph) -> list[Tensor]:
-    return [torch.zeros(node.meta["val"].shape) for node in graph.placeholders("cache")]
+    return [torch.zeros(node.meta["val"].shape, dtype=graph.dtype) for node in graph.placeholders("cache")]
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic", "w8a16"])
@@ -78,6 +83,57 @@ def test_logits_of_two_ranks_are_near_those_of_one(scheme: Scheme) -> None:
 
     for found in run_ranks(2, run):
         assert ((found - expected).abs().max() / expected.abs().max()).item() <= BOUNDS[scheme]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_static_row_parallel_layers_sum_integers_and_scale_them_once(dtype: torch.dtype) -> None:
+    """Ops before and after; and the sum of the ranks' integers is one rank's."""
+    whole, parts = logits_graph("w8a8", WHOLE, dtype), [logits_graph("w8a8", Shard(rank, 2), dtype) for rank in range(2)]
+    calls = count(parts[1])
+    assert (calls["gemma.int_linear"], calls["gemma.dequantise"]) == (2, 2)
+    assert [node.meta["val"].dtype for node in parts[1].calls(ops.all_reduce)] == [dtype, torch.int32, torch.int32]
+    assert count(whole)["gemma.int_linear"] == 0
+    o_proj = [node for node in whole.calls(ops.int8_linear) if node.meta["layer"].endswith("o_proj")][0]
+    dequantised = [node for node in parts[0].calls(ops.dequantise) if node.meta["layer"].endswith("o_proj")][0]
+    whole.set_outputs(o_proj)
+    for part in parts:
+        part.set_outputs(next(n for n in part.calls(ops.dequantise) if n.name == dequantised.name))
+    for graph in (whole, *parts):
+        graph.clean()
+    read, inputs = reader("w8a8"), example_inputs(whole, past=False)
+    (expected,) = run_graph(whole, read, inputs, caches(whole))
+    for found in run_ranks(2, lambda shard: run_graph(parts[shard.rank], read, inputs, caches(parts[shard.rank]))[0]):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("scheme", [None, "w8a8"])
+@pytest.mark.parametrize("phase", ["extend", "decode"])
+def test_a_rank_has_its_heads_of_an_int8_cache(scheme: Scheme | None, phase: str) -> None:
+    """Integers and scales are those of one rank, before and after a step, and so are the logits."""
+    whole = logits_graph(scheme, WHOLE, kv8=True, phase=phase)
+    parts = [logits_graph(scheme, Shard(rank, 2), kv8=True, phase=phase) for rank in range(2)]
+    read = reader(scheme) if scheme else random_weights(CONFIG)
+    inputs = example_inputs(whole, past=True)
+    held = []
+    generator = torch.Generator().manual_seed(0)
+    for node in whole.placeholders("cache"):
+        value, random = node.meta["val"], torch.rand(node.meta["val"].shape, generator=generator)
+        held.append((random * 200 - 100).to(torch.int8) if value.dtype == torch.int8 else random / 100 + 0.001)
+    assert {cache.dtype for cache in held} == {torch.int8, torch.float32}
+
+    def of_rank(cache: Tensor, rank: int) -> Tensor:
+        heads = 2 if cache.dtype == torch.int8 else 1  # [blocks, block_size, heads, head_dim]; [blocks, heads, block_size]
+        return cache.narrow(heads, rank, 1).clone()
+
+    own = [[of_rank(cache, rank) for cache in held] for rank in range(2)]
+    for part, mine in zip(parts, own, strict=True):
+        assert [node.meta["val"].shape for node in part.placeholders("cache")] == [cache.shape for cache in mine]
+    (expected,) = run_graph(whole, read, inputs, held)
+    found = run_ranks(2, lambda shard: run_graph(parts[shard.rank], read, inputs, own[shard.rank])[0])
+    for rank in range(2):
+        assert ((found[rank] - expected).abs().max() / expected.abs().max()).item() <= (0.02 if scheme else 1e-4)
+        for cache, mine in zip(held, own[rank], strict=True):
+            assert (of_rank(cache, rank).float() - mine.float()).abs().max() <= (1 if cache.dtype == torch.int8 else 1e-6)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

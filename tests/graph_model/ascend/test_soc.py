@@ -10,6 +10,7 @@ from graph_model.ascend.soc import (
     SOCS,
     Soc,
     check_block_size,
+    check_matmul_all_reduce,
     check_model,
     check_quantisation,
     check_quantised_matmul,
@@ -153,3 +154,12 @@ def test_quantised_weights_are_bounded_in_their_last_dimension() -> None:
     check_quantised_matmul(ATLAS_800I_A2, 2048, 256000, transposed=True)
     with pytest.raises(UserError, match="65535"):
         check_quantised_matmul(ATLAS_800I_A2, 2048, 256000, transposed=False)
+
+
+def test_products_join_all_reduces_on_the_a2_alone_and_for_devices_of_one_server() -> None:
+    for world_size in (1, 2, 4, 8):
+        check_matmul_all_reduce(ATLAS_800I_A2, world_size)
+    with pytest.raises(UserError, match="world_size is 16; MatmulAllReduce joins 1, 2, 4, 8 devices"):
+        check_matmul_all_reduce(ATLAS_800I_A2, 16)
+    with pytest.raises(UserError, match="the Atlas 300I DUO has no MatmulAllReduce"):
+        check_matmul_all_reduce(ATLAS_300I_DUO, 2)

@@ -12,9 +12,11 @@ from support.standin_cases import A2, DUO, NEEDS_TORCH_NPU, run_cases
 from torchair_cases import CASES
 
 from graph_model.errors import UserError
+from passes.manager import build_kernel_options, build_passes
 from runners.entry import CONF
 from runners.settings import resolve_settings
 
+FUSED = "passes.ascend_matmul_all_reduce.enabled=true"
 GOLDEN = Path(__file__).parent / "golden"
 SCRIPT = Path(torchair_cases.__file__)
 
@@ -69,6 +71,9 @@ def settings(*overrides: str) -> Any:
         (["backend=torchair", "norm=quick"], "exact or fused"),
         (["soc=atlas_800i_a2"], "backend=torchair only"),
         (["norm=fused"], "backend=torchair only"),
+        ([FUSED, "world_size=2"], "backend=torchair only"),
+        ([FUSED, "world_size=2", "backend=torchair", "soc=atlas_300i_duo", "dtype=float16"], "no MatmulAllReduce"),
+        ([FUSED, "model=gemma_7b", "world_size=16", "backend=torchair"], "joins 1, 2, 4, 8 devices"),
     ],
 )
 def test_illegal_settings_are_refused_before_anything_is_loaded(overrides: list[str], message: str) -> None:
@@ -79,3 +84,11 @@ def test_illegal_settings_are_refused_before_anything_is_loaded(overrides: list[
 def test_the_chip_is_the_800i_a2_unless_another_is_named() -> None:
     assert resolve_settings(settings("backend=torchair")).soc.name == "atlas_800i_a2"  # type: ignore[union-attr]
     assert resolve_settings(settings()).soc is None
+
+
+def test_products_join_all_reduces_where_that_is_switched_on() -> None:
+    given = ("backend=torchair", "world_size=2")
+    assert not build_kernel_options(resolve_settings(settings(*given)).passes)
+    switched_on = resolve_settings(settings(*given, FUSED)).passes
+    assert [each.name for each in build_kernel_options(switched_on)] == ["ascend_matmul_all_reduce"]
+    assert "ascend_matmul_all_reduce" not in [each.name for each in build_passes(switched_on)]

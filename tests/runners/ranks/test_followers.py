@@ -23,6 +23,7 @@ from runners.ranks import group
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 PROMPTS = [[5 + i, 7, *range(3, 9 + 7 * i)] for i in range(3)]
 ANSWER = SamplingParams(max_new_tokens=6, ignore_eos=True)
+SAMPLED = SamplingParams(temperature=1.0, seed=4, max_new_tokens=6, ignore_eos=True)
 REQUESTS = [ScoreRequest.continuation(PROMPTS[1][:3], PROMPTS[2][3:]), ScoreRequest(PROMPTS[0], [0, 2, 5])]
 
 
@@ -46,7 +47,7 @@ def test_answers_and_scores_are_those_of_one_rank(settings: list[str]) -> None:
     for world_size in (1, 2):
         with LLM([*settings, f"world_size={world_size}"]) as llm:
             assert len(children()) == len(before) + world_size - 1
-            answers = [result.token_ids for result in llm.generate(PROMPTS, ANSWER)]
+            answers = [result.token_ids for how in (ANSWER, SAMPLED) for result in llm.generate(PROMPTS, how)]
             found.append((answers, llm.score(REQUESTS)))
             if world_size > 1:
                 with pytest.raises(UserError, match="belongs to a group of ranks already"):
