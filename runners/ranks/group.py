@@ -17,6 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from graph_model.checkpoint.identity import checkpoint_identity
 from graph_model.compile.cache import source_digest
 from graph_model.errors import UserError
 from runners.settings import ModelSettings, check_devices
@@ -25,6 +26,8 @@ from runners.settings import ModelSettings, check_devices
 # its own, and one message is printed, not one per rank.
 _PATIENCE_S = 5.0
 _PR_SET_PDEATHSIG = 1
+_DIGEST_BYTES = 32
+_FAULT_BYTES = 1024  # of a rank's message, most
 READY = "ready"  # in the store: how many ranks have their device
 
 
@@ -78,23 +81,41 @@ def form_group(settings: ModelSettings, place: Place, store: dist.Store | None =
 
 
 def settings_digest(settings: ModelSettings) -> bytes:
-    """What must be equal on all ranks: the settings but for paths, the sources, torch."""
+    """What must be equal on all ranks: the settings but for paths, the checkpoint's files, the sources, torch.
+
+    Raises UserError if the checkpoint cannot be read.
+    """
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     for name in ("checkpoint_dir", "cache_dir", "dump_dir", "memory_fraction", "ranks"):
         del fields[name]
-    text = repr(sorted(fields.items())) + source_digest() + torch.__version__
+    directory = None if settings.random_weights else settings.checkpoint_dir
+    checkpoint = "" if directory is None else checkpoint_identity(directory)
+    text = repr(sorted(fields.items())) + checkpoint + source_digest() + torch.__version__
     return hashlib.sha256(text.encode()).digest()
 
 
 def _check_agreement(settings: ModelSettings, place: Place) -> None:
-    mine = torch.frombuffer(bytearray(settings_digest(settings)), dtype=torch.uint8)
-    digests = [torch.empty_like(mine) for _ in range(place.world_size)]
-    dist.all_gather(digests, mine)
-    others = [rank for rank, digest in enumerate(digests) if not torch.equal(digest, digests[0])]
+    """Raise UserError on every rank if one cannot read its checkpoint, or differs from rank 0 in what must be equal."""
+    digest, fault = bytes(_DIGEST_BYTES), ""
+    try:
+        digest = settings_digest(settings)
+    except UserError as error:
+        fault = str(error)
+    text = fault.encode()[:_FAULT_BYTES]
+    mine = torch.frombuffer(bytearray(digest + text.ljust(_FAULT_BYTES, b"\0")), dtype=torch.uint8)
+    gathered = [torch.empty_like(mine) for _ in range(place.world_size)]
+    dist.all_gather(gathered, mine)
+    said = [bytes(row.tolist()) for row in gathered]
+    for rank, row in enumerate(said):
+        told = row[_DIGEST_BYTES:].rstrip(b"\0").decode(errors="ignore")
+        if told:
+            raise UserError(told if rank in (0, place.rank) else f"rank {rank}: {told}")
+    others = [rank for rank, row in enumerate(said) if row != said[0]]
     if others:
         raise UserError(
             f"The ranks were started with different settings: rank {', '.join(map(str, others))} differs from rank 0 "
-            "in config.json, a setting, this package's sources or torch's version. Give every rank the same."
+            "in config.json, the files of the weights, a setting, this package's sources or torch's version. Give every "
+            "rank the same."
         )
 
 

@@ -12,7 +12,7 @@ from support.graphs import BUCKETS, PAGES, count, run_graph
 from support.ranks import run_ranks
 from torch import Tensor
 
-from graph_model import ops
+from graph_model import ops, quantised_weights, weights
 from graph_model.capture import capture
 from graph_model.graph import ModelGraph
 from graph_model.quantisation import Quantisation, Scheme, linear_paths
@@ -146,6 +146,48 @@ def test_the_shares_of_a_bias_sum_to_it_in_integers(world_size: int) -> None:
     apart = evaluate([replace(share, bias_apart=True) for share in shares], read, CPU)
     correction = -7 * read(f"{path}.weight").sum(1, dtype=torch.int32)
     assert torch.equal(sum(apart.values()), correction)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])
+def test_a_rank_reads_its_own_rows_and_of_others_columns_a_few_rows_at_a_time(
+    scheme: Scheme, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scales are those of whole rows; rank 0's bias is what quant_bias holds besides all ranks' corrections."""
+    read, rows = reader(scheme), 8
+    for rank in range(2):
+        plan = logits_graph(scheme, Shard(rank, 2)).weight_plan
+        expected = evaluate(plan.values(), read, CPU)
+        reads: list[tuple[str, Part | None]] = []
+
+        def recorded(name: str, part: Part | None = None, to: list[tuple[str, Part | None]] = reads) -> Tensor:
+            to.append((name, part))
+            return read(name, part)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(weights, "_ROWS_AT_A_TIME", rows)
+            patch.setattr(quantised_weights, "_ROWS_AT_A_TIME", rows)
+            found = evaluate(plan.values(), recorded, CPU)
+        assert all(torch.equal(found[expression], expected[expression]) for expression in plan.values())
+        matrices = [(name, part) for name, part in reads if name.endswith(".weight") and "norm" not in name]
+        assert [name for name, part in matrices if part is None] == []
+        foreign = [(name, part) for name, part in matrices if not is_own(name, part, Shard(rank, 2))]
+        assert all(part[0] == 0 and part[2] - part[1] <= rows for _, part in foreign if part)
+        names = {name.split(".")[-2] for name, _ in foreign}
+        assert names == ({"o_proj", "down_proj"} if rank == 0 or scheme == "w8a8_dynamic" else set())
+
+
+def is_own(name: str, part: Part | None, shard: Shard) -> bool:
+    """Whether a rank holds all that is read of a matrix."""
+    assert part is not None
+    dim, *span = part
+    module = name.split(".")[-2]
+    row_parallel = module in ("o_proj", "down_proj")
+    if module in ("k_proj", "v_proj"):
+        first, last = shard.kv_part(CONFIG)
+    else:
+        sizes = {"q_proj": 64, "o_proj": 64, "gate_proj": 96, "up_proj": 96, "down_proj": 96, "embed_tokens": 256}
+        first, last = shard.part({**sizes, "lm_head": 256}[module])
+    return dim == row_parallel and first <= span[0] <= span[1] <= last
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])

@@ -29,10 +29,16 @@ def arguments(checkpoint: Path, directory: Path, prompts: list[list[int]], *over
     ]
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
+def start(command: list[str], own_group: bool = False) -> subprocess.Popen[str]:
+    """own_group: with a process group of its own, as a shell gives a command."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *command], env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, *command],
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        process_group=0 if own_group else None,
     )
 
 
@@ -82,7 +88,8 @@ def is_alive(pid: int) -> bool:
 
 
 def end(process: subprocess.Popen[str], pids: dict[int, int], number: signal.Signals, victim: int) -> tuple[str, float]:
-    """Send a signal to process `victim`; what the launcher then printed as errors, and how long all took to end."""
+    """Send a signal to process `victim`, or to the process group -victim; what the launcher then printed as errors, and
+    how long all took to end."""
     started = time.monotonic()
     os.kill(victim, number)
     _, errors = process.communicate(timeout=60)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import shutil
 import signal
 import socket
 import sys
@@ -17,6 +20,8 @@ from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 from support.ranks import run_ranks
 
+from graph_model.bucket import Bucket, make_inputs
+from graph_model.compile import CompiledModel
 from graph_model.errors import UserError
 from graph_model.shard import Shard
 from runners.engine.sampling_params import SamplingParams
@@ -25,6 +30,7 @@ from runners.llm import LLM
 from runners.load import load_model
 from runners.ranks import followers, launch, on_ranks
 from runners.ranks.group import Place, _check_agreement, _device_index, _prepare_device
+from runners.ranks.leader import LeadingModel
 from runners.settings import ModelSettings, RankSettings, check_place, resolve_settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -45,13 +51,20 @@ def answers_of_one(checkpoint: Path, tmp_path: Path, indices: list[int], new_tok
         return [result.token_ids for result in llm.generate([PROMPTS[index] for index in indices], sampling)]
 
 
-def test_a_rank_killed_in_decode_ends_all_and_leaves_the_finished_answers(checkpoint: Path, tmp_path: Path) -> None:
-    process = ranks.start(ranks.arguments(checkpoint, tmp_path, PROMPTS, "world_size=2", "max_new_tokens=24"))
-    pids = ranks.ranks_of(process.pid, 2)
+@pytest.mark.parametrize(
+    ("world_size", "victim"),
+    [(2, 1), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
+)
+def test_a_rank_killed_in_decode_ends_all_and_leaves_the_finished_answers(
+    checkpoint: Path, tmp_path: Path, world_size: int, victim: int
+) -> None:
+    arguments = ranks.arguments(checkpoint, tmp_path, PROMPTS, f"world_size={world_size}", "max_new_tokens=24")
+    process = ranks.start(arguments)
+    pids = ranks.ranks_of(process.pid, world_size)
     ranks.wait_for(lambda: len(ranks.finished(tmp_path)) >= 3, process)
-    errors, seconds = ranks.end(process, pids, signal.SIGKILL, pids[1])
+    errors, seconds = ranks.end(process, pids, signal.SIGKILL, pids[victim])
     assert process.returncode == 1
-    assert f"rank 1 (process {pids[1]}) was ended by SIGKILL" in errors
+    assert f"rank {victim} (process {pids[victim]}) was ended by SIGKILL" in errors
     assert "Traceback" not in errors
     assert seconds < IN_S
     found = ranks.finished(tmp_path)
@@ -95,6 +108,22 @@ def test_a_rank_killed_at_any_moment_ends_all(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ctrl_c_in_a_terminal_ends_all(checkpoint: Path, tmp_path: Path, world_size: int) -> None:
+    """A terminal interrupts launcher and ranks at once."""
+    arguments = ranks.arguments(checkpoint, tmp_path, PROMPTS, f"world_size={world_size}", "max_new_tokens=24")
+    process = ranks.start(arguments, own_group=True)
+    pids = ranks.ranks_of(process.pid, world_size)
+    ranks.wait_for(lambda: len(ranks.finished(tmp_path)) >= 2, process)
+    errors, seconds = ranks.end(process, pids, signal.SIGINT, -process.pid)
+    assert process.returncode == 130
+    assert "interrupted" in errors
+    assert "Traceback" not in errors
+    assert seconds < IN_S
+    assert len(ranks.finished(tmp_path)) >= 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_end_of_the_launcher_ends_the_ranks(checkpoint: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = ranks.start(ranks.arguments(checkpoint, tmp_path, PROMPTS, "world_size=2", "max_new_tokens=24"))
@@ -127,6 +156,37 @@ def test_torchrun_on_one_and_on_two_machines(checkpoint: Path, tmp_path: Path, n
         assert agent.returncode == 0, errors
     found = sorted(ranks.finished(tmp_path), key=lambda line: int(str(line["index"])))
     assert [line["token_ids"] for line in found] == answers_of_one(checkpoint, tmp_path, list(range(6)), 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), r"rank 1: .* holds no weights"),
+        (lambda path: os.truncate(path, 3000), "rank 1 differs from rank 0 in config.json, the files of the weights"),
+    ],
+    ids=["missing", "truncated"],
+)
+def test_a_checkpoint_that_one_machine_cannot_read_ends_all(
+    checkpoint: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    """Two agents on loopback stand for two machines, each with a checkpoint of its own."""
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    damage(other / "model.safetensors")
+    meeting = ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
+    launch = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *meeting]
+    agents = []
+    for node, path in enumerate((checkpoint, other)):
+        directory = tmp_path / str(node)
+        directory.mkdir()
+        # The ranks' numbers follow from the order in which the agents arrive.
+        agents.append(ranks.start([*launch, *ranks.arguments(path, directory, PROMPTS[:2], "world_size=2")]))
+    errors = [agent.communicate(timeout=400)[1] for agent in agents]
+    assert all(agent.returncode for agent in agents)
+    said = "\n".join(errors)
+    assert re.search(message, said) or re.search(message.replace("rank 1: ", ""), said), said
+    assert not any(ranks.finished(tmp_path / str(node)) for node in range(2))
 
 
 @pytest.mark.slow
@@ -174,6 +234,37 @@ def test_ranks_with_different_settings_are_refused(checkpoint: Path) -> None:
 
     assert run_ranks(2, agree) == ["equal", "equal"]
     assert run_ranks(2, disagree) == ["refused", "refused"]
+
+
+def test_ranks_with_different_checkpoints_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    """The same model in other files; and a machine where the files are missing."""
+    other, missing = tmp_path / "other", tmp_path / "missing"
+    make_checkpoint(other, replace(TINY_CONFIGS["grouped_kv_heads"], num_hidden_layers=1), sharded=True)
+    shutil.copytree(checkpoint, missing)
+    (missing / "model.safetensors").unlink()
+    for directory, message in ((other, "differs from rank 0 in .*files of the weights"), (missing, "holds no weights")):
+        given = [settings(checkpoint), settings(directory)]
+
+        def disagree(shard: Shard, message: str = message, given: list[ModelSettings] = given) -> str:
+            with pytest.raises(UserError, match=message) as raised:
+                _check_agreement(settings=given[shard.rank], place=Place(shard.rank, 2, shard.rank, 2))
+            return str(raised.value)
+
+        told = run_ranks(2, disagree)
+        assert "rank 1" in told[0]
+
+
+def test_a_step_costs_little_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks follow by a step's integers: its bucket, and per row a few numbers and its blocks."""
+    sent: list[int] = []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: sent.append(tensor.nbytes))
+    monkeypatch.setattr(CompiledModel, "run", lambda *_: None)
+    bucket = Bucket("decode", batch=8, chunk=1, table_width=64, selection="sample")
+    monkeypatch.setattr(CompiledModel, "inputs", lambda *_: make_inputs(bucket))
+    LeadingModel.__new__(LeadingModel).run(bucket)
+    print(sent)
+    assert len(sent) == 2
+    assert sum(sent) <= 8 * (64 * 8 + 128) + 128  # of 8 sequences of 4,096 tokens
 
 
 def test_fewer_devices_than_ranks_are_refused(checkpoint: Path) -> None:
