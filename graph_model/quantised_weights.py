@@ -150,7 +150,8 @@ class PartialBias:
 
 _TYPES = (ChannelScale, QuantisedWeight, DeqScale, Dequantised, DequantisedBias, PartialBias)
 QuantisedExpression = ChannelScale | QuantisedWeight | DeqScale | Dequantised | DequantisedBias | PartialBias
-ROWWISE = (ChannelScale, QuantisedWeight, DeqScale)  # rows of these come from the same rows of what they read
+# Rows of these come from the same rows of what they read, an input_scale apart.
+ROWWISE = (ChannelScale, QuantisedWeight, DeqScale, Dequantised)
 _CLASSES = {cls.__name__: cls for cls in _TYPES}
 
 

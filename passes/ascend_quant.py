@@ -33,13 +33,14 @@ class AscendQuant(Pass):
         gemma.add_rms_norm_quantise(x, r, 1 + w, …)  ->  npu_add_rms_norm_quant(x, r, round(1 + w), s, z)
         gemma.rms_norm_quantise(x, 1 + w, …)         ->  npu_quantize(gemma.rms_norm(x, 1 + w), s, z)
         gemma.int8_linear(q, w8, b32, s, rows, b)    ->  ascend.quant_matmul(q, w8, s, b32, rows) [+ b]
-        dequantise(all_reduce(int_linear(…)), s)     ->  ascend.dequantise(all_reduce(ascend.quant_matmul(…, int32)), s);
-                                                         where products give no int32, all_reduce(ascend.quant_matmul(…))
+        dequantise(all_reduce(int_linear(…)), s)     ->  ascend.dequantise(all_reduce(ascend.quant_matmul(…)), s), in
+                                                         int32; where products give none, all_reduce of quant_matmul
         gemma.int8_weight_linear(x, w8, s, b)        ->  ascend.weight_quant_matmul(x, w8, round(s)) [+ b]; the parts of
                                                          a weight of more than 65,535 rows, side by side
 
-    Without int32 products each rank rounds its share of the sum to 16 bit. With float16 results and without row scales s is packed in int64, which cuts 13 bits off. Norm and quantise rounds
-    1 + w to 16 bit: a value at the edge of two integers may get the other one.
+    Without int32 products each rank rounds its share of the sum to 16 bit. With float16 results and without row scales
+    s is packed in int64, which cuts 13 bits off. Norm and quantise rounds 1 + w to 16 bit: a value at the edge of two
+    integers may get the other one.
     """
 
     soc: Soc

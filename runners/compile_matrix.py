@@ -90,9 +90,10 @@ def rows(settings: Any) -> Iterator[str]:
     for case in itertools.product(settings.models, dtypes, settings.schemes, settings.world_sizes):
         decode, _ = (summarise(settings, *case, phase) for phase in ("decode", "prefill"))
         reduces, others = collective_counts(decode)
+        kv_tokens = decode.kv_tokens(soc, settings.memory_fraction)
         yield (
             f"| {' | '.join(map(str, case))} | decode, prefill | {decode.nodes_per_layer} | {reduces} | {others} | "
-            f"{decode.weight_bytes / 1e9:.2f} | {decode.kv_bytes / 1e3:.1f} | {decode.kv_tokens(soc, settings.memory_fraction):,} | "
+            f"{decode.weight_bytes / 1e9:.2f} | {decode.kv_bytes / 1e3:.1f} | {kv_tokens:,} | "
             f"{decode.seconds * 1e3:.2f} |"
         )
 

@@ -28,7 +28,8 @@ def lead_followers(settings: ModelSettings) -> Iterator[None]:
     """Inside the block this process is rank 0 and leads; the other ranks load their parts of the model and follow.
 
     They end with the block, and when the thread that started them ends. Raises UserError if a process group exists
-    already, devices are too few or the port is in use, ChildProcessError naming the rank if contact is lost because one has ended.
+    already, devices are too few or the port is in use, ChildProcessError naming the rank if contact is lost because one
+    has ended.
     """
     if dist.is_initialized():
         raise UserError(

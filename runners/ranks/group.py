@@ -114,8 +114,8 @@ def _check_agreement(settings: ModelSettings, place: Place) -> None:
     if others:
         raise UserError(
             f"The ranks were started with different settings: rank {', '.join(map(str, others))} differs from rank 0 "
-            "in config.json, the files of the weights, a setting, this package's sources or torch's version. Give every "
-            "rank the same."
+            "in config.json, the files of the weights, a setting, this package's sources or torch's version. Give "
+            "every rank the same."
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.configs import TINY_CONFIGS
-from support.graphs import BUCKETS, PAGES, count, run_graph
+from support.graphs import BUCKETS, PAGES, count, find, run_graph
 from support.ranks import run_ranks
 from torch import Tensor
 
@@ -88,17 +88,16 @@ def test_logits_of_two_ranks_are_near_those_of_one(scheme: Scheme) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_static_row_parallel_layers_sum_integers_and_scale_them_once(dtype: torch.dtype) -> None:
     """Ops before and after; and the sum of the ranks' integers is one rank's."""
-    whole, parts = logits_graph("w8a8", WHOLE, dtype), [logits_graph("w8a8", Shard(rank, 2), dtype) for rank in range(2)]
+    whole, parts = (
+        logits_graph("w8a8", WHOLE, dtype),
+        [logits_graph("w8a8", Shard(rank, 2), dtype) for rank in range(2)],
+    )
     calls = count(parts[1])
     assert (calls["gemma.int_linear"], calls["gemma.dequantise"]) == (2, 2)
     assert [node.meta["val"].dtype for node in parts[1].calls(ops.all_reduce)] == [dtype, torch.int32, torch.int32]
     assert count(whole)["gemma.int_linear"] == 0
-    o_proj = [node for node in whole.calls(ops.int8_linear) if node.meta["layer"].endswith("o_proj")][0]
-    dequantised = [node for node in parts[0].calls(ops.dequantise) if node.meta["layer"].endswith("o_proj")][0]
-    whole.set_outputs(o_proj)
-    for part in parts:
-        part.set_outputs(next(n for n in part.calls(ops.dequantise) if n.name == dequantised.name))
     for graph in (whole, *parts):
+        graph.set_outputs(find(graph, ops.int8_linear if graph is whole else ops.dequantise, "o_proj"))
         graph.clean()
     read, inputs = reader("w8a8"), example_inputs(whole, past=False)
     (expected,) = run_graph(whole, read, inputs, caches(whole))
@@ -122,7 +121,9 @@ def test_a_rank_has_its_heads_of_an_int8_cache(scheme: Scheme | None, phase: str
     assert {cache.dtype for cache in held} == {torch.int8, torch.float32}
 
     def of_rank(cache: Tensor, rank: int) -> Tensor:
-        heads = 2 if cache.dtype == torch.int8 else 1  # [blocks, block_size, heads, head_dim]; [blocks, heads, block_size]
+        heads = (
+            2 if cache.dtype == torch.int8 else 1
+        )  # [blocks, block_size, heads, head_dim]; [blocks, heads, block_size]
         return cache.narrow(heads, rank, 1).clone()
 
     own = [[of_rank(cache, rank) for cache in held] for rank in range(2)]
@@ -133,7 +134,9 @@ def test_a_rank_has_its_heads_of_an_int8_cache(scheme: Scheme | None, phase: str
     for rank in range(2):
         assert ((found[rank] - expected).abs().max() / expected.abs().max()).item() <= (0.02 if scheme else 1e-4)
         for cache, mine in zip(held, own[rank], strict=True):
-            assert (of_rank(cache, rank).float() - mine.float()).abs().max() <= (1 if cache.dtype == torch.int8 else 1e-6)
+            assert (of_rank(cache, rank).float() - mine.float()).abs().max() <= (
+                1 if cache.dtype == torch.int8 else 1e-6
+            )
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

@@ -1,8 +1,8 @@
 """Full-size Gemma on every world size and chip: it lowers, with the collectives and bytes that sharding promises.
 
 The subset that runs by default has every legal pair of model, world size, chip, dtype, scheme and phase in it, on one
-layer; the whole matrix is slow. The tables in docs/tensor_parallel.md are held to the same budgets, and by the slow test
-made again.
+layer; the whole matrix is slow. The tables in docs/tensor_parallel.md are held to the same budgets, and by the slow
+test made again.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ import rank_cases
 import token_cases
 from support.standin_cases import A2, DUO, Case, Cases
 
-CASES = Cases({**level_2_cases.CASES, **token_cases.CASES, **full_size_cases.CASES, **listing_cases.CASES, **rank_cases.CASES})
+CASES = Cases(
+    {**level_2_cases.CASES, **token_cases.CASES, **full_size_cases.CASES, **listing_cases.CASES, **rank_cases.CASES}
+)
 LISTINGS = Path(sys.argv[3]).parent / "listings" if __name__ == "__main__" else Path()
 
 for _soc in (A2, DUO):

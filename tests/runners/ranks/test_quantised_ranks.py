@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +28,14 @@ NEW_TOKENS = 12
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo in w8a8, all projections in int8: ranks sum integers, so that they give one rank's tokens."""
     target = tmp_path_factory.mktemp("quantised") / "demo"
     config = read_config(CHECKPOINT_DIR)
     options = QuantiserOptions(Quantisation("w8a8", select_linears(config, ["lm_head"]), stored=True))
     tokenizer = load_tokenizer(CHECKPOINT_DIR)
     quantise_checkpoint(CHECKPOINT_DIR, target, options, [tokenizer.encode(t).ids for t in calibration_texts(2)])
-    yield target
+    return target
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,8 @@ def quant_batch_matmul_v3(
     """(x1 @ x2 + bias) * scale * pertoken_scale: int8 inputs, int32 accumulation and bias, fp16, bf16 or int32 output.
 
     scale is fp32 or bf16, per column or one; or the int64 that TransQuantParamV2 makes, which fp16 output without
-    pertoken_scale needs. pertoken_scale fp32 has one value per row. int32 output is x1 @ x2 + bias; the documents do not
-    say whether it is scaled, so the scale must be 1. int8 output (offset) is not known here.
+    pertoken_scale needs. pertoken_scale fp32 has one value per row. int32 output is x1 @ x2 + bias; the documents do
+    not say whether it is scaled, so the scale must be 1. int8 output (offset) is not known here.
     """
     require(offset is None and group_size == 0, "QuantBatchMatmulV3 with an offset or groups")
     output = ge_dtype(dtype)
@@ -171,7 +171,9 @@ def dequant_bias(
     require(output in (torch.float16, torch.bfloat16), f"output dtype {output}; DequantBias gives 16-bit floats")
     require_dtype("x", x, torch.int32)
     require_dtype("weight_scale", weight_scale, torch.float32, torch.bfloat16)
-    require(x.dim() == 2 and weight_scale.shape == x.shape[1:], f"{list(weight_scale.shape)} scales for {list(x.shape)}")
+    require(
+        x.dim() == 2 and weight_scale.shape == x.shape[1:], f"{list(weight_scale.shape)} scales for {list(x.shape)}"
+    )
     return (x.float() * weight_scale.float()).to(output)
 
 
