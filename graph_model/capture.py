@@ -30,7 +30,7 @@ def capture(
     a tied head shares the embedding's. What the checkpoint stores quantised is dequantised, as the plain model is a
     floating-point one. `pages` and `quantisation` are carried along for the passes that add caches and int8.
     """
-    with FakeTensorMode(), _default_dtype(dtype):
+    with FakeTensorMode(), default_dtype(dtype):
         model = GemmaForCausalLM(config).requires_grad_(False)
         tokens = torch.zeros((bucket.batch, bucket.chunk), dtype=torch.int64)
         program = torch.export.export(model, (tokens, tokens.clone()), strict=False)
@@ -65,7 +65,8 @@ def plain_weight(
 
 
 @contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Floating-point tensors are made in `dtype` unless another is named."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -11,7 +11,7 @@ from runners.entry import main, require
 
 
 def inspect_graph(settings: Any) -> None:
-    """Print the figures of dumped graphs, or of one that is lowered now, and write the page."""
+    """Print the figures of dumped graphs, or of one that is lowered now, and write the page; or the comparison."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from runners.files import check_writable, write_text
     from runners.inspection.findings import find
@@ -25,6 +25,9 @@ def inspect_graph(settings: Any) -> None:
     context_length = None
     if settings.context_length is not None:
         context_length = _positive(settings, "context_length", "a number of tokens")
+    if settings.compare is not None:
+        print(_comparison(settings, context_length))
+        return
     page, picture = (check_writable(name, settings[name]) for name in ("page", "picture"))
     if settings.graph is not None:
         dumps = read_dumps(Path(str(settings.graph)).expanduser(), settings.soc)
@@ -37,6 +40,17 @@ def inspect_graph(settings: Any) -> None:
         if path is not None:
             write_text(path, text())
             print(f"\n{path} ({path.stat().st_size / 1e3:.0f} kB)")
+
+
+def _comparison(settings: Any, context_length: int | None) -> str:
+    if settings.compare != "naive":
+        raise UserError(f"compare is {settings.compare!r}; it must be naive, or null.")
+    for name in ("graph", "page", "picture"):
+        if settings[name] is not None:
+            raise UserError(f"{name} has no meaning with compare=naive, which lowers a model and prints a table.")
+    from runners.inspection.naive import compare_with_naive
+
+    return compare_with_naive(settings, context_length)
 
 
 def _positive(settings: Any, name: str, meaning: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,10 +108,6 @@ def lower(graph: ModelGraph) -> LoweredStep:
 
     Weights are frozen parameters: the engine may rearrange them when it compiles. Caches are written by reference.
     """
-    from torchair import get_compiler
-    from torchair.npu_fx_compiler import _get_merged_decompositions
-
-    config = compiler_config()
     copy = graph.copy()
     views = _read_caches_in_one_shape(copy)
     _create_on_device(copy)
@@ -125,18 +121,33 @@ def lower(graph: ModelGraph) -> LoweredStep:
             fakes.append(torch.empty(views_shape(node), dtype=value.dtype, device="npu"))
             if node.meta["kind"] == "weight":
                 fakes[-1]._torchair_is_parameter = True  # type: ignore[attr-defined]
-    decompositions = {**_get_merged_decompositions(config), aten.rsub.Scalar: _subtract_from}
     for node in copy.graph.nodes:
         node.meta["custom"] = {"origin": node.name, "layer": node.meta.get("layer", "")}
-    functional = torch.func.functionalize(lambda *arguments: fx.Interpreter(copy.module).run(*arguments))
     # The mode is left on for torchair, which infers shapes with tensors that it would allocate otherwise.
-    with torch.no_grad(), fake_mode:
-        with preserve_node_meta():
-            module = make_fx(functional, decompositions, tracing_mode="fake")(*fakes)
-        concrete = get_compiler(config)(module, fakes).runner
+    with fake_mode:
+        concrete, module = lower_module(copy.module, fakes, compiler_config(), {aten.rsub.Scalar: _subtract_from})
     lowered = LoweredStep(concrete, module, views)
     annotate(concrete.graph._proto, module, graph, lowered.input_order)
     return lowered
+
+
+def lower_module(
+    module: fx.GraphModule, fakes: Sequence[Tensor], config: Any, decompositions: Mapping[Any, Any] | None = None
+) -> tuple[Any, fx.GraphModule]:
+    """torchair's object of a graph, and the functional graph of aten ops that it was made from.
+
+    fakes: the placeholders' values, on device npu, of the fake mode that must be on. config: torchair's
+    CompilerConfig. decompositions: of ops, besides torchair's own.
+    """
+    from torchair import get_compiler
+    from torchair.npu_fx_compiler import _get_merged_decompositions
+
+    functional = torch.func.functionalize(lambda *arguments: list(fx.Interpreter(module).run(*arguments)))
+    table = {**_get_merged_decompositions(config), **(decompositions or {})}
+    with torch.no_grad():
+        with preserve_node_meta():
+            traced = make_fx(functional, table, tracing_mode="fake")(*fakes)
+        return get_compiler(config)(traced, list(fakes)).runner, traced
 
 
 def _subtract_from(x: Tensor, number: float, alpha: float = 1) -> Tensor:

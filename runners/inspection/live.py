@@ -9,6 +9,7 @@ from typing import Any
 
 from graph_model.backends.torchair import TorchairBackend
 from graph_model.bucket import Bucket, BucketTable
+from graph_model.compile import Recipe
 from graph_model.errors import UserError
 from runners.load import bucket_table, load_model
 from runners.settings import ModelSettings, resolve_settings
@@ -27,14 +28,19 @@ def dump_step(settings: Any, context_length: int | None, folder: Path) -> Path:
     model_settings = resolve_settings(settings)
     bucket = _bucket(str(settings.phase), bucket_table(model_settings), model_settings, context_length)
     folder = model_settings.dump_dir or folder
-    # The cache is not allocated, so that its size is not limited by this machine's memory.
-    per_sequence = -(-model_settings.max_seq_len // model_settings.block_size)
-    num_blocks = model_settings.num_blocks or model_settings.max_batch_size * per_sequence
     with ExitStack() as resources:
-        recipe = load_model(replace(model_settings, dump_dir=folder, num_blocks=num_blocks), resources).model.recipe
+        recipe = recipe_of(replace(model_settings, dump_dir=folder), resources)
         assert isinstance(recipe.backend, TorchairBackend)
         recipe.backend.lower(recipe.graph(bucket))
     return folder / str(bucket)
+
+
+def recipe_of(settings: ModelSettings, resources: ExitStack) -> Recipe:
+    """The recipe of the model's steps. The cache is not allocated, so that its size is not limited by this machine's
+    memory."""
+    per_sequence = -(-settings.max_seq_len // settings.block_size)
+    num_blocks = settings.num_blocks or settings.max_batch_size * per_sequence
+    return load_model(replace(settings, num_blocks=num_blocks), resources).model.recipe
 
 
 def _bucket(phase: str, table: BucketTable, settings: ModelSettings, context_length: int | None) -> Bucket:

@@ -1,0 +1,106 @@
+"""This project's steps beside transformers' model as torchair lowers it, with nothing done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from graph_model.ascend import standin
+from graph_model.ascend.cost import estimate
+from graph_model.ascend.ge_graph import GeGraph
+from graph_model.ascend.listing import count_nodes
+from graph_model.ascend.naive import naive_graph
+from graph_model.ascend.soc import Soc
+from graph_model.backends.torchair import TorchairBackend
+from graph_model.bucket import Bucket
+from graph_model.config import GemmaConfig
+from graph_model.errors import UserError
+from runners.inspection.live import recipe_of
+from runners.inspection.text import ESTIMATE, quantity, table
+from runners.settings import ModelSettings, require_torchair, resolve_settings
+
+_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Of one decoder layer: kernels (views not counted), by type, and bytes of device memory read and written. Of the
+    whole step: bytes. uncounted: nodes of a layer whose bytes are not in the sums, as torchair declares no shape."""
+
+    kernels: int
+    by_type: dict[str, int]
+    layer_bytes: int
+    step_bytes: int
+    uncounted: int
+
+
+def compare_with_naive(settings: Any, context_length: int | None) -> str:
+    """A table of both. settings: those of infer.py. context_length: tokens of the sequence; None: 512, or as many as
+    fit. Raises UserError."""
+    resolved = resolve_settings(settings)
+    require_torchair(resolved)
+    if resolved.quantisation is not None:
+        raise UserError("compare=naive is about floating point, and the model is quantised. Leave quant out.")
+    tokens = min(context_length or _TOKENS, resolved.max_seq_len)
+    assert resolved.soc is not None
+    steps = measure(resolved, tokens)
+    rows = [["one decoder layer", "kernels", "Cast", "Transpose", "moved", "a whole step moves"]]
+    for name, step in steps.items():
+        copies = [str(step.by_type.get(op_type, 0)) for op_type in ("Cast", "Transpose")]
+        moved = [quantity(step.layer_bytes, "B"), quantity(step.step_bytes, "B")]
+        rows.append([name, str(step.kernels), *copies, *moved])
+    notes = [f"{resolved.soc.product} ({resolved.soc.cann_name}), {resolved.dtype}; bytes: {ESTIMATE}"]
+    if standin.is_standin():
+        notes.append(standin.BANNER)
+    notes += [
+        f"{step.uncounted} nodes of a layer declare no shape and are not in the bytes of: {name}"
+        for name, step in steps.items()
+        if step.uncounted
+    ]
+    return "\n".join([*table(rows), *(f"  {note}" for note in notes)])
+
+
+def measure(settings: ModelSettings, tokens: int) -> dict[str, StepFigures]:
+    """What is compared, by name: the naive model, and this project's prefill and decode of one sequence."""
+    prefill = Bucket("prefill", 1, tokens, 0)
+    decode = Bucket("decode", 1, 1, -(-tokens // settings.block_size))
+    soc, config = settings.soc, settings.config
+    assert soc is not None
+    with ExitStack() as resources:
+        recipe = recipe_of(replace(settings, dump_dir=None), resources)
+        backend = recipe.backend
+        assert isinstance(backend, TorchairBackend)
+
+        def own(bucket: Bucket) -> Callable[[GemmaConfig], GeGraph]:
+            return lambda config: backend.lower(replace(recipe, config=config).graph(bucket)).graph
+
+        def naive(config: GemmaConfig) -> GeGraph:
+            return naive_graph(config, tokens, getattr(torch, settings.dtype))
+
+        return {
+            f"transformers, every step ({tokens} tokens)": _figures(naive, config, soc),
+            f"graph-gemma, prefill ({tokens} tokens)": _figures(own(prefill), config, soc),
+            f"graph-gemma, decode (1 token after {tokens - 1})": _figures(own(decode), config, soc, tokens),
+        }
+
+
+def _figures(
+    make: Callable[[GemmaConfig], GeGraph], config: GemmaConfig, soc: Soc, context_length: int | None = None
+) -> StepFigures:
+    """A layer is the difference of graphs of three and of two layers; the others are equal to it."""
+    smaller, larger = (make(replace(config, num_hidden_layers=layers)) for layers in (2, 3))
+    counts = count_nodes(smaller), count_nodes(larger)
+    costs = estimate(smaller, soc, context_length), estimate(larger, soc, context_length)
+    layer_bytes = costs[1].total.bytes - costs[0].total.bytes
+    types = counts[1].by_type
+    return StepFigures(
+        counts[1].compute - counts[0].compute,
+        {name: types[name] - counts[0].by_type.get(name, 0) for name in types},
+        layer_bytes,
+        costs[0].total.bytes + (config.num_hidden_layers - 2) * layer_bytes,
+        len(costs[1].uncounted) - len(costs[0].uncounted),
+    )
