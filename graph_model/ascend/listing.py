@@ -17,15 +17,16 @@ from graph_model.ascend.origins import origin_of
 COPIES = ("TensorMove", "Assign", "Transpose", "Cast")
 _STRUCTURE = ("Data", "RefData", "Const", "NetOutput")
 # Rearrangements that cost no kernel, and constants.
-FREE = (*_STRUCTURE, "Reshape", "Squeeze", "Unsqueeze", "ExpandDims", "Identity", "Bitcast")
+_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "ExpandDims", "Identity", "Bitcast")
+FREE = (*_STRUCTURE, *_VIEWS)
 
 
 @dataclass(frozen=True)
 class GraphCounts:
     """by_type: nodes of each op type, without inputs, constants and the output. compute: nodes that are kernels
     (no views). copies: nodes of each type of COPIES. inputs, constants: how many. host_inputs: inputs placed on the
-    CPU. weight_copies: Transpose or Cast of an input that looks like a weight: a matrix, not of indices, that nothing
-    writes."""
+    CPU. weight_copies: Transpose or Cast of a weight, or of a view of one. In graphs that do not say which inputs are weights,
+    a weight is a matrix, not of indices, that nothing writes."""
 
     by_type: dict[str, int]
     compute: int
@@ -43,7 +44,7 @@ def count_nodes(graph: GeGraph) -> GraphCounts:
     weight_copies = 0
     for node in graph.nodes:
         if node.type in ("Transpose", "Cast"):
-            source = nodes[next(iter_edges(node))[0]]
+            source = _behind_views(node, nodes)
             weight_copies += source.type == "Data" and source.name not in written and _may_be_weight(source)
     placements = graph.attrs.get("_input_placements") or []
     return GraphCounts(
@@ -57,7 +58,16 @@ def count_nodes(graph: GeGraph) -> GraphCounts:
     )
 
 
+def _behind_views(node: Node, nodes: dict[str, Node]) -> Node:
+    """The node whose result `node` reads, through views."""
+    source = nodes[next(iter_edges(node))[0]]
+    return _behind_views(source, nodes) if source.type in _VIEWS else source
+
+
 def _may_be_weight(data: Node) -> bool:
+    known = origin_of(data).value
+    if known:
+        return known.partition(" ")[0] == "weight"
     desc = data.outputs[0]
     return len(desc.shape or ()) > 1 and desc.dtype not in (torch.int64, torch.int32, torch.bool)
 

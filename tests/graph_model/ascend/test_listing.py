@@ -6,7 +6,7 @@ import pytest
 import torch
 from ge_graphs import const, data, graph, node
 
-from graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node, TensorDesc
+from graph_model.ascend.ge_graph import Edge, GeGraph, GeGraphError, Node, TensorDesc
 from graph_model.ascend.legality import check_graph
 from graph_model.ascend.listing import count_nodes, list_graph
 from graph_model.ascend.soc import ATLAS_300I_DUO, ATLAS_800I_A2
@@ -55,6 +55,27 @@ def test_counts_tell_copies_of_weights_from_other_copies() -> None:
     assert counts.copies == {"TensorMove": 0, "Assign": 0, "Transpose": 1, "Cast": 1}
     assert counts.weight_copies == 1
     assert counts.host_inputs == 1
+
+
+@pytest.mark.parametrize("copy", ["Transpose", "Cast"])
+@pytest.mark.parametrize("views", [("Reshape",), ("Identity", "Unsqueeze"), ("Squeeze", "ExpandDims", "Bitcast")])
+def test_copies_of_views_of_weights_are_copies_of_weights(copy: str, views: tuple[str, ...]) -> None:
+    def copies(weight: Node, *before: Node) -> int:
+        chain = [*before, *(node(op_type, op_type, {"x": "?"}) for op_type in views), node(copy, "copy", {"x": "?"})]
+        for previous, current in zip([weight, *chain], chain, strict=False):
+            current.inputs = [Edge("x", previous.name, 0)]
+        return count_nodes(graph(weight, *chain, output=("copy",))).weight_copies
+
+    weight = data("w", 0, torch.float16, (4, 8))
+    assert copies(weight) == 1
+    assert copies(weight, node("Muls", "computed", {"x": "?"}, value=2.0)) == 0
+    assert copies(data("ids", 0, torch.int64, (4, 8))) == 0
+    vector = data("norm", 0, torch.float16, (8,))
+    assert copies(vector) == 0, "nothing says that it is a weight"
+    vector.attrs["_model_value"] = "weight model.norm.weight"
+    assert copies(vector) == 1
+    weight.attrs["_model_value"] = "cache"
+    assert copies(weight) == 0
 
 
 def test_large_constants_are_shown_by_shape_and_digest() -> None:

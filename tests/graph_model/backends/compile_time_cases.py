@@ -1,0 +1,106 @@
+"""Time of making a full-size step's graph, against lowering an equal one written by hand. See support.standin_cases."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import graph_model  # noqa: F401  (before torch)
+
+import torch  # isort: skip
+from hand_fused import hand_fused
+from support.standin_cases import A2, DUO, Case, Cases
+
+from graph_model.ascend.engine import compiler_config
+from graph_model.ascend.ge_graph import GeGraph, read_graph
+from graph_model.ascend.listing import FREE, count_nodes
+from graph_model.ascend.lower import lower, lower_module
+from graph_model.ascend.soc import find_soc
+from graph_model.backends.torchair import AscendOptions, kernel_passes
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
+from graph_model.graph import Pages
+from passes.manager import DEFAULT_PASSES, run_passes
+
+CASES = Cases()
+MOST = 2.5
+PAGES = Pages(4096, 64)
+DECODE, PREFILL = Bucket("decode", 8, 1, 16), Bucket("prefill", 1, 512, 0)
+T = TypeVar("T")
+
+
+class Phases(dict[str, float]):
+    """Seconds of CPU time by phase, which waiting for others does not lengthen."""
+
+    def run(self, name: str, function: Callable[[], T]) -> T:
+        start = time.process_time()
+        result = function()
+        self[name] = time.process_time() - start
+        return result
+
+    @property
+    def total(self) -> float:
+        return sum(self.values())
+
+    def __str__(self) -> str:
+        return f"{self.total:.2f} s: " + ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in self.items())
+
+
+def own(config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, soc: str) -> tuple[Phases, GeGraph]:
+    """Phases from the plain model to the GE graph."""
+    phases = Phases()
+    graph = phases.run("capture", lambda: capture(config, bucket, PAGES, dtype))
+    phases.run("passes", lambda: run_passes(graph, [cls() for cls in DEFAULT_PASSES]))
+    phases.run("kernels", lambda: run_passes(graph, kernel_passes(AscendOptions(find_soc(soc), "exact"))))
+    return phases, phases.run("lowering", lambda: lower(graph)).graph
+
+
+def by_hand(config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, soc: str) -> tuple[Phases, GeGraph]:
+    """The same of the step that is written by hand."""
+    phases = Phases()
+    module, fakes = phases.run("export", lambda: hand_fused(config, bucket, PAGES, dtype, find_soc(soc)))
+
+    def lower_it() -> Any:
+        with fakes[0].fake_mode:  # type: ignore[attr-defined]
+            return lower_module(module, fakes, compiler_config())[0]
+
+    return phases, read_graph(phases.run("lowering", lower_it).graph._proto)
+
+
+def kernels(graph: GeGraph) -> Counter[str]:
+    return Counter({name: n for name, n in count_nodes(graph).by_type.items() if name not in FREE})
+
+
+def compare(config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, soc: str) -> None:
+    """Each twice, alternating; the faster counts."""
+    runs = [make(config, bucket, dtype, soc) for _ in range(2) for make in (own, by_hand)]
+    (ours, graph), (theirs, hand) = (min(runs[i::2], key=lambda run: run[0].total) for i in (0, 1))
+    ratio = ours.total / theirs.total
+    report = (
+        f"{config.num_hidden_layers} layers of {config.hidden_size}, {bucket} on {soc}: own {ours}; by hand {theirs}; "
+        f"ratio {ratio:.2f}; {kernels(graph).total()} kernels"
+    )
+    print(report)
+    assert kernels(graph) == kernels(hand), (kernels(graph) - kernels(hand), kernels(hand) - kernels(graph))
+    assert ratio <= MOST, report
+
+
+def register(name: str, soc: str, config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, slow: bool = True) -> None:
+    name = f"making_the_graph_of_{name}_takes_little_longer_than_by_hand"
+    CASES[name] = Case(soc, lambda folder: compare(config, bucket, dtype, soc), slow)
+
+
+register("three_layers", A2, replace(GEMMA_7B, num_hidden_layers=3), DECODE, torch.float16, slow=False)
+register("7b_decode", A2, GEMMA_7B, DECODE, torch.bfloat16)
+register("2b_decode", A2, GEMMA_2B, DECODE, torch.float16)
+register("7b_prefill", A2, GEMMA_7B, PREFILL, torch.float16)
+register("7b_decode_on_the_duo", DUO, GEMMA_7B, DECODE, torch.float16)
+
+
+if __name__ == "__main__":
+    CASES.main()

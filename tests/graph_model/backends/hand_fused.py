@@ -1,0 +1,140 @@
+"""Steps of Gemma written by hand with the chips' kernels, norm=exact: what times of making their graphs are held to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses import FakeTensorMode
+
+from graph_model.ascend.soc import Soc
+from graph_model.bucket import Bucket
+from graph_model.config import GemmaConfig
+from graph_model.gemma import round_to_dtype
+from graph_model.graph import Pages
+from passes.ascend_attention import CAUSAL_MASK_SIZE
+
+
+class HandFused(torch.nn.Module):
+    """Token ids to token ids; nodes and inputs as the passes leave them.
+
+    A prefill over fresh keys and values on the A2; a paged decode step on the A2, and on the 300I DUO of a model with
+    as many key heads as query heads.
+    """
+
+    def __init__(self, config: GemmaConfig, bucket: Bucket, pages: Pages, dtype: torch.dtype, soc: Soc) -> None:
+        super().__init__()
+        self.config, self.bucket, self.pages, self.dtype = config, bucket, pages, dtype
+        self.duo = not soc.fused_infer_attention
+        hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        norm_dtype = torch.float32 if self.duo else dtype
+
+        def weight(*shape: int, dtype: torch.dtype = dtype) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False)
+
+        self.embedding = weight(config.vocab_size, hidden)
+        self.frequencies = weight(dim // 2, dtype=torch.float32)
+        self.final = weight(hidden, dtype=norm_dtype)
+        self.mask = weight(CAUSAL_MASK_SIZE, CAUSAL_MASK_SIZE, dtype=torch.bool) if bucket.phase == "prefill" else None
+        self.layers = torch.nn.ModuleList()
+        for _ in range(config.num_hidden_layers):
+            layer = torch.nn.Module()
+            layer.qkv = weight((heads + 2 * kv_heads) * dim, hidden)
+            layer.o = weight(hidden, heads * dim)
+            layer.gate_up = weight(2 * inner, hidden)
+            layer.down = weight(hidden, inner)
+            layer.first, layer.second = weight(hidden, dtype=norm_dtype), weight(hidden, dtype=norm_dtype)
+            self.layers.append(layer)
+
+    def forward(
+        self, token_ids: Tensor, positions: Tensor, slots: Tensor, lengths: Tensor, table: Tensor, *caches: Tensor
+    ) -> Tensor:
+        config, (batch, tokens) = self.config, token_ids.shape
+        dim, heads, kv_heads = config.head_dim, config.num_attention_heads, config.num_key_value_heads
+        x = torch.nn.functional.embedding(token_ids, self.embedding)
+        x = (x * round_to_dtype(config.embedding_scale, self.dtype)).reshape(batch * tokens, -1)
+        angles = positions[:, :, None, None].float() * self.frequencies
+        angles = torch.cat((angles, angles), -1)
+        cos, sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        table, slots = table.int(), slots.reshape(-1, 1) if self.duo else slots.reshape(-1)
+        linear = torch.ops.ascend.linear
+        for index, layer in enumerate(self.layers):
+            qkv = linear(self.norm(x, layer.first), layer.qkv)
+            q, k, v = qkv.split([heads * dim, kv_heads * dim, kv_heads * dim], -1)
+            q = self.rotary(q.reshape(batch, tokens, heads, dim), cos, sin)
+            k = self.rotary(k.reshape(batch, tokens, kv_heads, dim), cos, sin)
+            v = v.reshape(batch, tokens, kv_heads, dim)
+            attended = self.attend(q, k, v, caches[2 * index : 2 * index + 2], slots, lengths, table)
+            if tokens > 1 and index == config.num_hidden_layers - 1:  # all that follows is of the last token
+                x, attended = (self.last(t.reshape(batch, tokens, -1), lengths) for t in (x, attended))
+            x = x + linear(attended.reshape(x.shape[0], -1), layer.o)
+            hidden = linear(self.norm(x, layer.second), layer.gate_up)
+            x = x + linear(torch.ops.npu.npu_geglu(hidden, -1, 1, True)[0], layer.down)
+        return linear(self.norm(x, self.final), self.embedding).argmax(-1)
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.duo:
+            return torch.ops.npu.npu_rms_norm(x.float(), weight, self.config.rms_norm_eps)[0].to(self.dtype)
+        return torch.ops.ascend.gemma_rms_norm(x, weight, self.config.rms_norm_eps)
+
+    def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if not self.duo:
+            return torch.ops.npu.npu_rotary_mul(x, cos, sin)
+        half = self.config.head_dim // 2
+        return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, caches: tuple[Tensor, ...], slots: Tensor, lengths: Tensor, table: Tensor
+    ) -> Tensor:
+        config, (key_cache, value_cache) = self.config, caches
+        blocks, size = self.pages.num_blocks, self.pages.block_size
+        heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        if self.duo:
+            for new, cache in ((k, key_cache), (v, value_cache)):
+                torch.ops.npu.npu_scatter_nd_update_(cache, slots, new.reshape(-1, kv_heads * dim))
+            return torch.ops.ascend.incre_flash_attention(
+                q.reshape(q.shape[0], 1, -1), key_cache.view(blocks, size, -1), value_cache.view(blocks, size, -1),
+                lengths, block_table=table, num_heads=heads, num_key_value_heads=kv_heads,
+                scale=config.softmax_scale, input_layout="BSH", block_size=size,
+            )  # fmt: skip
+        new = (t.reshape(-1, kv_heads, dim) for t in (k, v))
+        torch.ops.npu.npu_scatter_pa_kv_cache(*new, key_cache, value_cache, slots, cache_mode="Norm")
+        options: dict[str, Any] = {"actual_seq_lengths_kv": lengths}
+        if self.mask is None:
+            k, v = key_cache.view(blocks, size, -1), value_cache.view(blocks, size, -1)
+            options |= {"block_table": table, "block_size": size}
+        else:
+            options |= {"atten_mask": self.mask, "actual_seq_lengths": lengths, "sparse_mode": 3}
+        return torch.ops.air.npu_fused_infer_attention_score(
+            q, k, v, **options, num_heads=heads, num_key_value_heads=kv_heads, scale=config.softmax_scale,
+            input_layout="BSND",
+        )[0]  # fmt: skip
+
+    def last(self, x: Tensor, lengths: Tensor) -> Tensor:
+        index = (lengths - 1)[:, None, None].expand(-1, 1, x.shape[-1])
+        return x.gather(1, index).squeeze(1)
+
+
+def hand_fused(
+    config: GemmaConfig, bucket: Bucket, pages: Pages, dtype: torch.dtype, soc: Soc
+) -> tuple[fx.GraphModule, list[Tensor]]:
+    """The exported graph of the step, and its fake inputs on device npu, parameters first."""
+    with FakeTensorMode(), torch.device("npu"):
+        model = HandFused(config, bucket, pages, dtype, soc)
+        integers = [torch.zeros(bucket.batch, bucket.chunk, dtype=torch.int64) for _ in range(3)]
+        integers += [torch.zeros(bucket.batch, dtype=torch.int64)]
+        integers += [torch.zeros(bucket.batch, bucket.table_width, dtype=torch.int64)]
+        shape: tuple[int, ...] = (pages.num_blocks, pages.block_size, config.num_key_value_heads, config.head_dim)
+        if model.duo:
+            shape = (shape[0] * shape[1], shape[2] * shape[3])
+        caches = [torch.empty(shape, dtype=dtype) for _ in range(2 * config.num_hidden_layers)]
+        program = torch.export.export(model, (*integers, *caches), strict=False)
+    module = program.graph_module
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        module.graph.erase_node(node)  # asserts devices
+    module.recompile()
+    parameters = dict(model.named_parameters())
+    weights = [parameters[name] for name in program.graph_signature.inputs_to_parameters.values()]
+    return module, [*weights, *integers, *caches]
