@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 
 from graph_model.ascend.ge_graph import GeGraph
+from graph_model.ascend.listing import VIEWS, writers, written_inputs
 from graph_model.ascend.soc import Rates, Soc
-from graph_model.ascend.tensors import tensor_descs
+from graph_model.ascend.tensors import byte_count, tensor_descs
 from graph_model.ascend.traffic import Operands, Uncountable, Work, work_of
 
 _FP32_LANES = 64
@@ -99,6 +100,22 @@ def estimate(graph: GeGraph, soc: Soc, context_length: int | None = None) -> Cos
             uncounted[node.name] = f"no link rate is known for the {soc.product}"
         nodes.append(NodeCost(node.name, node.type, work, times(work, soc.rates)))
     return CostEstimate(soc, nodes, uncounted)
+
+
+def gathered_bytes(graph: GeGraph) -> dict[str, int]:
+    """Bytes that each gather of a cache's blocks writes, by the node's name; it reads as many. A cache is an input that
+    the graph writes."""
+    descs, nodes, written = tensor_descs(graph), graph.by_name(), writers(graph)
+
+    def is_cache(name: str) -> bool:
+        node = nodes[name]
+        passes_on = [edge.producer for edge in node.inputs if edge.name in written_inputs(node.type)]
+        if node.type in VIEWS:
+            passes_on = [node.inputs[0].producer]
+        return name in written or any(map(is_cache, passes_on))
+
+    gathers = (node for node in graph.nodes if node.type in ("GatherV2", "Gather"))
+    return {node.name: byte_count(descs[node.name, 0]) for node in gathers if is_cache(node.inputs[0].producer)}
 
 
 def times(work: Work, rates: Rates) -> dict[str, float]:

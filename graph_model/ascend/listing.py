@@ -17,16 +17,16 @@ from graph_model.ascend.origins import origin_of
 COPIES = ("TensorMove", "Assign", "Transpose", "Cast")
 _STRUCTURE = ("Data", "RefData", "Const", "NetOutput")
 # Rearrangements that cost no kernel, and constants.
-_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "ExpandDims", "Identity", "Bitcast")
-FREE = (*_STRUCTURE, *_VIEWS)
+VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "ExpandDims", "Identity", "Bitcast")
+FREE = (*_STRUCTURE, *VIEWS)
 
 
 @dataclass(frozen=True)
 class GraphCounts:
     """by_type: nodes of each op type, without inputs, constants and the output. compute: nodes that are kernels
     (no views). copies: nodes of each type of COPIES. inputs, constants: how many. host_inputs: inputs placed on the
-    CPU. weight_copies: Transpose or Cast of a weight, or of a view of one. In graphs that do not say which inputs are weights,
-    a weight is a matrix, not of indices, that nothing writes."""
+    CPU. weight_copies: Transpose or Cast of a weight, or of a view of one; where a graph does not say which inputs are
+    weights, of a matrix, not of indices, that nothing writes."""
 
     by_type: dict[str, int]
     compute: int
@@ -61,7 +61,7 @@ def count_nodes(graph: GeGraph) -> GraphCounts:
 def _behind_views(node: Node, nodes: dict[str, Node]) -> Node:
     """The node whose result `node` reads, through views."""
     source = nodes[next(iter_edges(node))[0]]
-    return _behind_views(source, nodes) if source.type in _VIEWS else source
+    return _behind_views(source, nodes) if source.type in VIEWS else source
 
 
 def _may_be_weight(data: Node) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from graph_model.ascend import standin
 from graph_model.ascend.checked_step import CheckedStep
+from graph_model.ascend.cost import gathered_bytes
 from graph_model.ascend.kernels import register_kernels
 from graph_model.ascend.listing import list_graph
 from graph_model.ascend.lower import LoweredStep, lower
@@ -117,10 +118,13 @@ class TorchairBackend:
         folder.mkdir(parents=True, exist_ok=True)
         lowered.write_pbtxt(folder / "lowered.pbtxt")
         choice = attention_choice(graph, self.options.soc)
+        ge_graph = lowered.graph
+        gathers = gathered_bytes(ge_graph)
         header = [
             f"# {self.description}",
             f"# soc {self.options.soc.name}",
             f"# bucket {graph.bucket}",
             f"# attention: {choice.op}, {choice.reason}",
+            f"# gathers of cached blocks: {len(gathers)}, which copy {sum(gathers.values())} bytes",
         ]
-        (folder / "lowered.txt").write_text("\n".join(header) + "\n" + list_graph(lowered.graph), encoding="utf-8")
+        (folder / "lowered.txt").write_text("\n".join(header) + "\n" + list_graph(ge_graph), encoding="utf-8")

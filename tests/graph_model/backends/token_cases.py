@@ -20,9 +20,6 @@ from support.standin_cases import A2, DUO, Cases
 from support.token_rule import check_greedy
 
 from graph_model.ascend import standin
-from graph_model.ascend.lower import lower
-from graph_model.ascend.recording import recorded_graphs
-from graph_model.ascend.soc import find_soc
 from graph_model.demo.world import demo_prompts, held_out_items, held_out_stories
 from runners.entry import main
 from runners.infer import infer
@@ -201,22 +198,3 @@ def check_mode_holds_the_kernel_passes_to_their_tiers(folder: Path) -> None:
     printed, _ = run_infer(folder, *settings, "backend=torchair", "max_seq_len=128")
     assert "check: ascend_fused_attention (tolerant) holds on 4 graphs" in printed
     assert "check: 4 tokens equal the plain model's" in printed
-
-
-@CASES.add(A2)
-def one_graph_serves_a_thousand_steps_of_growing_length(folder: Path) -> None:
-    step = steps.StepCase(replace(steps.BASE, num_hidden_layers=1), HALF, 512, "decode")
-    graph = step.selected(find_soc(A2))
-    inputs = steps.step_inputs(step)
-    arguments = [w.to("npu") for w in steps.weights_of(graph, step)]
-    arguments += [torch.zeros(n.meta["val"].shape, dtype=HALF).to("npu") for n in graph.placeholders("cache")]
-    with recorded_graphs() as loaded:
-        names = [node.name for node in graph.placeholders("input")]
-        run = lower(graph).load([*arguments, *(inputs[name].to("npu") for name in names)])
-        for position in range(1000):
-            inputs["positions"][:2] = position
-            inputs["context_lens"][:2] = position + 1
-            table = inputs["block_table"][:2, position // 512]
-            inputs["slot_mapping"][:2, 0] = table * 512 + position % 512
-            run(*arguments, *(inputs[name].to("npu") for name in names))
-    assert len(loaded) == 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import budget_cases
+import compile_time_cases
 import full_size_cases
 import level_2_cases
 import listing_cases
@@ -12,9 +14,8 @@ import rank_cases
 import token_cases
 from support.standin_cases import A2, DUO, Case, Cases
 
-CASES = Cases(
-    {**level_2_cases.CASES, **token_cases.CASES, **full_size_cases.CASES, **listing_cases.CASES, **rank_cases.CASES}
-)
+PARTS = (level_2_cases, token_cases, full_size_cases, listing_cases, rank_cases, budget_cases, compile_time_cases)
+CASES = Cases({name: case for part in PARTS for name, case in part.CASES.items()})
 LISTINGS = Path(sys.argv[3]).parent / "listings" if __name__ == "__main__" else Path()
 
 for _soc in (A2, DUO):

@@ -1,0 +1,159 @@
+"""Budgets of what lowered graphs do besides the model's mathematics: gathers of cached blocks, recompiles; and the same
+model taken naively. See support.standin_cases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import graph_model  # noqa: F401  (before torch)
+
+import torch  # isort: skip
+from support import torchair_steps as steps  # isort: skip
+from support.checkpoints import make_checkpoint
+from support.standin_cases import A2, DUO, Case, Cases
+
+from graph_model.ascend.cost import gathered_bytes
+from graph_model.ascend.recording import LoadedGraph, recorded_graphs
+from graph_model.ascend.soc import find_soc
+from graph_model.backends.torchair import AscendOptions, TorchairBackend, kernel_passes
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.compile import CompiledModel
+from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
+from graph_model.graph import ModelGraph, Pages
+from passes.manager import DEFAULT_PASSES, run_passes
+from runners.engine.sampling_params import SamplingParams
+from runners.entry import compose
+from runners.inspection.naive import measure
+from runners.llm import LLM
+from runners.settings import resolve_settings
+
+CASES = Cases()
+HALF = torch.float16
+BLOCK = 64
+
+
+def selected(config: GemmaConfig, bucket: Bucket, soc: str) -> ModelGraph:
+    graph = capture(config, bucket, Pages(1024, BLOCK), HALF)
+    run_passes(graph, [*(cls() for cls in DEFAULT_PASSES), *kernel_passes(AscendOptions(find_soc(soc), "exact"))])
+    return graph
+
+
+def check_gathers(found: dict[str, int], graph: ModelGraph, tensors: int) -> None:
+    """Each of `tensors` gathers copies the blocks that the rows' tables name, once."""
+    config, bucket, pages = graph.config, graph.bucket, graph.pages
+    rows = bucket.batch * bucket.table_width * pages.block_size
+    each = prod((rows, config.num_key_value_heads, config.head_dim, graph.dtype.itemsize))
+    assert sorted(found.values()) == [each] * tensors, (found, each, tensors)
+
+
+def gathers_are_budgeted(soc: str, config: GemmaConfig, bucket: Bucket, folder: Path) -> None:
+    """Keys and values of every layer, and the dump says so."""
+    graph = selected(replace(config, num_hidden_layers=2), bucket, soc)
+    backend = TorchairBackend(AscendOptions(find_soc(soc), "exact", dump_dir=folder), folder)
+    lowered = backend.lower(graph)
+    found = gathered_bytes(lowered.graph)
+    check_gathers(found, graph, tensors=4)
+    text = (folder / str(bucket) / "lowered.txt").read_text()
+    assert f"# gathers of cached blocks: 4, which copy {sum(found.values())} bytes\n" in text
+    assert "blocks are gathered" in text
+
+
+for _soc, _name, _config, _bucket in (
+    (A2, "later_chunk_of_2b", GEMMA_2B, Bucket("extend", 2, 256, 16)),
+    (DUO, "later_chunk_of_7b", GEMMA_7B, Bucket("extend", 1, 256, 16)),
+    (DUO, "decode_of_2b", GEMMA_2B, Bucket("decode", 8, 1, 16)),
+):
+    CASES[f"a_{_name}_gathers_each_block_once_on_{_soc}"] = Case(
+        _soc,
+        lambda folder, soc=_soc, config=_config, bucket=_bucket: gathers_are_budgeted(soc, config, bucket, folder),
+    )
+
+
+@CASES.add(A2)
+def nothing_is_gathered_where_attention_reads_pages(folder: Path) -> None:
+    backend = TorchairBackend(AscendOptions(find_soc(A2), "exact", dump_dir=folder), folder)
+    graph = selected(replace(GEMMA_2B, num_hidden_layers=1), Bucket("decode", 8, 1, 16), A2)
+    assert not gathered_bytes(backend.lower(graph).graph)
+    assert "# gathers of cached blocks: 0, " in (folder / "decode-b8-w16" / "lowered.txt").read_text()
+
+
+@dataclass
+class Serving:
+    """What a model did: buckets that it ran, graphs that the engine got, steps that were made after warming up."""
+
+    buckets: list[Bucket] = field(default_factory=list)
+    graphs: list[LoadedGraph] = field(default_factory=list)
+    compiled_late: int = 0
+
+
+@contextmanager
+def observed(llm: LLM) -> Iterator[Serving]:
+    model: Any = llm.loaded.model
+    assert isinstance(model, CompiledModel)
+    before, run, serving = model.report.compiled, model.run, Serving()
+
+    def note(bucket: Bucket) -> Any:
+        serving.buckets.append(bucket)
+        return run(bucket)
+
+    with recorded_graphs() as serving.graphs:
+        model.run = note
+        yield serving
+    serving.compiled_late = model.report.compiled - before
+
+
+def check_one_graph_per_bucket(warm_up: Serving, serving: Serving) -> None:
+    """Every bucket's graph was handed over while warming up, once; none later."""
+    assert len(warm_up.graphs) == warm_up.compiled_late >= len(set(serving.buckets)), warm_up
+    assert serving.compiled_late == len(serving.graphs) == 0, serving
+
+
+def serve_growing_lengths(folder: Path, spoil: Any = None) -> tuple[Serving, Serving]:
+    """Two sequences side by side, whose lengths grow over three widths of the block table."""
+    config = replace(steps.BASE, num_hidden_layers=1, max_position_embeddings=2048)
+    make_checkpoint(folder / "checkpoint", config, dtype=HALF)
+    settings = ["backend=torchair", f"model.path={folder / 'checkpoint'}", f"cache_dir={folder / 'cache'}"]
+    settings += ["block_size=16", "max_batch_size=2", "max_prefill_batch_size=1", "max_prefill_tokens=64"]
+    prompts, sampling = [[5, 6, 7], list(range(3, 60))], SamplingParams(max_new_tokens=1010, ignore_eos=True)
+    with LLM([*settings, "max_seq_len=1088"]) as llm:
+        with observed(llm) as warm_up:
+            llm.warm_up(prompts, sampling)
+        if spoil is not None:
+            spoil(llm.loaded.model)
+        with observed(llm) as serving:
+            results = llm.generate(prompts, sampling)
+    assert [len(result.token_ids) for result in results] == [1010, 1010]
+    return warm_up, serving
+
+
+@CASES.add(A2)
+def a_thousand_steps_of_growing_lengths_recompile_nothing(folder: Path) -> None:
+    warm_up, serving = serve_growing_lengths(folder)
+    check_one_graph_per_bucket(warm_up, serving)
+    assert len(serving.buckets) >= 1000
+    decode = {bucket.table_width for bucket in serving.buckets if bucket.phase == "decode"}
+    assert len(decode) >= 3, decode
+
+
+@CASES.add(A2)
+def transformers_taken_naively_has_four_times_the_kernels(folder: Path) -> None:
+    settings = compose("infer", ["backend=torchair", "model=gemma_2b", "weights=random", "dtype=float16"])
+    resolved = replace(resolve_settings(settings), cache_dir=folder)
+    naive, prefill, decode = measure(resolved, 512).values()
+    for own in (prefill, decode):
+        assert naive.kernels > 4 * own.kernels, (naive, own)
+        assert naive.layer_bytes > 2 * own.layer_bytes, (naive, own)
+        assert naive.step_bytes > 2 * own.step_bytes, (naive, own)
+        assert own.uncounted == own.by_type.get("Transpose", 0) == own.by_type.get("Cast", 0) == 0, own
+    weights = 110e6 * 2  # parameters of a layer of Gemma-2B, in float16
+    assert 0.99 * weights < decode.layer_bytes < 1.05 * weights, decode
+
+
+if __name__ == "__main__":
+    CASES.main()
