@@ -26,9 +26,17 @@ class EngineGraph:
         self._graph.load(dict(options) if options is not None else {**local, **own})
         self._graph.compile()
 
-    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The graph's outputs for tensors on device npu, in the order of the Data nodes' indices."""
-        return list(self._graph.run(list(inputs)))
+    def run(self, inputs: Sequence[Tensor], assigned: Mapping[int, int] | None = None) -> list[Tensor]:
+        """The graph's outputs for tensors on device npu, in the order of the Data nodes' indices.
+
+        assigned: outputs that are written over inputs, and which.
+        """
+        if not assigned:
+            return list(self._graph.run(list(inputs)))
+        targets: list[Tensor | None] = [None] * len(self._graph.attr["_output_dtypes"].list.i)
+        for output, index in assigned.items():
+            targets[output] = inputs[index]
+        return list(self._graph.run(list(inputs), targets))
 
 
 def compiler_config() -> Any:

@@ -16,6 +16,7 @@ from torch.fx.traceback import preserve_node_meta
 from graph_model.ascend.engine import compiler_config
 from graph_model.ascend.ge_graph import GeGraph, read_graph
 from graph_model.ascend.origins import annotate
+from graph_model.ascend.stored_step import LoadedStep, StoredStep, stored_step
 from graph_model.graph import ModelGraph
 
 aten = torch.ops.aten
@@ -65,21 +66,13 @@ class LoweredStep:
         """torchair's own text of the graph."""
         self.concrete.dump(str(path))
 
-    def load(self, arguments: Sequence[Tensor]) -> LoadedStep:
-        """Hand the graph to the engine, which compiles it for tensors like `arguments`."""
-        from torchair.core._backend import initialize_graph_engine
+    def stored(self) -> StoredStep:
+        """What running the step takes, as data."""
+        return stored_step(self.concrete, self.views)
 
-        concrete, tensors = self.concrete, self.as_read(arguments)
-        functions = [info.func for info in concrete._input_info_list]
-        concrete._input_process = concrete._gen_input_process(
-            concrete._fx_input_names, concrete._all_sym_input_idx, functions
-        )
-        concrete.update_graph_with_runtime(concrete._input_process(*tensors), tensors)
-        local_options, global_options = concrete._normalize_ge_option()
-        initialize_graph_engine(global_options)
-        concrete.graph.load(local_options)
-        concrete.compile()
-        return LoadedStep(self)
+    def load(self) -> LoadedStep:
+        """Hand the graph to the engine, which compiles it."""
+        return self.stored().load()
 
     def as_read(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """The arguments as the graph reads them: caches under the graph's shape, over the same memory."""
@@ -87,20 +80,6 @@ class LoweredStep:
             argument.view(self.views[index]) if index in self.views else argument
             for index, argument in enumerate(arguments)
         ]
-
-
-class LoadedStep:
-    """Runs a loaded graph on the tensors of its placeholders."""
-
-    def __init__(self, lowered: LoweredStep) -> None:
-        self._lowered = lowered
-        self._seen: tuple[Tensor, ...] = ()
-        self._tensors: list[Tensor] = []
-
-    def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
-        if len(arguments) != len(self._seen) or any(a is not b for a, b in zip(arguments, self._seen, strict=True)):
-            self._seen, self._tensors = arguments, self._lowered.as_read(arguments)
-        return self._lowered.concrete(*self._tensors)
 
 
 def lower(graph: ModelGraph) -> LoweredStep:

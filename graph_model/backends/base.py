@@ -37,7 +37,8 @@ class Backend(Protocol):
         """A function of the graph's placeholders that returns its outputs and writes its caches in place.
 
         arguments: tensors of the placeholders' shapes on the backend's device, in order; read for their metadata.
-        artifact: where to leave a file from which `load` makes the same function; None: nowhere.
+        artifact: where to leave a file from which `load` makes the same function; None: nowhere. A graph that can be
+        used in this process only leaves none.
         """
 
     def load(self, artifact: Path) -> StepFunction | None:

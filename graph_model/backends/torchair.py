@@ -18,6 +18,7 @@ from graph_model.ascend.kernels import register_kernels
 from graph_model.ascend.listing import list_graph
 from graph_model.ascend.lower import LoweredStep, lower
 from graph_model.ascend.soc import Soc
+from graph_model.ascend.stored_step import StoredStep
 from graph_model.backends.base import Check, StepFunction
 from graph_model.graph import ModelGraph
 from graph_model.quantisation import Scheme
@@ -71,7 +72,7 @@ class TorchairBackend:
     """
 
     name: ClassVar[str] = "torchair"
-    leaves_artifacts: ClassVar[bool] = False
+    leaves_artifacts: ClassVar[bool] = True
 
     def __init__(self, options: AscendOptions, standin_dir: Path) -> None:
         standin.load(options.soc, standin_dir)
@@ -97,7 +98,11 @@ class TorchairBackend:
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         lowered = self.lower(graph)
-        step = lowered.load(arguments)
+        stored = lowered.stored()
+        # A device's graph names its communication groups, which the next process names otherwise.
+        if artifact is not None and (graph.shard.world_size == 1 or standin.is_standin()):
+            stored.write(artifact)
+        step = stored.load()
         if self.options.check == "no":
             return step
         self.checked_steps.append(CheckedStep(graph, lowered, step, record=self.options.check == "record"))
@@ -111,7 +116,13 @@ class TorchairBackend:
         return lowered
 
     def load(self, artifact: Path) -> StepFunction | None:
-        return None
+        """None where the graph is to be compared or dumped, for which it must be made."""
+        if self.options.check != "no" or self.options.dump_dir is not None:
+            return None
+        try:
+            return StoredStep.read(artifact).load()
+        except (OSError, ValueError, KeyError):
+            return None
 
     def _dump(self, graph: ModelGraph, lowered: LoweredStep, folder: Path) -> None:
         """torchair's text of the lowered graph, and a listing that says where it runs and which attention was taken."""

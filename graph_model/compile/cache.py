@@ -50,12 +50,14 @@ class CompileCache:
             return None
 
     def store(self, key: str, description: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """Add an entry; `write` writes the artifact to the path that it is given."""
+        """Add an entry; `write` writes the artifact to the path that it is given; if it writes none, none is added."""
         folder = self._entry(key).parent
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
             artifact, entry = Path(temporary) / "artifact", Path(temporary) / "entry"
             write(artifact)
+            if not artifact.exists():
+                return
             digest = hashlib.sha256(artifact.read_bytes()).hexdigest()
             entry.write_text(json.dumps({"artifact": digest, "description": description}, indent=1), encoding="utf-8")
             os.replace(artifact, self._artifact(digest))

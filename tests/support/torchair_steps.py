@@ -141,7 +141,7 @@ def run_lowered(
     own = [cache.to("npu") for cache in caches]
     arguments = [weight.to("npu") for weight in weights_of(graph, case)] + own
     arguments += [inputs[node.name].to("npu") for node in graph.placeholders("input")]
-    logits = lowered.load(arguments)(*arguments)[0].cpu()
+    logits = lowered.load()(*arguments)[0].cpu()
     return StepResult(logits[:2], logits[2], _contents(case, [cache.cpu() for cache in own]))
 
 

@@ -67,7 +67,7 @@ def prepared(soc: str, phase: str, selection: str = "greedy", logprobs: int = -1
     weights = [w.to("npu") for w in steps.weights_of(graph, steps.StepCase(steps.BASE, HALF, 64, "decode"))]
     lowered = lower(graph)
     step = Prepared(graph, lowered, lambda: None, weights)
-    return replace(step, run=lowered.load(step.arguments()))
+    return replace(step, run=lowered.load())
 
 
 def all_phases_agree(soc: str) -> None:

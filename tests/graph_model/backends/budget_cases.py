@@ -85,18 +85,23 @@ def nothing_is_gathered_where_attention_reads_pages(folder: Path) -> None:
 
 @dataclass
 class Serving:
-    """What a model did: buckets that it ran, graphs that the engine got, steps that were made after warming up."""
+    """What a model did: buckets that it ran, graphs that the engine got, steps made or read from the cache."""
 
     buckets: list[Bucket] = field(default_factory=list)
     graphs: list[LoadedGraph] = field(default_factory=list)
-    compiled_late: int = 0
+    made: int = 0
 
 
 @contextmanager
 def observed(llm: LLM) -> Iterator[Serving]:
     model: Any = llm.loaded.model
     assert isinstance(model, CompiledModel)
-    before, run, serving = model.report.compiled, model.run, Serving()
+    report, run, serving = model.report, model.run, Serving()
+
+    def made() -> int:
+        return report.compiled + report.from_cache
+
+    before = made()
 
     def note(bucket: Bucket) -> Any:
         serving.buckets.append(bucket)
@@ -105,36 +110,41 @@ def observed(llm: LLM) -> Iterator[Serving]:
     with recorded_graphs() as serving.graphs:
         model.run = note
         yield serving
-    serving.compiled_late = model.report.compiled - before
+    serving.made = made() - before
 
 
 def check_one_graph_per_bucket(warm_up: Serving, serving: Serving) -> None:
     """Every bucket's graph was handed over while warming up, once; none later."""
-    assert len(warm_up.graphs) == warm_up.compiled_late >= len(set(serving.buckets)), warm_up
-    assert serving.compiled_late == len(serving.graphs) == 0, serving
+    assert len(warm_up.graphs) == warm_up.made >= len(set(serving.buckets)), warm_up
+    assert serving.made == len(serving.graphs) == 0, serving
 
 
-def serve_growing_lengths(folder: Path, spoil: Any = None) -> tuple[Serving, Serving]:
-    """Two sequences side by side, whose lengths grow over three widths of the block table."""
+def serve_growing_lengths(
+    folder: Path, steps_each: int, max_seq_len: int, spoil: Any = None
+) -> tuple[Serving, Serving]:
+    """Two sequences side by side, which grow by so many tokens; what was done while warming up, and afterwards.
+
+    spoil: what to do to the model in between.
+    """
     config = replace(steps.BASE, num_hidden_layers=1, max_position_embeddings=2048)
     make_checkpoint(folder / "checkpoint", config, dtype=HALF)
     settings = ["backend=torchair", f"model.path={folder / 'checkpoint'}", f"cache_dir={folder / 'cache'}"]
     settings += ["block_size=16", "max_batch_size=2", "max_prefill_batch_size=1", "max_prefill_tokens=64"]
-    prompts, sampling = [[5, 6, 7], list(range(3, 60))], SamplingParams(max_new_tokens=1010, ignore_eos=True)
-    with LLM([*settings, "max_seq_len=1088"]) as llm:
+    prompts, sampling = [[5, 6, 7], list(range(3, 60))], SamplingParams(max_new_tokens=steps_each, ignore_eos=True)
+    with LLM([*settings, f"max_seq_len={max_seq_len}"]) as llm:
         with observed(llm) as warm_up:
             llm.warm_up(prompts, sampling)
         if spoil is not None:
             spoil(llm.loaded.model)
         with observed(llm) as serving:
             results = llm.generate(prompts, sampling)
-    assert [len(result.token_ids) for result in results] == [1010, 1010]
+    assert [len(result.token_ids) for result in results] == [steps_each] * 2
     return warm_up, serving
 
 
 @CASES.add(A2)
 def a_thousand_steps_of_growing_lengths_recompile_nothing(folder: Path) -> None:
-    warm_up, serving = serve_growing_lengths(folder)
+    warm_up, serving = serve_growing_lengths(folder, 1010, 1088)
     check_one_graph_per_bucket(warm_up, serving)
     assert len(serving.buckets) >= 1000
     decode = {bucket.table_width for bucket in serving.buckets if bucket.phase == "decode"}

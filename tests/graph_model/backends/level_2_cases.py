@@ -4,11 +4,13 @@ lowered, and the canonical graph that it was made from. Faults planted into the 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
+from full_size_cases import check_lean  # isort: skip
 from support import torchair_steps as steps  # isort: skip
 from support.configs import TINY_CONFIGS
 from support.standin_cases import A2, DUO, Case, Cases
@@ -24,6 +26,7 @@ from passes.check import TOLERANCE
 from passes.contract import PassError
 
 CASES = Cases()
+CATCHERS = ("attributes", "copies", "interpreter", "numbers", "kernels")
 HALF, BRAIN = torch.float16, torch.bfloat16
 INT8_TOLERANCE = 0.1  # one unit of an int8 activation moves logits of a small random model by more than rounding does
 PHASES = ("prefill", "extend", "decode")
@@ -141,23 +144,34 @@ def caught(soc: str, step: steps.StepCase, mutate: Mutation) -> str:
         return "attributes"
     lowered = lower(graph)
     counts = count_nodes(lowered.graph)
-    if any(counts.copies[name] for name in ("TensorMove", "Assign", "Transpose")) or counts.weight_copies:
+    try:
+        check_lean(counts, "mutation")
+    except AssertionError:
         return "copies"
     try:
         found = steps.run_lowered(lowered, graph, step, inputs, caches)
     except GeGraphError:
         return "interpreter"
     bound = TOLERANCE[step.dtype] if not step.kv8 else INT8_TOLERANCE
-    return "numbers" if steps.difference(reference, found) > bound else ""
+    if steps.difference(reference, found) > bound:
+        return "numbers"
+    return "kernels" if counts.compute > budget(soc, step) else ""
+
+
+@cache
+def budget(soc: str, step: steps.StepCase) -> int:
+    """Kernels of the step without a fault."""
+    return count_nodes(lower(step.selected(find_soc(soc))).graph).compute
 
 
 def check_mutations(soc: str) -> None:
     unnoticed = {}
-    for name, (phase, catcher, mutate) in MUTATIONS[soc].items():
-        found = caught(soc, steps.StepCase(steps.BASE, HALF, 64, phase), mutate)
-        if found != catcher:
-            unnoticed[name] = f"{found or 'nothing'} instead of {catcher}"
+    for name, fault in MUTATIONS[soc].items():
+        found = caught(soc, steps.StepCase(fault.config, HALF, 64, fault.phase), fault.mutate)
+        if found != fault.noticed_by:
+            unnoticed[name] = f"{found or 'nothing'} instead of {fault.noticed_by}"
     assert not unnoticed, unnoticed
+    assert {fault.noticed_by for fault in MUTATIONS[soc].values()} >= {*CATCHERS}
 
 
 for _soc in (A2, DUO):

@@ -6,15 +6,27 @@ import sys
 from pathlib import Path
 
 import budget_cases
+import cache_cases
 import compile_time_cases
 import full_size_cases
+import graph_fault_cases
 import level_2_cases
 import listing_cases
 import rank_cases
 import token_cases
 from support.standin_cases import A2, DUO, Case, Cases
 
-PARTS = (level_2_cases, token_cases, full_size_cases, listing_cases, rank_cases, budget_cases, compile_time_cases)
+PARTS = (
+    level_2_cases,
+    token_cases,
+    full_size_cases,
+    listing_cases,
+    rank_cases,
+    budget_cases,
+    cache_cases,
+    compile_time_cases,
+    graph_fault_cases,
+)
 CASES = Cases({name: case for part in PARTS for name, case in part.CASES.items()})
 LISTINGS = Path(sys.argv[3]).parent / "listings" if __name__ == "__main__" else Path()
 

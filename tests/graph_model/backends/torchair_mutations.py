@@ -1,17 +1,21 @@
 """Faults planted into graphs whose kernels were selected, each with the check that must notice it.
 
-attributes: the model's attributes are followed to the final graph. copies: counts of the lowered graph's nodes.
-interpreter: the GE interpreter refuses. numbers: results differ from the canonical graph's by more than rounding.
+attributes: the model's attributes are followed to the final graph. copies: caches and weights that the lowered graph
+copies. interpreter: the GE interpreter refuses. numbers: results differ from the canonical graph's by more than
+rounding. kernels: the lowered graph has more of them than budgeted, though it computes the same.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from support import torchair_steps as steps
 from torch import fx
 
+from graph_model.config import GemmaConfig
 from graph_model.graph import ModelGraph
 
 Mutation = Callable[[ModelGraph], None]
@@ -133,6 +137,52 @@ def copy_a_cache(graph: ModelGraph) -> None:
     graph.insert(aten.copy_.default, cache, doubled, at=graph.graph.output_node())
 
 
+def cast_a_weight(graph: ModelGraph) -> None:
+    """A linear layer rounds its weight at run time, to what it is."""
+    node = calls(graph, "ascend::linear")[0]
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    wide = graph.insert(aten.to.dtype, weight, torch.float32, at=node)
+    node.replace_input_with(weight, graph.insert(aten.to.dtype, wide, graph.dtype, at=node))
+
+
+def negate_twice(graph: ModelGraph) -> None:
+    """A layer does something that changes nothing."""
+    node = calls(graph, "ascend::linear")[0]
+    x = node.args[0]
+    assert isinstance(x, fx.Node)
+    node.replace_input_with(x, graph.insert(aten.neg.default, graph.insert(aten.neg.default, x, at=node), at=node))
+
+
+def subtract_norm_offset(graph: ModelGraph) -> None:
+    """The norm multiplies by w, not by 1 + w: its weight is made smaller by 1."""
+    node = calls(graph, "npu::npu_rms_norm")[0]
+    weight = node.args[1]
+    assert isinstance(weight, fx.Node)
+    node.replace_input_with(weight, graph.insert(aten.add.Tensor, weight, -1.0, at=node))
+
+
+def swap_scattered_caches(graph: ModelGraph) -> None:
+    """Keys are written where values belong, and the other way round."""
+    first, second = calls(graph, "npu::npu_scatter_nd_update_")[:2]
+    first.args, second.args = (second.args[0], *first.args[1:]), (first.args[0], *second.args[1:])
+
+
+def hide_own_token(graph: ModelGraph) -> None:
+    """The causal mask hides a token from itself, but for the first."""
+    node = calls(graph, "aten::gt.Tensor")[0]
+    keys, visible = node.args
+    assert isinstance(visible, fx.Node)
+    earlier = graph.insert(aten.clamp.default, graph.insert(aten.sub.Tensor, visible, 1, at=node), 0, at=node)
+    node.args = (keys, earlier)
+
+
+def rotate_the_other_way(graph: ModelGraph) -> None:
+    """Rotary embedding that is written out loses its minus sign."""
+    node = calls(graph, "aten::neg")[0]
+    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+
+
 def halved(value: object) -> object:
     assert isinstance(value, float)
     return value / 2
@@ -141,37 +191,67 @@ def halved(value: object) -> object:
 FUSED, SCATTER = "air::npu_fused_infer_attention_score", "npu::npu_scatter_pa_kv_cache"
 INCREMENTAL, PROMPT = "ascend::incre_flash_attention", "npu::npu_prompt_flash_attention"
 
-# name: (phase, the check that notices it, the fault)
-MUTATIONS: dict[str, dict[str, tuple[str, str, Mutation]]] = {
+WIDE_HEADS = replace(steps.BASE, num_attention_heads=2, num_key_value_heads=2, head_dim=256)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """phase: of the step. noticed_by: the check that notices it, "" for none. mutate: plants it."""
+
+    phase: str
+    noticed_by: str
+    mutate: Mutation
+    config: GemmaConfig = steps.BASE
+
+
+_A2_NORM, _DUO_NORM = "ascend::gemma_rms_norm", "npu::npu_rms_norm"
+_CHANGED_HEADS = change_keyword(INCREMENTAL, "num_heads", lambda heads: 2)
+MUTATIONS: dict[str, dict[str, Fault]] = {
     A2: {
-        "none": ("extend", "", lambda graph: None),
-        "wrong softmax scale": ("decode", "attributes", change_keyword(FUSED, "scale", halved)),
-        "lost 1 + w": ("decode", "attributes", lose_norm_offset),
-        "wrong eps": ("decode", "attributes", set_argument("ascend::gemma_rms_norm", 2, 1e-3)),
-        "lost embedding scale": ("decode", "attributes", lose_embedding_scale),
-        "swapped block table": ("decode", "numbers", rows_swapped("block_table")),
-        "swapped positions": ("decode", "numbers", rows_swapped("positions")),
-        "context one token short": ("extend", "numbers", shifted("context_lens", -1)),
-        "query lengths lost": ("extend", "interpreter", drop_keywords(FUSED, "actual_seq_lengths")),
-        "mask lost": ("prefill", "numbers", drop_keywords(FUSED, "atten_mask", "sparse_mode")),
-        "keys for values": ("decode", "numbers", swap_arguments(FUSED, 1, 2)),
-        "caches swapped": ("decode", "numbers", swap_arguments(SCATTER, 2, 3)),
-        "one slot for all": ("decode", "interpreter", zero_slots),
-        "wrong block size": ("decode", "interpreter", change_keyword(FUSED, "block_size", lambda size: 32)),
-        "up activated": ("decode", "numbers", set_argument("npu::npu_geglu", 3, False)),
-        "sine for cosine": ("decode", "numbers", swap_arguments("npu::npu_rotary_mul", 1, 2)),
-        "transposed weight": ("decode", "copies", transpose_a_weight),
-        "copied cache": ("decode", "copies", copy_a_cache),
+        "none": Fault("extend", "", lambda graph: None),
+        "wrong softmax scale": Fault("decode", "attributes", change_keyword(FUSED, "scale", halved)),
+        "lost 1 + w": Fault("decode", "attributes", lose_norm_offset),
+        "wrong eps": Fault("decode", "attributes", set_argument(_A2_NORM, 2, 1e-3)),
+        "lost embedding scale": Fault("decode", "attributes", lose_embedding_scale),
+        "swapped block table": Fault("decode", "numbers", rows_swapped("block_table")),
+        "swapped positions": Fault("decode", "numbers", rows_swapped("positions")),
+        "context one token short": Fault("extend", "numbers", shifted("context_lens", -1)),
+        "query lengths lost": Fault("extend", "interpreter", drop_keywords(FUSED, "actual_seq_lengths")),
+        "mask lost": Fault("prefill", "numbers", drop_keywords(FUSED, "atten_mask", "sparse_mode")),
+        "keys for values": Fault("decode", "numbers", swap_arguments(FUSED, 1, 2)),
+        "caches swapped": Fault("decode", "numbers", swap_arguments(SCATTER, 2, 3)),
+        "one slot for all": Fault("decode", "interpreter", zero_slots),
+        "wrong block size": Fault("decode", "interpreter", change_keyword(FUSED, "block_size", lambda size: 32)),
+        "up activated": Fault("decode", "numbers", set_argument("npu::npu_geglu", 3, False)),
+        "sine for cosine": Fault("decode", "numbers", swap_arguments("npu::npu_rotary_mul", 1, 2)),
+        "transposed weight": Fault("decode", "copies", transpose_a_weight),
+        "weight cast at run time": Fault("decode", "copies", cast_a_weight),
+        "copied cache": Fault("decode", "copies", copy_a_cache),
+        "one kernel too many": Fault("decode", "kernels", negate_twice),
     },
     DUO: {
-        "none": ("decode", "", lambda graph: None),
-        "wrong softmax scale": ("decode", "attributes", change_keyword(INCREMENTAL, "scale", halved)),
-        "wrong scale in prefill": ("prefill", "attributes", change_keyword(PROMPT, "scale_value", halved)),
-        "swapped block table": ("decode", "numbers", rows_swapped("block_table")),
-        "context one token short": ("extend", "numbers", shifted("context_lens", -1)),
-        "wrong head count": ("decode", "interpreter", change_keyword(INCREMENTAL, "num_heads", lambda heads: 2)),
-        "one slot for all": ("decode", "interpreter", zero_slots),
-        "transposed weight": ("decode", "copies", transpose_a_weight),
-        "copied cache": ("decode", "copies", copy_a_cache),
+        "none": Fault("decode", "", lambda graph: None),
+        "wrong softmax scale": Fault("decode", "attributes", change_keyword(INCREMENTAL, "scale", halved)),
+        "wrong scale in prefill": Fault("prefill", "attributes", change_keyword(PROMPT, "scale_value", halved)),
+        "lost 1 + w": Fault("decode", "numbers", subtract_norm_offset),
+        "wrong eps": Fault("decode", "attributes", set_argument(_DUO_NORM, 2, 1e-3)),
+        "lost embedding scale": Fault("decode", "attributes", lose_embedding_scale),
+        "swapped block table": Fault("decode", "numbers", rows_swapped("block_table")),
+        "swapped positions": Fault("decode", "numbers", rows_swapped("positions")),
+        "context one token short": Fault("extend", "numbers", shifted("context_lens", -1)),
+        "mask lost": Fault("prefill", "numbers", drop_keywords(PROMPT, "atten_mask")),
+        "mask one token late": Fault("prefill", "numbers", hide_own_token),
+        "keys for values": Fault("decode", "numbers", swap_arguments(INCREMENTAL, 1, 2)),
+        "keys for values in prefill": Fault("prefill", "numbers", swap_arguments(PROMPT, 1, 2)),
+        "caches swapped": Fault("decode", "numbers", swap_scattered_caches),
+        "wrong head count": Fault("decode", "interpreter", _CHANGED_HEADS),
+        "one slot for all": Fault("decode", "interpreter", zero_slots),
+        "up activated": Fault("decode", "numbers", set_argument("npu::npu_geglu", 3, False)),
+        "sine for cosine": Fault("decode", "numbers", swap_arguments("npu::npu_rotary_mul", 1, 2)),
+        "rotation the other way": Fault("decode", "numbers", rotate_the_other_way, WIDE_HEADS),
+        "transposed weight": Fault("decode", "copies", transpose_a_weight),
+        "weight cast at run time": Fault("decode", "copies", cast_a_weight),
+        "copied cache": Fault("decode", "copies", copy_a_cache),
+        "one kernel too many": Fault("decode", "kernels", negate_twice),
     },
 }

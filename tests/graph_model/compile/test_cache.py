@@ -176,6 +176,17 @@ def test_a_failed_compilation_leaves_no_entry(cache: CompileCache) -> None:
     assert not [path for path in cache.root.rglob("*") if path.is_file()]
 
 
+def test_a_step_that_cannot_be_kept_is_compiled_at_every_start(cache: CompileCache) -> None:
+    class ForgetfulBackend(RecordingBackend):
+        def compile(self, graph: ModelGraph, arguments: Any, artifact: Path | None) -> Any:
+            self.compiled += 1
+            return graph.module.forward
+
+    for _ in range(2):
+        assert warm(recipe(cache, ForgetfulBackend())).report.compiled == 1
+    assert not [path for path in cache.root.rglob("*") if path.is_file()]
+
+
 def test_writers_of_one_entry_at_the_same_time_leave_a_good_one(cache: CompileCache) -> None:
     def store(number: int) -> None:
         cache.store("key", {"n": 0}, _write)
