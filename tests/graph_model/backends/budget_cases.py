@@ -10,6 +10,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
@@ -17,6 +19,7 @@ from support import torchair_steps as steps  # isort: skip
 from support.checkpoints import make_checkpoint
 from support.standin_cases import A2, DUO, Case, Cases
 
+from graph_model.ascend import standin
 from graph_model.ascend.cost import gathered_bytes
 from graph_model.ascend.recording import LoadedGraph, recorded_graphs
 from graph_model.ascend.soc import find_soc
@@ -29,9 +32,9 @@ from graph_model.graph import ModelGraph, Pages
 from passes.manager import DEFAULT_PASSES, run_passes
 from runners.engine.sampling_params import SamplingParams
 from runners.entry import compose
-from runners.inspection.naive import measure
+from runners.inspection import naive as naive_module
+from runners.inspection.naive import compare_with_naive, measure
 from runners.llm import LLM
-from runners.settings import resolve_settings
 
 CASES = Cases()
 HALF = torch.float16
@@ -153,9 +156,21 @@ def a_thousand_steps_of_growing_lengths_recompile_nothing(folder: Path) -> None:
 
 @CASES.add(A2)
 def transformers_taken_naively_has_four_times_the_kernels(folder: Path) -> None:
-    settings = compose("infer", ["backend=torchair", "model=gemma_2b", "weights=random", "dtype=float16"])
-    resolved = replace(resolve_settings(settings), cache_dir=folder)
-    naive, prefill, decode = measure(resolved, 512).values()
+    settings = ["model=gemma_2b", "weights=random", "dtype=float16", f"cache_dir={folder}"]
+    measured: list[dict[str, Any]] = []
+
+    def note(*arguments: Any) -> Any:
+        measured.append(measure(*arguments))
+        return measured[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(naive_module, "measure", note)
+        text = compare_with_naive(compose("inspect_graph", settings), None)
+    naive, prefill, decode = measured[0].values()
+    rows = [line.split() for line in text.splitlines()]
+    assert [row[-7] for row in rows[1:4]] == [str(step.kernels) for step in (naive, prefill, decode)], text
+    assert standin.BANNER in text
+    assert f"{naive.uncounted} nodes of a layer declare no shape" in text
     for own in (prefill, decode):
         assert naive.kernels > 4 * own.kernels, (naive, own)
         assert naive.layer_bytes > 2 * own.layer_bytes, (naive, own)
