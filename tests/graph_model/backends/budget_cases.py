@@ -67,14 +67,15 @@ def gathers_are_budgeted(soc: str, config: GemmaConfig, bucket: Bucket, folder: 
     assert "blocks are gathered" in text
 
 
-for _soc, _name, _config, _bucket in (
-    (A2, "later_chunk_of_2b", GEMMA_2B, Bucket("extend", 2, 256, 16)),
-    (DUO, "later_chunk_of_7b", GEMMA_7B, Bucket("extend", 1, 256, 16)),
-    (DUO, "decode_of_2b", GEMMA_2B, Bucket("decode", 8, 1, 16)),
+for _soc, _name, _config, _bucket, _slow in (
+    (A2, "later_chunk_of_2b", GEMMA_2B, Bucket("extend", 2, 256, 16), False),
+    (DUO, "later_chunk_of_7b", GEMMA_7B, Bucket("extend", 1, 256, 16), True),
+    (DUO, "decode_of_2b", GEMMA_2B, Bucket("decode", 8, 1, 16), False),
 ):
     CASES[f"a_{_name}_gathers_each_block_once_on_{_soc}"] = Case(
         _soc,
         lambda folder, soc=_soc, config=_config, bucket=_bucket: gathers_are_budgeted(soc, config, bucket, folder),
+        _slow,
     )
 
 

@@ -117,7 +117,7 @@ def register_budget(soc: str, size: str, norm: str, layers: int | None, slow: bo
 FAST = {(A2, "7b", "exact"), (A2, "2b", "fused"), (DUO, "2b", "exact")}
 for _soc, _size_name, _norm in BUDGETS:
     register_budget(_soc, _size_name, _norm, None, slow=(_soc, _size_name, _norm) not in FAST)
-register_budget(DUO, "7b", "exact", 8, slow=False)
+register_budget(DUO, "7b", "exact", 4, slow=False)
 
 
 # A quantised decode step may have so many kernels per layer more than its floating-point form.
