@@ -9,15 +9,12 @@ import torch
 from torch import Tensor
 
 from graph_model.ascend import standin
-from graph_model.ascend.checked_step import relative_difference
 from graph_model.ascend.engine import EngineGraph, model_def
 from graph_model.ascend.formulas import FORMULAS
 from graph_model.ascend.ge_graph import GeGraphError, read_graph
 from graph_model.ascend.interpreter import Program
+from graph_model.ascend.rounding import OP_TOLERANCE, relative_difference
 from graph_model.ascend.single_ops import SingleOp
-
-# Largest difference that an op's own rounding may make, relative to the largest value. Integers must be equal.
-OP_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from checked_step_cases import CASES
 from support.standin_cases import A2, run_cases
 
-from graph_model.ascend.checked_step import relative_difference
+from graph_model.ascend.rounding import relative_difference
 
 SCRIPT = Path(checked_step_cases.__file__)
 
