@@ -63,3 +63,11 @@ def model_def() -> Any:
     from torchair._ge_concrete_graph.ge_ir_pb2 import ModelDef
 
     return ModelDef
+
+
+def describe_device() -> dict[str, str]:
+    """Which device and which CANN this is; torch_npu must be loaded over CANN."""
+    import torch_npu
+    from torch_npu.npu.utils import get_cann_version
+
+    return {"device": torch_npu.npu.get_device_name(), "cann": get_cann_version("CANN")}

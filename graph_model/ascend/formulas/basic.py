@@ -103,7 +103,7 @@ def _reduce_max(x: Inputs, a: Attrs) -> list[Tensor]:
 
 def _reduced(x: Inputs, a: Attrs, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
     values = x["x"]
-    for dim in sorted((axis % values.dim() for axis in x["axes"].flatten().tolist()), reverse=True):
+    for dim in sorted((axis % values.dim() for axis in _ints(x["axes"])), reverse=True):
         values = reduce(values, dim)
         values = values.unsqueeze(dim) if a.get("keep_dims") else values
     return values
@@ -155,7 +155,7 @@ def _arg_max(x: Inputs, a: Attrs) -> list[Tensor]:
 
 @formula("Reshape")
 def _reshape(x: Inputs, a: Attrs) -> list[Tensor]:
-    return [torch.from_numpy(np.ascontiguousarray(x["x"].numpy()).ravel().reshape(x["shape"].tolist()))]
+    return [torch.from_numpy(np.ascontiguousarray(x["x"].numpy()).ravel().reshape(_ints(x["shape"])))]
 
 
 @formula("Unsqueeze")
@@ -173,7 +173,7 @@ def _squeeze(x: Inputs, a: Attrs) -> list[Tensor]:
 
 @formula("BroadcastTo")
 def _broadcast(x: Inputs, a: Attrs) -> list[Tensor]:
-    sizes = x["shape"].tolist()
+    sizes = _ints(x["shape"])
     old = [1] * (len(sizes) - x["x"].dim()) + list(x["x"].shape)
     shape = [kept if size == -1 else size for kept, size in zip(old, sizes, strict=True)]
     return [torch.from_numpy(np.broadcast_to(x["x"].numpy(), shape).copy())]
@@ -187,7 +187,7 @@ def _concat(x: Inputs, a: Attrs) -> list[Tensor]:
 
 @formula("SplitV")
 def _split(x: Inputs, a: Attrs) -> list[Tensor]:
-    dim, sizes = int(x["split_dim"]), x["size_splits"].tolist()
+    dim, sizes = int(x["split_dim"]), _ints(x["size_splits"])
     sizes = [x["x"].shape[dim] - sum(sizes) - 1 if size == -1 else size for size in sizes]
     starts = [sum(sizes[:index]) for index in range(len(sizes))]
     return [x["x"].index_select(dim, torch.arange(i, i + n)) for i, n in zip(starts, sizes, strict=True)]
@@ -196,7 +196,7 @@ def _split(x: Inputs, a: Attrs) -> list[Tensor]:
 @formula("Slice")
 def _slice(x: Inputs, a: Attrs) -> list[Tensor]:
     result = x["x"]
-    for dim, (start, size) in enumerate(zip(x["offsets"].tolist(), x["size"].tolist(), strict=True)):
+    for dim, (start, size) in enumerate(zip(_ints(x["offsets"]), _ints(x["size"]), strict=True)):
         result = result.index_select(dim, torch.arange(start, result.shape[dim] if size == -1 else start + size))
     return [result]
 
@@ -204,9 +204,10 @@ def _slice(x: Inputs, a: Attrs) -> list[Tensor]:
 @formula("StridedSliceV2")
 def _strided_slice(x: Inputs, a: Attrs) -> list[Tensor]:
     result = x["x"]
-    axes = x["axes"].tolist() if "axes" in x else range(len(x["begin"]))
-    strides = x["strides"].tolist() if "strides" in x else [1] * len(x["begin"])
-    for axis, begin, end, stride in zip(axes, x["begin"].tolist(), x["end"].tolist(), strides, strict=True):
+    begins, ends = _ints(x["begin"]), _ints(x["end"])
+    axes = _ints(x["axes"]) if "axes" in x else list(range(len(begins)))
+    strides = _ints(x["strides"]) if "strides" in x else [1] * len(begins)
+    for axis, begin, end, stride in zip(axes, begins, ends, strides, strict=True):
         size = result.shape[axis]
         result = result.index_select(axis, torch.tensor(range(size)[begin:end:stride]))
     return [result]
@@ -215,7 +216,7 @@ def _strided_slice(x: Inputs, a: Attrs) -> list[Tensor]:
 @formula("ReverseV2")
 def _reverse(x: Inputs, a: Attrs) -> list[Tensor]:
     result = x["x"]
-    for axis in x["axis"].flatten().tolist():
+    for axis in _ints(x["axis"]):
         result = result.index_select(axis, torch.arange(result.shape[axis] - 1, -1, -1))
     return [result]
 
@@ -228,4 +229,10 @@ def _range(x: Inputs, a: Attrs) -> list[Tensor]:
 
 @formula("Fill")
 def _fill(x: Inputs, a: Attrs) -> list[Tensor]:
-    return [x["value"].reshape(-1)[0] * torch.ones(x["dims"].tolist(), dtype=x["value"].dtype)]
+    return [x["value"].reshape(-1)[0] * torch.ones(_ints(x["dims"]), dtype=x["value"].dtype)]
+
+
+def _ints(values: Tensor) -> list[int]:
+    """An input that is a list of integers; graphs give lists of one also as a number."""
+    found: list[int] = values.flatten().tolist()
+    return found

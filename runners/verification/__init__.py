@@ -1,0 +1,1 @@
+"""runners/verify.py: what it runs, and the report that it writes."""

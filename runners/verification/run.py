@@ -1,0 +1,69 @@
+"""Runs a workload under level 2's checks, then each op of its steps alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+
+from graph_model.ascend import standin
+from graph_model.ascend.acceptance import verify_ops
+from graph_model.ascend.engine import describe_device
+from graph_model.ascend.ge_graph import GeGraphError
+from graph_model.ascend.single_ops import SingleOp, cut_out_ops
+from graph_model.backends.torchair import TorchairBackend
+from graph_model.errors import UserError
+from runners.engine.sampling_params import SamplingParams
+from runners.engine.scoring import ScoreRequest
+from runners.llm import LLM
+from runners.settings import SMALLEST_CHUNK, ModelSettings
+from runners.verification.report import Report, StepResult
+
+# The second prompt takes two chunks, the third finds the second's first chunk in the cache.
+_PROMPT_LENGTHS = (7, 2 * SMALLEST_CHUNK - 2, SMALLEST_CHUNK + 5)
+_SAMPLINGS = (
+    SamplingParams(max_new_tokens=4, ignore_eos=True),
+    SamplingParams(temperature=0.7, top_k=20, top_p=0.9, seed=1, max_new_tokens=4, ignore_eos=True, logprobs=2),
+)
+
+
+def run_verification(settings: ModelSettings) -> Report:
+    """Run the workload of `settings`, whose backend is torchair, and every op of its steps. Raises UserError."""
+    with LLM(settings, check="record") as llm:
+        failures = _run_workload(llm, settings.config.vocab_size)
+        backend = llm.loaded.model.recipe.backend
+        assert isinstance(backend, TorchairBackend)
+        checked = [step for step in backend.checked_steps if step.findings.runs]
+        cases: dict[str, SingleOp] = {}
+        for step in checked:
+            arguments = [tensor.cpu() for tensor in llm.loaded.model.arguments(step.bucket)]
+            cases.update(cut_out_ops(step.lowered, arguments))
+        ops = verify_ops(cases.values())
+        steps = [StepResult(str(step.bucket), step.findings) for step in checked]
+        description = llm.loaded.backend
+    failures += [f"{step.bucket}: {problem}" for step in steps for problem in step.findings.problems]
+    failures += [f"{result.case}: {result.problem}" for result in ops if result.problem]
+    if not ops:
+        failures.append("no step could be run")
+    on_standin = standin.is_standin()
+    versions = {name: importlib.metadata.version(name) for name in ("graph-gemma", "torch", "torch_npu")}
+    return Report(on_standin, description, {} if on_standin else describe_device(), versions, failures, ops, steps)
+
+
+def _run_workload(llm: LLM, vocab_size: int) -> list[str]:
+    """Answer prompts greedily and by sampling, and score a text. What cannot run is a failure, not the end."""
+    prompts = [[3 + (7 * i) % (vocab_size - 3) for i in range(length)] for length in _PROMPT_LENGTHS]
+    text, positions = prompts[0], list(range(len(prompts[0]) - 1))
+    workload: dict[str, Callable[[], object]] = {
+        **{f"answers by {sampling}": lambda s=sampling: llm.generate(prompts, s) for sampling in _SAMPLINGS},  # type: ignore[misc]
+        "scores": lambda: llm.score([ScoreRequest(text, positions, text[1:])]),
+        "distributions": lambda: llm.score([ScoreRequest(text, positions)]),
+    }
+    failures = []
+    for name, run in workload.items():
+        try:
+            run()
+        except UserError:
+            raise
+        except (RuntimeError, GeGraphError) as error:
+            failures.append(f"{name}: a step could not run: {error}")
+    return failures

@@ -1,0 +1,31 @@
+"""Check the Ascend graph on a device, or on the stand-in: python runners/verify.py [SETTING=VALUE ...]."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from runners.entry import main, require
+
+
+def verify(settings: Any) -> None:
+    """Print and write the report; exits with status 1 if anything differs."""
+    # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
+    from pathlib import Path
+
+    from runners.settings import require_torchair, resolve_settings
+    from runners.verification.report import write_report
+    from runners.verification.run import run_verification
+
+    directory = Path(require(settings, "report_dir", str, "the directory for the report")).expanduser()
+    model_settings = resolve_settings(settings)
+    require_torchair(model_settings)
+    report = run_verification(model_settings)
+    print(write_report(report, directory), end="")
+    print(f"report: {directory / 'report.json'}, {directory / 'report.txt'}")
+    if not report.passed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(verify, "verify")
