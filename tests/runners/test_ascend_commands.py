@@ -1,4 +1,4 @@
-"""Ops of lowered graphs, each alone, and runners/export.py over the stand-in."""
+"""runners/export.py and runners/verify.py over the stand-in."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("name", CASES.params(slow=False))
 def test_on_the_standin(name: str, outcomes: dict[str, str]) -> None:
     assert not outcomes[name], outcomes[name]
+
+
+@pytest.mark.parametrize("name", CASES.params(slow=True))
+def test_slowly_on_the_standin(name: str, tmp_path: Path) -> None:
+    outcome = run_cases(SCRIPT, CASES[name].soc, tmp_path, name)[name]
+    assert not outcome, outcome

@@ -37,11 +37,13 @@ class StepCase:
     norm: str = "exact"
     scheme: str | None = None  # w8a8 is read from a quantised checkpoint, others are made when weights are loaded
     kv8: bool = False
+    sampled: bool = False  # the graph returns drawn tokens with log-probabilities, else logits
 
     @property
     def bucket(self) -> Bucket:
         decode, prefill = self.phase == "decode", self.phase == "prefill"
-        return Bucket(self.phase, 3, 1 if decode else CHUNK, 0 if prefill else WIDTH)  # type: ignore[arg-type]
+        shape = (3, 1 if decode else CHUNK, 0 if prefill else WIDTH)
+        return Bucket(self.phase, *shape, *(("sample", 2) if self.sampled else ()))  # type: ignore[arg-type]
 
     @property
     def quantisation(self) -> Quantisation | None:
@@ -51,12 +53,13 @@ class StepCase:
         return Quantisation(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)  # type: ignore[arg-type]
 
     def canonical(self) -> ModelGraph:
-        """The graph before kernels are selected; it returns logits."""
+        """The graph before kernels are selected."""
         pages = Pages(num_blocks=8, block_size=self.block_size)
         graph = capture(self.config, self.bucket, pages, self.dtype, self.quantisation)
         run_passes(graph, [cls() for cls in DEFAULT_PASSES])
-        graph.set_outputs(graph.outputs[0].args[0])  # type: ignore[arg-type]
-        graph.clean()
+        if not self.sampled:
+            graph.set_outputs(graph.outputs[0].args[0])  # type: ignore[arg-type]
+            graph.clean()
         return graph
 
     def selected(self, soc: Soc) -> ModelGraph:
@@ -89,6 +92,10 @@ def step_inputs(case: StepCase) -> dict[str, Tensor]:
         "query_lens": query_lens,
         "context_lens": starts + query_lens,
         "block_table": table,
+        "temperature": torch.tensor([0.8, 0.0, 1.0]),
+        "top_k": torch.tensor([20, 0, 0]),
+        "top_p": torch.tensor([0.9, 1.0, 0.5]),
+        "uniform": torch.tensor([0.3, 0.9, 0.7]),
     }
 
 

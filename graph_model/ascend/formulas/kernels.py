@@ -70,8 +70,10 @@ def _gemma_rms_norm(x: Inputs, a: Attrs) -> list[Tensor]:
 
 @formula("AddRmsNorm")
 def _add_rms_norm(x: Inputs, a: Attrs) -> list[Tensor]:
+    """What is normalised is the sum as it is returned, rounded."""
     total, epsilon = x["x1"] + x["x2"], a.get("epsilon", 1e-6)
-    return [rms_norm(total, x["gamma"], epsilon), _reciprocal_rms(total, epsilon), total]
+    rounded = total.to(a["input_dtypes"]["x1"]).double()
+    return [rms_norm(rounded, x["gamma"], epsilon), _reciprocal_rms(rounded, epsilon), total]
 
 
 def _reciprocal_rms(x: Tensor, epsilon: float) -> Tensor:

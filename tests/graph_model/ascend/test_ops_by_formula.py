@@ -21,6 +21,8 @@ def randn(*shape: int) -> torch.Tensor:
 
 x = randn(3, 7)
 h, b = x.half(), x > 0
+q = torch.randint(-128, 128, (3, 40), generator=GENERATOR, dtype=torch.int8)
+w = torch.randint(-128, 128, (5, 40), generator=GENERATOR, dtype=torch.int8)
 i = torch.randint(0, 3, (3, 7), generator=GENERATOR)
 CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("Cast", {"x": x}, {"dst_type": 1}),
@@ -77,6 +79,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("SplitV", {"x": x, "size_splits": t([3, -1]), "split_dim": t(-1)}, {"num_split": 2}),
     ("Slice", {"x": x, "offsets": t([0, 1]), "size": t([-1, 2])}, {}),
     ("StridedSliceV2", {"x": x, "begin": t([1]), "end": t([2147483647]), "axes": t([1]), "strides": t([2])}, {}),
+    ("StridedSliceV2", {"x": x, "begin": t(1), "end": t(6), "axes": t(1), "strides": t(3)}, {}),
+    ("StridedSliceV2", {"x": x, "begin": t(1), "end": t(3)}, {}),
     ("GatherV2", {"x": h, "indices": i[:, :2], "axis": t([0])}, {}),
     ("GatherV2", {"x": h, "indices": t(1), "axis": t(1)}, {}),
     ("Reshape", {"x": h, "shape": t([7, -1])}, {}),
@@ -180,6 +184,42 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("Select", {"condition": b, "x1": x, "x2": x * 2}, {}),
     ("ClipByValue", {"x": x, "clip_value_min": t(-1.0), "clip_value_max": t(1.0)}, {}),
     ("TopK", {"x": x, "k": t(2)}, {"largest": False}),
+    ("AscendQuantV2", {"x": h, "scale": t([40.0]).half()}, {}),
+    ("AscendQuantV2", {"x": h, "scale": (h[0].abs() * 60), "offset": h[1]}, {}),
+    ("Quantize", {"x": h, "scales": t([[0.02]])}, {"dtype": "torch.qint8"}),
+    ("Quantize", {"x": x, "scales": x[:1].abs() / 90, "zero_points": t([[-5.0]])}, {"dtype": "torch.qint8"}),
+    ("DynamicQuant", {"x": h}, {}),
+    ("DynamicQuant", {"x": (h * b[:, :1]).bfloat16(), "smooth_scales": h[0].bfloat16()}, {}),
+    ("AddRmsNorm", {"x1": h.bfloat16(), "x2": h.bfloat16() / 3, "gamma": h[0].bfloat16()}, {}),
+    (
+        "AddRmsNormQuant",
+        {"x1": h, "x2": h / 3, "gamma": h[0], "scales1": t([0.02]), "zero_points1": t([3.0])},
+        {"epsilon": 1e-5},
+    ),
+    ("AddRmsNormDynamicQuant", {"x1": h, "x2": h / 3, "gamma": h[0]}, {"output_mask": [True, False]}),
+    ("AddRmsNormDynamicQuant", {"x1": h.bfloat16(), "x2": h.bfloat16() / 3, "gamma": h[0].bfloat16()}, {}),
+    ("QuantBatchMatmulV3", {"x1": q, "x2": w.t(), "scale": t([0.01])}, {"dtype": 27}),
+    (
+        "QuantBatchMatmulV3",
+        {
+            "x1": q,
+            "x2": w,
+            "scale": (randn(5) / 99).view(torch.int32).long() & 0xFFFFE000 | 1 << 46,
+            "bias": torch.arange(-2, 3).int() * 1000,
+        },
+        {"dtype": 1, "transpose_x2": True},
+    ),
+    (
+        "QuantBatchMatmulV3",
+        {"x1": q, "x2": w, "scale": randn(5) / 99, "pertoken_scale": randn(3).abs()},
+        {"dtype": 1, "transpose_x2": True},
+    ),
+    ("WeightQuantBatchMatmulV2", {"x": randn(3, 40).half(), "weight": w.t(), "antiquant_scale": h[0, :5] / 99}, {}),
+    (
+        "WeightQuantBatchMatmulV2",
+        {"x": randn(3, 40).half(), "weight": w, "antiquant_scale": h[0, :5] / 99, "antiquant_offset": h[1, :5]},
+        {"transpose_weight": True},
+    ),
 ]
 
 
@@ -199,6 +239,27 @@ def test_the_interpreter_computes_the_formula(op: str, inputs: dict[str, Any], a
     outputs = list(found) if isinstance(found, tuple) else [found]
     error, problem = compare_outputs(expected, outputs[: len(expected)], "the interpreter", "the formula")
     assert not problem, (error, problem)
+
+
+def test_int8_is_one_of_the_nearest_integers() -> None:
+    exact = t([0.5, 1.4, -0.6, 400.0], dtype=torch.float64)
+    for found, wrong in (([0, 1, -1, 127], 0), ([1, 1, -1, 127], 0), ([0, 2, -1, 127], 1), ([0, 1, 0, 126], 2)):
+        error, problem = compare_outputs([exact], [t(found).to(torch.int8)], "the interpreter", "the formula")
+        assert (error, bool(problem)) == (wrong / 4, wrong > 0)
+
+
+def test_a_device_may_round_few_integers_the_other_way() -> None:
+    expected = torch.zeros(1000, dtype=torch.int8)
+    for changes, who, wrong in (
+        ({5: 1}, "the device", False),
+        ({5: 1}, "the stand-in", True),
+        ({5: 2}, "the device", True),
+        ({5: 1, 6: -1}, "the device", True),
+    ):
+        found = expected.clone()
+        for index, value in changes.items():
+            found[index] = value
+        assert bool(compare_outputs([expected], [found], who, "the interpreter")[1]) == wrong, (changes, who)
 
 
 def test_every_formula_is_tried() -> None:

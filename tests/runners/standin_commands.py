@@ -1,0 +1,42 @@
+"""What cases of commands over the stand-in share: running a command in this process, and small checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import graph_model  # noqa: F401  (before torch)
+
+import torch  # isort: skip
+from support import torchair_steps as steps  # isort: skip
+from support.checkpoints import make_checkpoint
+
+from runners.entry import main as run_command
+
+TINY = replace(steps.BASE, num_hidden_layers=1)
+
+
+def command(run: Callable[[Any], None], name: str, *arguments: str) -> tuple[int, str, str]:
+    """Status, stdout and stderr of a command."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [f"{name}.py", *arguments]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            run_command(run, name)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.argv = before
+    return status, out.getvalue(), err.getvalue()
+
+
+def checkpoint(folder: Path) -> list[str]:
+    """Settings that name a small checkpoint."""
+    make_checkpoint(folder / "checkpoint", TINY, dtype=torch.float16)
+    return [f"model.path={folder / 'checkpoint'}", f"cache_dir={folder / 'cache'}"]

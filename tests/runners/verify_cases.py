@@ -1,0 +1,154 @@
+"""runners/verify.py over the stand-in, and as on a device. See support.standin_cases."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import graph_model  # noqa: F401  (before torch)
+
+import torch  # isort: skip
+from standin_commands import checkpoint, command
+from support.standin_cases import A2, DUO, Cases
+
+from graph_model.ascend import acceptance, standin
+from graph_model.ascend.interpreter.registry import OPS
+from graph_model.ascend.single_ops import SingleOp
+from runners.verification import run
+from runners.verify import verify
+
+CASES = Cases()
+
+
+def report_of(soc: str, folder: Path, *arguments: str, status: int = 0) -> dict[str, Any]:
+    """The report on a one-layer model, which is printed too."""
+    target = folder / "report"
+    settings = [*checkpoint(folder), f"soc={soc}", f"report_dir={target}", "max_batch_size=1", *arguments]
+    found, out, err = command(verify, "verify", *settings)
+    assert (target / "report.json").is_file(), err
+    report: dict[str, Any] = json.loads((target / "report.json").read_text())
+    assert found == status, (report["failures"][:5], err)
+    assert report["passed"] == (status == 0)
+    assert (target / "report.txt").read_text() in out
+    assert not list(target.glob(".*"))
+    return report
+
+
+def verified(soc: str, folder: Path, *arguments: str) -> set[str]:
+    """The op types of a report on the stand-in that has no failure and covers every kind of step."""
+    report = report_of(soc, folder, *arguments)
+    text = (folder / "report/report.txt").read_text()
+    assert standin.BANNER in text
+    assert "NO NPU WAS USED" in text
+    assert text.endswith("passed, on the stand-in\n")
+    assert report["where"] == "stand-in"
+    buckets = [step["bucket"] for step in report["steps"]]
+    assert {bucket.split("-")[0] for bucket in buckets} == {"prefill", "extend", "decode"}
+    for kind in ("sample", "score", "distribution"):
+        assert any(kind in bucket for bucket in buckets), buckets
+    assert all(op["formula"] is not None and op["engine"] == 0.0 for op in report["ops"])
+    return {op["type"] for op in report["ops"]}
+
+
+@CASES.add(A2)
+def verify_holds_every_op_of_a_quantised_model_to_its_formula(folder: Path) -> None:
+    types = verified(A2, folder, "quant=w8a8_dynamic")
+    assert {"DynamicQuant", "QuantBatchMatmulV3", "FusedInferAttentionScore", "RotaryMul", "Sort"} <= types
+
+
+@CASES.add(A2, slow=True)
+def verify_holds_every_op_of_the_a2_to_its_formula(folder: Path) -> None:
+    types = verified(A2, folder)
+    assert {"FusedInferAttentionScore", "ScatterPaKvCache", "GemmaRmsNorm", "RotaryMul", "GeGluV2", "Sort"} <= types
+
+
+@CASES.add(A2, slow=True)
+def verify_holds_an_int8_cache_and_fused_norms_to_their_formulas(folder: Path) -> None:
+    types = verified(A2, folder, "quant=kv8", "norm=fused", "block_size=128")
+    assert {"AddRmsNorm", "DynamicQuant", "FusedInferAttentionScore"} <= types
+
+
+@CASES.add(DUO, slow=True)
+def verify_holds_every_op_of_the_duo_to_its_formula(folder: Path) -> None:
+    types = verified(DUO, folder, "dtype=float16")
+    assert {"PromptFlashAttention", "IncreFlashAttention", "ScatterNdUpdate", "RmsNorm"} <= types
+
+
+@contextmanager
+def patches() -> Iterator[pytest.MonkeyPatch]:
+    """A short workload, for what does not depend on it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "_PROMPT_LENGTHS", (7,))
+        patch.setattr(run, "_SAMPLINGS", run._SAMPLINGS[:1])
+        yield patch
+
+
+@CASES.add(A2)
+def verify_fails_where_the_interpreter_has_an_op_wrong(folder: Path) -> None:
+    spec = OPS["GeGluV2"]
+
+    def wrong(x: torch.Tensor, **attributes: Any) -> tuple[torch.Tensor, ...]:
+        activated, *others = spec.kernel(x, **attributes)
+        return (activated * 1.05, *others)
+
+    with patches() as patch:
+        patch.setitem(OPS, "GeGluV2", replace(spec, kernel=wrong))
+        report = report_of(A2, folder, status=1)
+    assert {op["type"] for op in report["ops"] if op["problem"]} == {"GeGluV2"}
+    assert all("differs from the formula" in op["problem"] for op in report["ops"] if op["problem"])
+    assert all("The first that differs is GeGluV2" in step["findings"]["problems"][0] for step in report["steps"])
+    text = (folder / "report/report.txt").read_text()
+    assert text.endswith("FAILED, on the stand-in\n")
+    assert next(line.split()[0] for line in text.splitlines() if "DIFFERS" in line) == "GeGluV2"
+
+
+def on_a_device(patch: pytest.MonkeyPatch, change: Callable[[SingleOp, list[torch.Tensor]], None]) -> None:
+    """Let the stand-in pass for a device that computes single ops as the interpreter does, but for `change`."""
+
+    def engine(single: SingleOp) -> list[torch.Tensor]:
+        outputs = [output.clone() for output in acceptance.interpret(single)]
+        change(single, outputs)
+        return outputs
+
+    patch.setattr(acceptance, "run_on_engine", engine)
+    patch.setattr(standin, "is_standin", lambda: False)
+    patch.setattr(run, "describe_device", lambda: {"device": "a device", "cann": "8"})
+
+
+def other_rounding(single: SingleOp, outputs: list[torch.Tensor]) -> None:
+    """The last place of every 16-bit number, and one quantised number by a unit."""
+    for output in outputs:
+        if output.dtype in (torch.float16, torch.bfloat16):
+            output *= 1 + torch.finfo(output.dtype).eps
+        elif output.dtype == torch.int8 and single.node.type == "DynamicQuant":
+            last = output.view(-1)[-1:]
+            last += -1 if last > 0 else 1
+
+
+def scale_lost(single: SingleOp, outputs: list[torch.Tensor]) -> None:
+    if single.node.type == "QuantBatchMatmulV3":
+        outputs[0] *= 2
+
+
+@CASES.add(A2)
+def verify_compares_a_device_with_the_interpreter(folder: Path) -> None:
+    with patches() as patch:
+        on_a_device(patch, other_rounding)
+        report = report_of(A2, folder / "sound", "quant=w8a8_dynamic")
+    assert (report["where"], report["device"]) == ("device", {"device": "a device", "cann": "8"})
+    assert "on the device; both are compared with the interpreter" in report["statement"]
+    assert "NO NPU" not in (folder / "sound/report/report.txt").read_text()
+    assert any(op["engine"] > 0 for op in report["ops"])
+    with patches() as patch:
+        on_a_device(patch, scale_lost)
+        report = report_of(A2, folder / "wrong", "quant=w8a8_dynamic", status=1)
+    wrong = [op for op in report["ops"] if op["problem"]]
+    assert {op["type"] for op in wrong} == {"QuantBatchMatmulV3"}
+    assert all("the device differs from the interpreter" in op["problem"] for op in wrong)
+    assert (folder / "wrong/report/report.txt").read_text().endswith("FAILED, on the device\n")
