@@ -60,7 +60,7 @@ class LoweredStep:
     @property
     def options(self) -> dict[str, str]:
         """What torchair lets the engine compile this graph with."""
-        return dict(self.concrete._normalize_ge_option()[0])
+        return _ge_options(self.concrete)[0]
 
     def write_pbtxt(self, path: Path) -> None:
         """torchair's own text of the graph."""

@@ -20,10 +20,8 @@ from runners.verification.report import Report, StepResult
 
 # The second prompt takes two chunks, the third finds the second's first chunk in the cache.
 _PROMPT_LENGTHS = (7, 2 * SMALLEST_CHUNK - 2, SMALLEST_CHUNK + 5)
-_SAMPLINGS = (
-    SamplingParams(max_new_tokens=4, ignore_eos=True),
-    SamplingParams(temperature=0.7, top_k=20, top_p=0.9, seed=1, max_new_tokens=4, ignore_eos=True, logprobs=2),
-)
+_GREEDY = SamplingParams(max_new_tokens=4, ignore_eos=True)
+_SAMPLED = SamplingParams(temperature=0.7, top_k=20, top_p=0.9, seed=1, max_new_tokens=4, ignore_eos=True, logprobs=2)
 
 
 def run_verification(settings: ModelSettings) -> Report:
@@ -50,16 +48,9 @@ def run_verification(settings: ModelSettings) -> Report:
 
 
 def _run_workload(llm: LLM, vocab_size: int) -> list[str]:
-    """Answer prompts greedily and by sampling, and score a text. What cannot run is a failure, not the end."""
-    prompts = [[3 + (7 * i) % (vocab_size - 3) for i in range(length)] for length in _PROMPT_LENGTHS]
-    text, positions = prompts[0], list(range(len(prompts[0]) - 1))
-    workload: dict[str, Callable[[], object]] = {
-        **{f"answers by {sampling}": lambda s=sampling: llm.generate(prompts, s) for sampling in _SAMPLINGS},  # type: ignore[misc]
-        "scores": lambda: llm.score([ScoreRequest(text, positions, text[1:])]),
-        "distributions": lambda: llm.score([ScoreRequest(text, positions)]),
-    }
+    """What cannot run is a failure, not the end."""
     failures = []
-    for name, run in workload.items():
+    for name, run in _workload(llm, vocab_size).items():
         try:
             run()
         except UserError:
@@ -67,3 +58,15 @@ def _run_workload(llm: LLM, vocab_size: int) -> list[str]:
         except (RuntimeError, GeGraphError) as error:
             failures.append(f"{name}: a step could not run: {error}")
     return failures
+
+
+def _workload(llm: LLM, vocab_size: int) -> dict[str, Callable[[], object]]:
+    """Prompts are answered greedily and by sampling, and a text is scored."""
+    prompts = [[3 + (7 * i) % (vocab_size - 3) for i in range(length)] for length in _PROMPT_LENGTHS]
+    text, positions = prompts[0], list(range(len(prompts[0]) - 1))
+    return {
+        "greedy answers": lambda: llm.generate(prompts, _GREEDY),
+        "sampled answers": lambda: llm.generate(prompts, _SAMPLED),
+        "scores": lambda: llm.score([ScoreRequest(text, positions, text[1:])]),
+        "distributions": lambda: llm.score([ScoreRequest(text, positions)]),
+    }

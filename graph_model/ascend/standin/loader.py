@@ -6,8 +6,10 @@ import contextlib
 import ctypes
 import importlib.metadata
 import importlib.util
+import io
 import platform
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,8 +59,9 @@ def load(soc: Soc, cache_dir: Path) -> bool:
     standin = not cann_is_present()
     if standin:
         _preload(soc, cache_dir)
-    import torch_npu  # noqa: F401
-    from torch_npu.dynamo import torchair  # noqa: F401
+    with _without_advice() if standin else contextlib.nullcontext():
+        import torch_npu  # noqa: F401
+        from torch_npu.dynamo import torchair  # noqa: F401
 
     from graph_model.ascend.converters import register_converters
 
@@ -131,6 +134,19 @@ def cann_is_present() -> bool:
             f"Run this first: source {scripts[0]}"
         )
     return False
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep torch_npu from printing that CANN's variables are not set: there is no CANN."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            if "ASCEND_HOME_PATH" not in line:
+                print(line)
 
 
 def _is_installed(name: str) -> bool:

@@ -15,7 +15,6 @@ import graph_model  # noqa: F401  (before torch)
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
 from support import torchair_steps as steps  # isort: skip
-from support.checkpoints import make_checkpoint
 from support.standin_cases import A2, DUO, Cases
 
 from graph_model.ascend import standin
@@ -209,29 +208,6 @@ def a_device_may_differ_by_rounding_only(folder: Path) -> None:
         undecided = replace(step, weights=[torch.zeros(w.shape, dtype=w.dtype).to("npu") for w in step.weights])
         findings = undecided.check(other_results(other_token)(step.run)).findings
         assert findings.excused == 1, "all logits are equal"
-
-
-@CASES.add(A2, slow=True)
-def the_command_checks_prefill_chunks_and_decode_with_paging(folder: Path) -> None:
-    from torchair_cases import run_infer
-
-    make_checkpoint(folder / "checkpoint", replace(steps.BASE, num_hidden_layers=1), dtype=HALF)
-    prompt = list(range(3, 83))
-    printed, _ = run_infer(
-        folder,
-        "backend=torchair",
-        "check=true",
-        f"model.path={folder / 'checkpoint'}",
-        f"prompt_token_ids=[{prompt}]",
-        "max_prefill_tokens=64",
-        "max_prefill_batch_size=1",
-        "max_batch_size=1",
-        "max_seq_len=128",
-        "max_new_tokens=3",
-        "ignore_eos=true",
-    )
-    for bucket, runs in (("prefill-b1-t64", 1), ("extend-b1-t64-w2", 1), ("decode-b1-w2", 2)):
-        assert f"check: lowered graph of {bucket} equals the graph that was lowered in {runs} runs" in printed, printed
 
 
 if __name__ == "__main__":

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import demo_cases
 import pytest
+import torch
 import torchair_cases
-from support.standin_cases import A2, DUO, NEEDS_TORCH_NPU, run_cases
+from support.checkpoints import transformers_gemma
+from support.standin_cases import A2, DUO, NEEDS_TORCH_NPU, ROOT, run_cases
+from support.token_rule import check_greedy
 from torchair_cases import CASES
 
+from graph_model.ascend import standin
+from graph_model.demo import CHECKPOINT_DIR
+from graph_model.demo.world import demo_prompts
 from graph_model.errors import UserError
 from passes.manager import build_kernel_options, build_passes
 from runners.entry import CONF
@@ -47,6 +57,35 @@ def test_listings_are_those_that_were_reviewed(
         for name, text in written.items():
             (GOLDEN / name).write_text(text, encoding="utf-8")
     assert written == {path.name: path.read_text() for path in GOLDEN.glob(f"{soc}-*.txt")}
+
+
+@pytest.fixture(scope="module")
+def inductors_answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The answers of the default backend to the demo's prompts."""
+    directory = tmp_path_factory.mktemp("inductor")
+    output = directory / "out.jsonl"
+    settings = [f"cache_dir={directory / 'cache'}", f"output_file={output}", *demo_cases.ANSWERING]
+    command = [sys.executable, str(ROOT / "runners" / "infer.py"), *settings]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert process.returncode == 0, process.stderr
+    assert "inductor on cpu" in process.stdout
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    return sorted(answers, key=lambda answer: answer["index"])
+
+
+@pytest.mark.parametrize("soc", [pytest.param(soc, marks=NEEDS_TORCH_NPU) for soc in (A2, DUO)])
+def test_the_demos_answers_are_those_of_the_default_backend_and_of_transformers(
+    soc: str, outcomes: dict[str, str], inductors_answers: list[dict[str, Any]]
+) -> None:
+    written = json.loads(Path(outcomes["directory"], f"answers-{soc}.json").read_text())
+    assert standin.BANNER in " ".join(written["printed"].split())
+    assert [answer["text"] for answer in written["answers"]] == [answer["text"] for answer in inductors_answers]
+    assert len(written["answers"]) == len(demo_prompts())
+    model = transformers_gemma().GemmaForCausalLM.from_pretrained(CHECKPOINT_DIR).to(torch.float16).eval()
+    total = sum(len(answer["token_ids"]) for answer in written["answers"])
+    excused = sum(check_greedy(model, a["prompt_token_ids"], a["token_ids"]) for a in written["answers"])
+    assert total > 200
+    assert excused <= total // 100, (excused, total)
 
 
 @pytest.mark.parametrize("name", CASES.params(slow=True))

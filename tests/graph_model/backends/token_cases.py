@@ -189,12 +189,3 @@ def check_mode_holds_quantising_kernels_and_an_int8_cache(folder: Path) -> None:
     assert "check: ascend_quant (quantising) holds on 4 graphs" in printed
     assert "check: ascend_int8_attention (tolerant) holds on 4 graphs" in printed
     assert "check: lowered graph of decode-" in printed
-
-
-@CASES.add(A2)
-def check_mode_holds_the_kernel_passes_to_their_tiers(folder: Path) -> None:
-    make_checkpoint(folder / "checkpoint", steps.BASE, dtype=BRAIN)
-    settings = [f"model.path={folder / 'checkpoint'}", "prompt_token_ids=[[5,6,7]]", "max_new_tokens=4", "check=true"]
-    printed, _ = run_infer(folder, *settings, "backend=torchair", "max_seq_len=128")
-    assert "check: ascend_fused_attention (tolerant) holds on 4 graphs" in printed
-    assert "check: 4 tokens equal the plain model's" in printed
