@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 import json
+import warnings
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
