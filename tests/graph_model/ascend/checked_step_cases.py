@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -87,6 +88,14 @@ def every_phase_of_the_a2_agrees_node_by_node(folder: Path) -> None:
 @CASES.add(DUO, slow=True)
 def every_phase_of_the_duo_agrees_node_by_node(folder: Path) -> None:
     all_phases_agree(DUO)
+
+
+@CASES.add(A2)
+def loading_a_step_warns_of_nothing(folder: Path) -> None:
+    step = prepared(A2, "decode")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step.lowered.load(step.arguments())
 
 
 def ops(proto: Any, op_type: str) -> list[Any]:

@@ -150,6 +150,13 @@ def test_cann_is_present_absent_or_half_installed(monkeypatch: pytest.MonkeyPatc
         loading.cann_is_present()
 
 
+def test_advice_on_cann_is_not_printed_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with loading._without_advice():
+        print("Warning: ASCEND_HOME_PATH environment variable is not set.")
+        print("Warning: something else.")
+    assert capsys.readouterr().out == "Warning: something else.\n"
+
+
 def test_nothing_is_a_standin_before_it_is_loaded() -> None:
     script = "from graph_model.ascend import standin; print(standin.is_standin(), standin.loaded_soc())"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
