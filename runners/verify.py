@@ -14,12 +14,13 @@ def verify(settings: Any) -> None:
     from pathlib import Path
 
     from runners.settings import require_torchair, resolve_settings
-    from runners.verification.report import write_report
+    from runners.verification.report import make_directory, write_report
     from runners.verification.run import run_verification
 
     directory = Path(require(settings, "report_dir", str, "the directory for the report")).expanduser()
     model_settings = resolve_settings(settings)
     require_torchair(model_settings)
+    make_directory(directory)
     report = run_verification(model_settings)
     print(write_report(report, directory), end="")
     print(f"report: {directory / 'report.json'}, {directory / 'report.txt'}")

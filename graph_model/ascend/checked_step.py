@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +114,9 @@ class CheckedStep:
         else:
             self._compare_caches(whole, own_caches, slots, "the device", near=given)
             self._compare_tokens(reference.values, expected, own, drawn, "the device")
-            same = (expected[0] == own[0]) & (expected[0] == found[0]) if self._logits else slice(None)
+            same: Any = slice(None)
+            if self._logits:
+                same = (expected[0] == own[0]) & (expected[0] == found[0])
             for node, a, b, theirs in zip(self._graph.outputs, expected, found, own, strict=True):
                 if a.is_floating_point():
                     self._hold_as_near(a[same], b[same], theirs[same], f"output {node.name} of the device")
@@ -152,7 +155,7 @@ class CheckedStep:
 
         What is said of a drawn token that differs is not compared. Of equal candidates either may be listed.
         """
-        same = torch.ones(expected[0].shape, dtype=torch.bool)
+        same: Any = slice(None)
         for index, (node, a, b) in enumerate(zip(self._graph.outputs, expected, found, strict=True)):
             if index == 0 and drawn is not None:
                 same = (a == b) | ~drawn

@@ -58,17 +58,28 @@ class Report:
         return _ON_STANDIN if self.on_standin else _ON_DEVICE
 
 
+def make_directory(directory: Path) -> None:
+    """Make the report's directory before anything is run. Raises UserError if it cannot be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(directory, error) from None
+
+
 def write_report(report: Report, directory: Path) -> str:
     """Write report.json and report.txt; returns the text. Raises UserError."""
     summary = {"passed": report.passed, "where": report.where, "statement": report.statement}
     text = report_text(report)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         write_text(directory / "report.json", json.dumps({**summary, **asdict(report)}, indent=1) + "\n")
         write_text(directory / "report.txt", text)
     except OSError as error:
-        raise UserError(f"report_dir: {directory} cannot be written ({error}). Name another directory.") from None
+        raise _unwritable(directory, error) from None
     return text
+
+
+def _unwritable(directory: Path, error: OSError) -> UserError:
+    return UserError(f"report_dir: {directory} cannot be written ({error}). Name another directory.")
 
 
 def report_text(report: Report) -> str:

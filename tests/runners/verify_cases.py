@@ -153,3 +153,16 @@ def verify_compares_a_device_with_the_interpreter(folder: Path) -> None:
     assert {op["type"] for op in wrong} == {"QuantBatchMatmulV3"}
     assert all("the device differs from the interpreter" in op["problem"] for op in wrong)
     assert (folder / "wrong/report/report.txt").read_text().endswith("FAILED, on the device\n")
+
+
+@CASES.add(A2)
+def verify_refuses_what_it_cannot_do_before_anything_runs(folder: Path) -> None:
+    (folder / "file").write_text("")
+    for arguments, message in (
+        ([f"report_dir={folder / 'file'}"], "report_dir"),
+        (["backend=eager"], "one Ascend chip"),
+    ):
+        status, out, err = command(verify, "verify", f"report_dir={folder / 'report'}", *arguments)
+        assert (status, out) == (2, "")
+        assert message in err
+    assert not (folder / "report").exists()
