@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ge_graphs import covers
 
 from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.ascend.interpreter.ops.collective import process_group
@@ -51,6 +52,7 @@ dist.destroy_process_group()
 """
 
 
+@covers("HcomAllReduce", "HcomAllGather", "HcomReduceScatter", "HcomBroadcast")
 def test_collectives_of_two_ranks(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RANK]
     ranks = [

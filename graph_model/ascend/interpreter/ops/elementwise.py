@@ -104,6 +104,7 @@ def axpy(x1: Tensor, x2: Tensor, *, alpha: float) -> Tensor:
     require_same_dtype(x1=x1, x2=x2)
     if x1.is_floating_point():
         return (x1.float() + alpha * x2.float()).to(x1.dtype)
+    require(alpha == int(alpha), f"integers with alpha={alpha}")
     return x1 + int(alpha) * x2
 
 
@@ -134,9 +135,9 @@ def sqrt(x: Tensor) -> Tensor:
 
 @ge_op("Rsqrt")
 def rsqrt(x: Tensor) -> Tensor:
-    """1 / sqrt(x)."""
+    """1 / sqrt(x); a 16-bit x is widened and the result rounded once."""
     require_dtype("x", x, *FLOATS)
-    return x.rsqrt()
+    return x.float().rsqrt().to(x.dtype)
 
 
 @ge_op("Reciprocal")

@@ -98,8 +98,7 @@ def scatter_elements(
     require_dtype("indices", indices, *_INDEX)
     require_same_dtype(data=data, updates=updates)
     require_indices("indices", indices, data.shape[axis])
-    ordered = indices.sort(axis).values
-    repeated = ordered.narrow(axis, 1, ordered.shape[axis] - 1) == ordered.narrow(axis, 0, ordered.shape[axis] - 1)
+    repeated = indices.sort(axis).values.diff(dim=axis) == 0
     require(not bool(repeated.any()), "two updates of one element are undefined on the chip")
     return data.scatter(axis, indices.long(), updates)
 

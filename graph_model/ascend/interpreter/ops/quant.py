@@ -177,7 +177,7 @@ def dequant_bias(
     return (x.float() * weight_scale.float()).to(output)
 
 
-@ge_op("WeightQuantBatchMatmulV2", ignored=("inner_precise", "dtype"))
+@ge_op("WeightQuantBatchMatmulV2")
 def weight_quant_batch_matmul_v2(
     x: Tensor,
     weight: Tensor,
@@ -187,6 +187,8 @@ def weight_quant_batch_matmul_v2(
     transpose_x: bool = False,
     transpose_weight: bool = False,
     antiquant_group_size: int = 0,
+    dtype: int = -1,
+    inner_precise: int = 0,
 ) -> Tensor:
     """x @ ((weight + antiquant_offset) * antiquant_scale): int8 weight, scales of x's dtype per output channel.
 
@@ -194,6 +196,8 @@ def weight_quant_batch_matmul_v2(
     Source: ops-nn matmul/weight_quant_batch_matmul_v2 and its op document.
     """
     require(not transpose_x and antiquant_group_size == 0, "WeightQuantBatchMatmulV2 with a transposed x or groups")
+    require(dtype == -1 or ge_dtype(dtype) is x.dtype, f"output dtype {dtype}; the interpreter knows x's own")
+    require(inner_precise == 0, f"inner_precise {inner_precise}; the interpreter knows 0, high precision")
     require_dtype("x", x, torch.float16, torch.bfloat16)
     require_dtype("weight", weight, torch.int8)
     require_same_dtype(x=x, antiquant_scale=antiquant_scale, antiquant_offset=antiquant_offset)
@@ -204,7 +208,7 @@ def weight_quant_batch_matmul_v2(
     return (x.float() @ (shifted * scale).to(x.dtype).float()).to(x.dtype)
 
 
-@ge_op("AddRmsNormDynamicQuant", ignored=("dst_type",))
+@ge_op("AddRmsNormDynamicQuant")
 def add_rms_norm_dynamic_quant(
     x1: Tensor,
     x2: Tensor,
@@ -212,12 +216,14 @@ def add_rms_norm_dynamic_quant(
     *,
     epsilon: float = 1e-6,
     output_mask: Sequence[bool] = (),
+    dst_type: int = _INT8,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """DynamicQuant of the RMS norm of x1 + x2, all in fp32 behind the sum: y1, y2 (empty), the sum, scale1, scale2.
 
     Source: ops-nn norm/add_rms_norm_dynamic_quant and its op document.
     """
     require(not output_mask or list(output_mask) == [True, False], f"output_mask {output_mask}")
+    require(dst_type == _INT8, f"dst_type {dst_type}; the interpreter knows int8")
     require_dtype("x1", x1, torch.float16, torch.bfloat16)
     require_same_dtype(x1=x1, x2=x2, gamma=gamma)
     total = x1 + x2
@@ -243,4 +249,5 @@ def unpack_scale(packed: Tensor) -> Tensor:
 
 
 def _to_int8(x: Tensor) -> Tensor:
+    require(not bool(x.isnan().any()), "NaN is rounded to int8: undefined on the chip")
     return x.round().clamp(-128, 127).to(torch.int8)

@@ -28,11 +28,9 @@ from graph_model.ascend.interpreter.registry import ge_op
 def reduce_mean(x: Tensor, axes: Tensor, *, keep_dims: bool = False, noop_with_empty_axes: bool = True) -> Tensor:
     """Mean over `axes`, in fp32, rounded once to x's dtype."""
     require_dtype("x", x, *FLOATS)
-    dims = _dims(axes, x)
-    if not dims:
-        require(noop_with_empty_axes, "ReduceMean over no axes")
+    if not axes.numel() and noop_with_empty_axes:
         return x
-    return x.float().mean(dims, keep_dims).to(x.dtype)
+    return x.float().mean(_dims(axes, x), keep_dims).to(x.dtype)
 
 
 @ge_op("ReduceSum")
@@ -145,6 +143,8 @@ def search_sorted(
 
 
 def _dims(axes: Tensor, x: Tensor) -> list[int]:
+    """What a reduction over no axes means differs between versions of the prototypes."""
+    require(axes.numel() > 0 or x.dim() == 0, "a reduction over no axes")
     return normal_dims(ints(axes), x.dim())
 
 
