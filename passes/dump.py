@@ -19,9 +19,12 @@ _DTYPES = {
 }
 
 
-def dump(graph: ModelGraph, title: str) -> str:
-    """The graph's weights with their expressions, caches, inputs, and its calls grouped by the model's layers."""
-    lines = [f"# {title}", f"# bucket {graph.bucket}, {len(graph.calls())} calls", ""]
+def dump(graph: ModelGraph, title: str, note: str = "") -> str:
+    """The graph's weights with their expressions, caches, inputs, and its calls grouped by the model's layers.
+
+    note: a further line of the heading.
+    """
+    lines = [f"# {title}", f"# bucket {graph.bucket}, {len(graph.calls())} calls", *([f"# {note}"] if note else []), ""]
     kinds: tuple[Kind, ...] = ("weight", "cache", "input")
     for kind in kinds:
         placeholders = graph.placeholders(kind)

@@ -146,16 +146,17 @@ def run_passes(
     passes: Sequence[Pass],
     dump_dir: Path | None = None,
     observe: Observer | None = None,
+    dump_note: str = "",
 ) -> None:
     """Rewrite `graph` in place, checking each pass's contract.
 
-    dump_dir: where a text of the graph is written before the first pass and after each.
+    dump_dir: where a text of the graph is written before the first pass and after each, headed by `dump_note` too.
     observe: called with the pass, the graph before it and the graph after it.
     Raises PassError when a pass matches less or more than the model calls for, leaves an op that it should have
     removed, introduces an op outside the vocabulary, or loses an attribute of the model.
     """
     passes = [graph_pass for graph_pass in passes if graph_pass.applies(graph)]
-    _write(dump_dir, 0, "capture", graph, "captured")
+    _write(dump_dir, 0, "capture", graph, "captured", dump_note)
     for index, graph_pass in enumerate(passes, start=1):
         before = graph.copy() if observe else None
         expected = graph_pass.expected_matches(graph)
@@ -163,7 +164,7 @@ def run_passes(
         introduced = frozenset(op for earlier in passes[:index] for op in earlier.introduces)
         _check_contract(graph, graph_pass, expected, outcome, introduced)
         title = f"after {graph_pass.name} ({graph_pass.tier.value}, {outcome.matches} matches)"
-        _write(dump_dir, index, graph_pass.name, graph, title)
+        _write(dump_dir, index, graph_pass.name, graph, title, dump_note)
         if observe and before:
             observe(graph_pass, before, graph)
 
@@ -189,8 +190,8 @@ def _check_contract(
     check_attributes(graph, name)
 
 
-def _write(dump_dir: Path | None, index: int, name: str, graph: ModelGraph, title: str) -> None:
+def _write(dump_dir: Path | None, index: int, name: str, graph: ModelGraph, title: str, note: str) -> None:
     if dump_dir is not None:
         folder = dump_dir / str(graph.bucket)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{index:02}_{name}.txt").write_text(dump(graph, title), encoding="utf-8")
+        (folder / f"{index:02}_{name}.txt").write_text(dump(graph, title, note), encoding="utf-8")

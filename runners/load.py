@@ -53,6 +53,8 @@ def load_model(settings: ModelSettings, resources: ExitStack, check: Check = "no
     backend, description = select_backend(
         settings.backend, settings.cache_dir, settings.soc, settings.norm, settings.dump_dir, check
     )
+    if shard.world_size > 1:
+        description += f"; {shard.world_size} ranks"
     buckets = bucket_table(settings)
     dtype = getattr(torch, settings.dtype)
     scheme = None if settings.quantisation is None else settings.quantisation.scheme
@@ -70,9 +72,8 @@ def load_model(settings: ModelSettings, resources: ExitStack, check: Check = "no
         dump_dir=settings.dump_dir if shard.rank == 0 else None,
         quantisation=settings.quantisation,
         shard=shard,
+        description=description,
     )
-    if shard.world_size > 1:
-        description += f"; {shard.world_size} ranks"
     if shard.world_size == 1 or shard.rank > 0:
         return LoadedModel(CompiledModel(recipe, buckets, settings.max_seq_len, read), read, description)
     leader = LeadingModel(recipe, buckets, settings.max_seq_len, read)

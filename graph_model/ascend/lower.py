@@ -13,10 +13,11 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 
+from graph_model.ascend import standin
 from graph_model.ascend.engine import compiler_config
 from graph_model.ascend.ge_graph import GeGraph, read_graph
-from graph_model.ascend.origins import annotate
-from graph_model.ascend.stored_step import LoadedStep, StoredStep, stored_step
+from graph_model.ascend.origins import Target, annotate, note_target
+from graph_model.ascend.stored_step import StoredStep, compile_options, stored_step
 from graph_model.graph import ModelGraph
 
 aten = torch.ops.aten
@@ -30,12 +31,18 @@ class LoweredStep:
     concrete: torchair's object, a function of the placeholders' tensors on the device. module: the functional FX graph
     that torchair lowered: its nodes' names are in the GE graph, and each that came from a node of the step carries in
     ``meta["custom"]`` that node's name, as ``origin``, and its ``layer``. views: the shape in which the graph reads a
-    cache, by the position of its placeholder.
+    cache, by the position of its placeholder. target: the chip, and device or stand-in; the graph itself says it too.
     """
 
     concrete: Any
     module: fx.GraphModule
     views: dict[int, tuple[int, ...]]
+    target: Target
+
+    @property
+    def comment(self) -> str:
+        """The target as the first lines of a text format."""
+        return f"# soc {self.target.soc}\n# lowered {self.target.lowered}\n"
 
     @property
     def graph(self) -> GeGraph:
@@ -60,11 +67,12 @@ class LoweredStep:
     @property
     def options(self) -> dict[str, str]:
         """What torchair lets the engine compile this graph with."""
-        return _ge_options(self.concrete)[0]
+        return compile_options(self.concrete)
 
     def write_pbtxt(self, path: Path) -> None:
-        """torchair's own text of the graph."""
+        """torchair's own text of the graph, under a comment that says what it was lowered for and on what."""
         self.concrete.dump(str(path))
+        path.write_text(self.comment + path.read_text(encoding="utf-8"), encoding="utf-8")
 
     def stored(self) -> StoredStep:
         """What running the step takes, as data."""
@@ -105,8 +113,9 @@ def lower(graph: ModelGraph) -> LoweredStep:
     # The mode is left on for torchair, which infers shapes with tensors that it would allocate otherwise.
     with fake_mode:
         concrete, module = lower_module(copy.module, fakes, compiler_config(), {aten.rsub.Scalar: _subtract_from})
-    lowered = LoweredStep(concrete, module, views)
+    lowered = LoweredStep(concrete, module, views, _target())
     annotate(concrete.graph._proto, module, graph, lowered.input_order)
+    note_target(concrete.graph._proto, lowered.target)
     return lowered
 
 
@@ -127,6 +136,12 @@ def lower_module(
         with preserve_node_meta():
             traced = make_fx(functional, table, tracing_mode="fake")(*fakes)
         return get_compiler(config)(traced, list(fakes)).runner, traced
+
+
+def _target() -> Target:
+    soc = standin.loaded_soc()
+    assert soc is not None, "torch_npu is loaded by standin.load"
+    return Target(soc.name, f"over the {standin.BANNER}" if standin.is_standin() else "on a machine with CANN")
 
 
 def _subtract_from(x: Tensor, number: float, alpha: float = 1) -> Tensor:

@@ -3,6 +3,7 @@
 Attributes that begin with an underscore do not reach a kernel: torchair keeps its own notes in such ones. Ours:
 _model_node is the FX node as the dumps of the passes name it, _model_layer the module of the plain definition,
 _model_value (of inputs) what the tensor is, _model_attributes what of the model must survive and is carried here.
+NetOutput has _model_soc, the chip that the graph was lowered for, and _model_lowered, whether over the stand-in.
 """
 
 from __future__ import annotations
@@ -38,6 +39,14 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Target:
+    """soc: the configuration's name of the chip that a graph was lowered for. lowered: on what; "" where unknown."""
+
+    soc: str
+    lowered: str
+
+
+@dataclass(frozen=True)
 class Carrier:
     """A node that carries an attribute of the model. how: the GE attribute and its value, or what stands for it."""
 
@@ -55,6 +64,20 @@ def origin_of(node: Node) -> Origin:
         node.attrs.get("_model_value", ""),
         tuple(attributes.split(",")) if attributes else (),
     )
+
+
+def note_target(proto: Any, target: Target) -> None:
+    """Say in a ge.proto.GraphDef what it was lowered for, and on what."""
+    for op in proto.op:
+        if op.type == "NetOutput":
+            op.attr["_model_soc"].s = target.soc.encode()
+            op.attr["_model_lowered"].s = target.lowered.encode()
+
+
+def target_of(graph: GeGraph) -> Target:
+    """What `note_target` noted; empty in graphs that were lowered elsewhere."""
+    attrs = graph.net_output().attrs
+    return Target(attrs.get("_model_soc", ""), attrs.get("_model_lowered", ""))
 
 
 def find_carriers(graph: GeGraph) -> list[Carrier]:

@@ -103,16 +103,16 @@ def stored_step(concrete: Any, views: dict[int, tuple[int, ...]]) -> StoredStep:
     positions = [function.fx_input_idx for function in functions]
     return StoredStep(
         bytes(concrete.graph.SerializeToString()),
-        _options(concrete),
+        compile_options(concrete),
         tuple(StepInput(position, views.get(position)) for position in positions),
         tuple(outputs[index] for index in sorted(outputs)),
         tuple(concrete._graph_output_ref_input.items()),
     )
 
 
-def _options(concrete: Any) -> dict[str, str]:
-    """What the graph is compiled with. torchair warns that frozen parameters must stay where they are: weights are
-    loaded once, and they do."""
+def compile_options(concrete: Any) -> dict[str, str]:
+    """What torchair lets the engine compile a graph with. It warns that frozen parameters must stay where they are:
+    weights are loaded once, and they do."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="When enable frozen_parameter")
         return dict(concrete._normalize_ge_option()[0])

@@ -30,7 +30,7 @@ from passes.manager import Observer, run_passes
 class Recipe:
     """What the steps of one model have in common, whatever their bucket.
 
-    shard: the rank that they run on, the one that `passes` share the model for.
+    shard: the rank that they run on, the one that `passes` share the model for. description: of the backend, for dumps.
     """
 
     config: GemmaConfig
@@ -43,6 +43,7 @@ class Recipe:
     observe: Observer | None = None
     quantisation: Quantisation | None = None
     shard: Shard = WHOLE
+    description: str = ""
 
     def key(self, bucket: Bucket) -> str:
         """The cache key of the recipe's step for `bucket`."""
@@ -64,7 +65,7 @@ class Recipe:
     def graph(self, bucket: Bucket) -> ModelGraph:
         """The captured and rewritten graph of `bucket`."""
         graph = capture(self.config, bucket, self.pages, self.dtype, self.quantisation)
-        run_passes(graph, self.passes, self.dump_dir, self.observe)
+        run_passes(graph, self.passes, self.dump_dir, self.observe, self.description)
         return graph
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from graph_model.ascend.ge_graph import GeGraph
 from graph_model.ascend.graph_file import read_graph_file
+from graph_model.ascend.origins import target_of
 from graph_model.ascend.soc import SOCS, Soc, find_soc
 from graph_model.errors import UserError
 
 _LISTING = "lowered.txt"
 _GRAPH = "lowered.pbtxt"
-_NOTE_SOC = "soc "
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Dump:
 def read_dumps(path: Path, soc: str | None) -> list[Dump]:
     """The graph in a file, or those in a folder and in the folders directly in it.
 
-    soc: the chip's name; None: the one that the dump names, or else the first. Raises UserError.
+    soc: the chip's name; None: the one that the graph names, or else the first. Raises UserError.
     """
     if not path.exists():
         raise UserError(f"graph: {path} does not exist. Give a dumped graph, or the folder that dump_dir named.")
@@ -52,12 +52,15 @@ def _read(path: Path, soc: str | None) -> Dump:
             lines = _text(folder / _LISTING).splitlines()
             notes = [line.removeprefix("# ") for line in lines if line.startswith("# ")]
         passes = [(file.stem, _text(file)) for file in sorted(folder.glob("[0-9][0-9]_*.txt"))]
-    named = next((note.removeprefix(_NOTE_SOC) for note in notes if note.startswith(_NOTE_SOC)), None)
-    chip = find_soc(soc or named or next(iter(SOCS)))
-    if soc is None and named is None:
+    graph = read_graph_file(path)
+    target = target_of(graph)
+    if target.lowered and not any(target.lowered in note for note in notes):
+        notes.append(f"lowered {target.lowered}")
+    chip = find_soc(soc or target.soc or next(iter(SOCS)))
+    if soc is None and not target.soc:
         notes.append(f"the dump names no chip: {chip.product} ({chip.cann_name}) is assumed; give soc=NAME for another")
     name = folder.resolve().name if path.name == _GRAPH else path.stem
-    return Dump(name, read_graph_file(path), chip, notes, passes)
+    return Dump(name, graph, chip, notes, passes)
 
 
 def _text(path: Path) -> str:

@@ -31,7 +31,7 @@ def dump(tmp_path: Path) -> Path:
     folder = tmp_path / "dump" / "decode-b3-w2"
     folder.mkdir(parents=True)
     (folder / "lowered.pbtxt").write_text(pbtxt())
-    (folder / "lowered.txt").write_text("# on the stand-in\n# soc atlas_300i_duo\n%x = Data()\n")
+    (folder / "lowered.txt").write_text("# attention: none\n%x = Data()\n")
     (folder / "00_capture.txt").write_text("# captured\nlinear = aten.linear(x)\n")
     (folder / "01_merge.txt").write_text("# after merge\nlinear = aten.linear(x & <y>)\n")
     return folder.parent
@@ -42,7 +42,8 @@ def test_a_dump_folder_is_shown_with_its_chip_and_notes(run: Run, dump: Path) ->
     assert shown.status == 0, shown.stderr
     lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert "== decode-b3-w2 on Atlas 300I DUO (Ascend310P3) ==" in lines
-    assert "on the stand-in" in lines
+    assert "attention: none" in lines
+    assert "lowered over the stand-in" in lines
     # 3 rows of 4, a weight of 8 x 4, 3 rows of 8, in 2 bytes
     assert any(line.startswith("MatMulV2 1 136 B") for line in lines)
     assert "views, which cost nothing: 1 Reshape" in lines

@@ -30,7 +30,8 @@ def pbtxt() -> str:
                   inputs=[_desc("x1"), _desc("x2"), _desc("bias"), _desc("offset_w")],
                   outputs=[_desc("y", "DT_FLOAT16", 3, 8, fx="linear-ascend.linear.default.OUTPUT.0")],
                   notes={"_model_node": "linear_7", "_model_layer": "model.layers.0.proj"}),
-            _node("NetOutput", "NetOutput", ["MatMulV2:0", "^Scatter"], {}, inputs=[_desc("input0")]),
+            _node("NetOutput", "NetOutput", ["MatMulV2:0", "^Scatter"], {}, inputs=[_desc("input0")],
+                  notes={"_model_soc": "atlas_300i_duo", "_model_lowered": "over the stand-in"}),
         ]
     )  # fmt: skip
 

@@ -37,14 +37,16 @@ class StepCase:
     norm: str = "exact"
     scheme: str | None = None  # w8a8 is read from a quantised checkpoint, others are made when weights are loaded
     kv8: bool = False
+    outputs: str = "logits"  # or the tokens of a "greedy" or "sample" step
+    logprobs: int = -1  # beside its tokens
     seed: int = 0  # of the random weights
-    sampled: bool = False  # the graph returns drawn tokens with log-probabilities, else logits
 
     @property
     def bucket(self) -> Bucket:
         decode, prefill = self.phase == "decode", self.phase == "prefill"
+        selection = "sample" if self.outputs == "sample" else "greedy"
         shape = (3, 1 if decode else CHUNK, 0 if prefill else WIDTH)
-        return Bucket(self.phase, *shape, *(("sample", 2) if self.sampled else ()))  # type: ignore[arg-type]
+        return Bucket(self.phase, *shape, selection, self.logprobs)  # type: ignore[arg-type]
 
     @property
     def quantisation(self) -> Quantisation | None:
@@ -58,7 +60,7 @@ class StepCase:
         pages = Pages(num_blocks=8, block_size=self.block_size)
         graph = capture(self.config, self.bucket, pages, self.dtype, self.quantisation)
         run_passes(graph, [cls() for cls in DEFAULT_PASSES])
-        if not self.sampled:
+        if self.outputs == "logits":
             graph.set_outputs(graph.outputs[0].args[0])  # type: ignore[arg-type]
             graph.clean()
         return graph

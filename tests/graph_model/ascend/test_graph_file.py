@@ -10,7 +10,7 @@ from support.pbtxt import pbtxt
 
 from graph_model.ascend.graph_file import read_graph_file
 from graph_model.ascend.listing import count_nodes, list_graph
-from graph_model.ascend.origins import find_carriers
+from graph_model.ascend.origins import Target, find_carriers, target_of
 from graph_model.errors import UserError
 
 pytest.importorskip("google.protobuf")
@@ -40,6 +40,12 @@ def test_the_text_gives_nodes_edges_constants_and_notes(tmp_path: Path) -> None:
         "%NetOutput = NetOutput(input0=%MatMulV2) after %Scatter",
     ]
     assert [(c.attribute, c.node.name, c.how) for c in find_carriers(graph)] == [("softmax_scale", "Muls", "value=0.5")]
+
+
+def test_a_comment_before_the_text_is_no_part_of_the_graph(tmp_path: Path) -> None:
+    graph = read_graph_file(write(tmp_path, "# soc atlas_300i_duo\n# lowered over the stand-in\n" + pbtxt()))
+    assert list_graph(graph) == list_graph(read_graph_file(write(tmp_path, pbtxt())))
+    assert target_of(graph) == Target("atlas_300i_duo", "over the stand-in")
 
 
 def test_inputs_on_the_host_are_told_from_their_descriptors(tmp_path: Path) -> None:

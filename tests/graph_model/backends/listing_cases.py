@@ -9,27 +9,59 @@ import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
 from support import torchair_steps as steps  # isort: skip
-from support.standin_cases import A2, Cases
+from support.standin_cases import A2, DUO, Cases
 
+from graph_model.ascend import standin
 from graph_model.ascend.ge_proto import messages
 from graph_model.ascend.graph_file import read_graph_file
 from graph_model.ascend.listing import list_graph
 from graph_model.ascend.lower import lower
+from graph_model.ascend.origins import Target, target_of
 from graph_model.ascend.soc import find_soc
 
 CASES = Cases()
+HALF, BRAIN = torch.float16, torch.bfloat16
+TINY = replace(steps.BASE, num_hidden_layers=1)
+LISTED: dict[str, dict[str, steps.StepCase]] = {
+    soc: {
+        f"{phase}-{norm}": steps.StepCase(TINY, HALF, 64, phase, norm)
+        for phase in ("prefill", "extend", "decode")
+        for norm in ("exact", "fused")
+    }
+    for soc in (A2, DUO)
+}
+DECODE = steps.StepCase(TINY, HALF, 64, "decode")
+LISTED[A2] |= {
+    "decode-bfloat16-greedy": replace(DECODE, dtype=BRAIN, outputs="greedy"),
+    "decode-sample": replace(DECODE, outputs="sample"),
+    "decode-w8a8": replace(DECODE, scheme="w8a8"),
+    "decode-kv8": replace(DECODE, kv8=True),
+    "extend-blocks_of_128": steps.StepCase(TINY, HALF, 128, "extend"),
+}
+# Wide heads: many query heads per key head are decomposed, two become rows of the batch.
+LISTED[DUO] |= {
+    "decode-decomposed": replace(DECODE, config=replace(TINY, num_attention_heads=8, head_dim=256)),
+    "decode-folded": replace(DECODE, config=replace(TINY, num_attention_heads=4, num_key_value_heads=2, head_dim=256)),
+}
 
 
 def write_listings(soc: str, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    for norm in ("exact", "fused"):
-        for phase in ("prefill", "extend", "decode"):
-            step = steps.StepCase(replace(steps.BASE, num_hidden_layers=1), torch.float16, 64, phase, norm)
-            lowered = lower(step.selected(find_soc(soc)))
-            text = list_graph(lowered.graph)
-            (folder / f"{soc}-{phase}-{norm}.txt").write_text(text, encoding="utf-8")
-            lowered.write_pbtxt(folder / "dump.pbtxt")
-            assert list_graph(read_graph_file(folder / "dump.pbtxt")) == text
+    for name, step in LISTED[soc].items():
+        lowered = lower(step.selected(find_soc(soc)))
+        text = list_graph(lowered.graph)
+        (folder / f"{soc}-{name}.txt").write_text(text, encoding="utf-8")
+        lowered.write_pbtxt(folder / "dump.pbtxt")
+        assert list_graph(read_graph_file(folder / "dump.pbtxt")) == text
+
+
+@CASES.add(A2)
+def what_torchair_itself_writes_says_stand_in(folder: Path) -> None:
+    lowered = lower(DECODE.selected(find_soc(A2)))
+    lowered.concrete.dump(str(folder / "torchairs.pbtxt"))
+    (folder / "model.pb").write_bytes(lowered.serialized)
+    for name in ("torchairs.pbtxt", "model.pb"):
+        assert target_of(read_graph_file(folder / name)) == Target(A2, f"over the {standin.BANNER}")
 
 
 @CASES.add(A2)
