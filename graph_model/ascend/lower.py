@@ -17,7 +17,7 @@ from graph_model.ascend import standin
 from graph_model.ascend.engine import compiler_config
 from graph_model.ascend.ge_graph import GeGraph, read_graph
 from graph_model.ascend.origins import Target, annotate, note_target
-from graph_model.ascend.stored_step import StoredStep, compile_options, stored_step
+from graph_model.ascend.stored_step import LoadedStep, StoredStep, compile_options, stored_step
 from graph_model.graph import ModelGraph
 
 aten = torch.ops.aten
