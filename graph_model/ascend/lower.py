@@ -42,7 +42,7 @@ class LoweredStep:
     @property
     def comment(self) -> str:
         """The target as the first lines of a text format."""
-        return f"# soc {self.target.soc}\n# lowered {self.target.lowered}\n"
+        return f"# soc {self.target.soc}\n# {self.target.lowered}\n"
 
     @property
     def graph(self) -> GeGraph:
@@ -141,7 +141,7 @@ def lower_module(
 def _target() -> Target:
     soc = standin.loaded_soc()
     assert soc is not None, "torch_npu is loaded by standin.load"
-    return Target(soc.name, f"over the {standin.BANNER}" if standin.is_standin() else "on a machine with CANN")
+    return Target(soc.name, standin.BANNER if standin.is_standin() else "on the device")
 
 
 def _subtract_from(x: Tensor, number: float, alpha: float = 1) -> Tensor:

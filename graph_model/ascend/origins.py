@@ -40,7 +40,8 @@ class Origin:
 
 @dataclass(frozen=True)
 class Target:
-    """soc: the configuration's name of the chip that a graph was lowered for. lowered: on what; "" where unknown."""
+    """soc: the configuration's name of the chip that a graph was lowered for. lowered: the stand-in's banner, or that
+    it was on the device. Both are "" where that is not known."""
 
     soc: str
     lowered: str

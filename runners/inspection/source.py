@@ -55,7 +55,7 @@ def _read(path: Path, soc: str | None) -> Dump:
     graph = read_graph_file(path)
     target = target_of(graph)
     if target.lowered and not any(target.lowered in note for note in notes):
-        notes.append(f"lowered {target.lowered}")
+        notes.append(target.lowered)
     chip = find_soc(soc or target.soc or next(iter(SOCS)))
     if soc is None and not target.soc:
         notes.append(f"the dump names no chip: {chip.product} ({chip.cann_name}) is assumed; give soc=NAME for another")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 from support.cli import CommandResult, run_command
 from support.pbtxt import pbtxt
 
+from graph_model.ascend.standin import BANNER
 from runners.inspect_graph import inspect_graph
 
+REAL_DUMP = Path(__file__).parent / "dump"
 pytest.importorskip("google.protobuf")
 Run = Callable[..., CommandResult]
 
@@ -43,7 +46,7 @@ def test_a_dump_folder_is_shown_with_its_chip_and_notes(run: Run, dump: Path) ->
     lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
     assert "== decode-b3-w2 on Atlas 300I DUO (Ascend310P3) ==" in lines
     assert "attention: none" in lines
-    assert "lowered over the stand-in" in lines
+    assert "CANN stand-in" in lines
     # 3 rows of 4, a weight of 8 x 4, 3 rows of 8, in 2 bytes
     assert any(line.startswith("MatMulV2 1 136 B") for line in lines)
     assert "views, which cost nothing: 1 Reshape" in lines
@@ -69,6 +72,35 @@ def test_the_page_needs_nothing_else_and_shows_what_passes_changed(run: Run, dum
     assert "%MatMulV2 = MatMulV2(x1=%Reshape, x2=%arg0_1)" in html
     assert picture.read_text().startswith("<svg")
     assert picture.read_text() in html
+
+
+def test_a_real_dump_is_read_where_there_is_no_torch_npu(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One decoder layer, for the Atlas 800I A2: what dump_dir wrote of it, without most of the passes' texts."""
+    for name in ("torch_npu", "torchair", "torch_npu.dynamo"):
+        monkeypatch.setitem(sys.modules, name, None)
+    shown = run(f"graph={REAL_DUMP}", f"page={tmp_path / 'page.html'}", "context_length=100")
+    assert shown.status == 0, shown.stderr
+    lines = [" ".join(line.split()) for line in shown.stdout.splitlines()]
+    for line in (
+        "== decode-b3-w2 on Atlas 800I A2 (Ascend910B3) ==",
+        f"torchair for Atlas 800I A2 (Ascend910B3), norm=exact; {BANNER}",
+        "attention: FusedInferAttentionScore, paged, block_size 64",
+        "29 kernels; 0 TensorMove, 0 Assign, 0 Transpose, 6 Cast; 0 copies of weights, 0 inputs on the host",
+        "& 2 cache float16[14,64,1,64] 229 kB key_cache_0, written by ScatterPaKvCache",
+        "1 weight float16[256,48] 24.6 kB model.embed_tokens.weight",
+        "ArgMaxV2:0 int64[3]",
+        "embedding_scale value=6.929688 1 x Muls Muls in model",
+        "softmax_scale scale=0.125 1 x FusedInferAttentionScore FusedInferAttentionScore in model.layers.0.self_attn",
+        "peak of live tensors 5.69 kB at SplitV",
+    ):
+        assert line in lines
+    # Queries, 100 keys and values of each of three rows, and what attention gives: numbers of 2 bytes.
+    attention = next(line.split() for line in lines if line.startswith("FusedInferAttentionScore 1 "))
+    assert attention[2:4] == ["79.9", "kB"], (2 * 3 * 4 * 64 + 2 * 3 * 100 * 64) * 2
+    html = (tmp_path / "page.html").read_text()
+    assert "reshape_11: f16[3, 48] = aten.reshape(mul, [3, 48])" in re.findall(r'class="add">\+ *(.*?)</span>', html)
 
 
 def test_a_bare_file_and_a_dump_made_elsewhere(run: Run, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def pbtxt() -> str:
                   outputs=[_desc("y", "DT_FLOAT16", 3, 8, fx="linear-ascend.linear.default.OUTPUT.0")],
                   notes={"_model_node": "linear_7", "_model_layer": "model.layers.0.proj"}),
             _node("NetOutput", "NetOutput", ["MatMulV2:0", "^Scatter"], {}, inputs=[_desc("input0")],
-                  notes={"_model_soc": "atlas_300i_duo", "_model_lowered": "over the stand-in"}),
+                  notes={"_model_soc": "atlas_300i_duo", "_model_lowered": "CANN stand-in"}),
         ]
     )  # fmt: skip
 

@@ -43,9 +43,9 @@ def test_the_text_gives_nodes_edges_constants_and_notes(tmp_path: Path) -> None:
 
 
 def test_a_comment_before_the_text_is_no_part_of_the_graph(tmp_path: Path) -> None:
-    graph = read_graph_file(write(tmp_path, "# soc atlas_300i_duo\n# lowered over the stand-in\n" + pbtxt()))
+    graph = read_graph_file(write(tmp_path, "# soc atlas_300i_duo\n# CANN stand-in\n" + pbtxt()))
     assert list_graph(graph) == list_graph(read_graph_file(write(tmp_path, pbtxt())))
-    assert target_of(graph) == Target("atlas_300i_duo", "over the stand-in")
+    assert target_of(graph) == Target("atlas_300i_duo", "CANN stand-in")
 
 
 def test_inputs_on_the_host_are_told_from_their_descriptors(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""runners/inspect_graph.py on a graph that it lowers: the page's tables and plots, by figures worked out here."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from pathlib import Path
+
+import graph_model  # noqa: F401  (before torch)
+
+from support.ascend_commands import TINY, checkpoint, command  # isort: skip
+from support.standin_cases import A2, DUO, Case, Cases
+
+from graph_model.ascend import standin
+from graph_model.ascend.soc import find_soc
+from runners.inspect_graph import inspect_graph
+
+CASES = Cases()
+ROWS, HALF = 3, 2  # sequences in the step, bytes of a float16
+# Of one decoder layer and what is around it.
+KERNELS = {
+    A2: {"MatMulV2": 5, "FusedInferAttentionScore": 1, "ScatterPaKvCache": 1, "GemmaRmsNorm": 3, "RotaryMul": 2,
+         "Add": 2, "GeGluV2": 1, "SplitV": 1, "ArgMaxV2": 1},
+    DUO: {"MatMulV2": 5, "IncreFlashAttention": 1, "ScatterNdUpdate": 2, "RmsNorm": 3, "RotaryMul": 2, "Add": 2,
+          "GeGluV2": 1, "SplitV": 1, "ArgMaxV2": 1},
+}  # fmt: skip
+LAST_PASSES = {A2: "12_ascend_fused_attention", DUO: "12_ascend_flat_attention"}
+
+
+def table_after(html: str, heading: str) -> list[list[str]]:
+    """The cells of the first table behind a heading."""
+    table = html[html.index(f"<h3>{heading}</h3>") :].partition("<table>")[2].partition("</table>")[0]
+    return [[unescape(cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", row)] for row in table.split("</tr>")[:-1]]
+
+
+def inspect_live(soc: str, folder: Path) -> None:
+    settings = [*checkpoint(folder), "backend=torchair", f"soc={soc}", "dtype=float16", "block_size=64"]
+    settings += ["max_seq_len=128", f"max_batch_size={ROWS}"]
+    page, picture = folder / "page.html", folder / "plots.svg"
+    status, out, err = command(inspect_graph, "inspect_graph", *settings, f"page={page}", f"picture={picture}")
+    assert status == 0, err
+    html, lines = page.read_text(), [" ".join(line.split()) for line in out.splitlines()]
+    chip = find_soc(soc)
+    assert f"== decode-b3-w2 on {chip.product} ({chip.cann_name}) ==" in lines
+    assert standin.BANNER in out
+    assert standin.BANNER in html
+
+    header, *rows = table_after(html, "Kernels by type")
+    counts = {row[0]: int(row[1]) for row in rows}
+    assert KERNELS[soc].items() <= counts.items()
+    assert header[-2:] == ["layer 0", "outside the layers"]
+    inside = {row[0]: row[-2] for row in rows}
+    assert (inside["MatMulV2"], inside["ArgMaxV2"]) == ("4", "-")
+
+    inputs = table_after(html, "Inputs and outputs")
+    blocks = next(int(re.findall(r"\d+", row[3].partition("[")[2])[0]) for row in inputs if row[2] == "cache")
+    blocks *= 1 if soc == A2 else 1 / 64  # the DUO's caches are read as matrices of one token per row
+    head, hidden, heads = TINY.head_dim, TINY.hidden_size, TINY.num_attention_heads
+    qkv = (heads + 2 * TINY.num_key_value_heads) * head
+    matrices = (qkv + heads * head + 3 * TINY.intermediate_size + TINY.vocab_size) * hidden * HALF
+    norms, frequencies = 3 * hidden * (HALF if soc == A2 else 4), head // 2 * 4
+    caches = 2 * blocks * 64 * head * HALF
+    step = 4 * ROWS * 8 + ROWS * 2 * 8
+    assert f"inputs {(matrices + norms + frequencies + caches + step) / 1e3:.3g} kB" in lines
+    # Behind the first product: its output, its three parts, the residual, cosines and sines, the block table.
+    live = ROWS * (2 * qkv * HALF + hidden * HALF + 2 * head * HALF + 2 * 4)
+    assert f"peak of live tensors {live / 1e3:.3g} kB at SplitV" in lines
+    assert f"<td>{live / 1e3:.3g} kB</td><td>while SplitV runs</td>" in html
+
+    bars = re.findall(r"<title>([^:<]+): ([\d.]+) us, bound by (\w+)</title>", html)
+    assert len(bars) == sum(counts.values())
+    assert picture.read_text() in html
+    assert "key_cache_0" in html
+    (total,) = re.findall(r"one step ([\d.]+) us at ([\d.]+) GB/s", "\n".join(lines))
+    assert float(total[1]) == chip.rates.bandwidth
+    assert abs(sum(float(bar[1]) for bar in bars) - float(total[0])) < 0.005 * len(bars) + 0.01
+
+    summaries = re.findall(r"<summary>(\d\d_\w+): (.*?)</summary>", html)
+    assert [name for name, _ in summaries][:2] == ["00_capture", "01_canonicalise"]
+    assert LAST_PASSES[soc] in dict(summaries)
+    assert all(re.fullmatch(r"\d+ lines? less, \d+ lines? new", change) for _, change in summaries[1:])
+    assert re.search(r'class="del">-.*gemma\.rotary\(', html)
+    assert re.search(r'class="add">\+.*npu\.npu_rotary_mul\(', html)
+
+
+for _soc in (A2, DUO):
+    CASES[f"inspecting_live_on_{_soc}"] = Case(_soc, lambda folder, soc=_soc: inspect_live(soc, folder))
