@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph_model.ascend.soc import Soc
+from graph_model.ascend.soc import SOCS, Soc
 from graph_model.ascend.standin.build import build
 from graph_model.ascend.standin.symbols import NeededSymbols, needed_symbols
 from graph_model.errors import UserError
@@ -46,7 +46,7 @@ def load(soc: Soc, cache_dir: Path) -> bool:
     cache_dir: where the stand-in's libraries are kept. A second call with the same `soc` changes nothing.
 
     Raises UserError: torch_npu missing or of a version that was not tried, not Linux, no C compiler, CANN half
-    installed, or a second SoC in one process.
+    installed, a device that is another chip, or a second SoC in one process.
     """
     if _STATE.soc is not None:
         if _STATE.soc != soc:
@@ -62,6 +62,9 @@ def load(soc: Soc, cache_dir: Path) -> bool:
     with _without_advice() if standin else contextlib.nullcontext():
         import torch_npu  # noqa: F401
         from torch_npu.dynamo import torchair  # noqa: F401
+
+    if not standin:
+        check_chip(soc, device_name())
 
     from graph_model.ascend.converters import register_converters
 
@@ -82,6 +85,28 @@ def is_standin() -> bool:
 def loaded_soc() -> Soc | None:
     """The SoC that `load` was called with; None before it."""
     return _STATE.soc
+
+
+def device_name() -> str:
+    """What CANN calls the chip of the first device; torch_npu must be loaded."""
+    import torch_npu
+
+    return str(torch_npu.npu.get_device_name(0))
+
+
+def check_chip(soc: Soc, found: str) -> None:
+    """Raise UserError if the device is another chip than `soc`. found: its name.
+
+    A chip that is in no table but of `soc`'s family, such as Ascend910B2, runs the same ops; only its rates differ.
+    """
+    known = next((candidate for candidate in SOCS.values() if candidate.cann_name == found), None)
+    if known == soc or (known is None and found[:-1] == soc.cann_name[:-1]):
+        return
+    way_out = f"Set soc={known.name}." if known else f"The chips are {', '.join(SOCS)}."
+    raise UserError(
+        f"soc={soc.name} is the {soc.cann_name}, and the device of this machine is a {found}: graphs for one may be "
+        f"illegal on the other. {way_out}"
+    )
 
 
 def check_installation() -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from graph_model.ascend import engine, standin
 from graph_model.ascend import soc as tables
-from graph_model.ascend import standin
 from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.ascend.listing import count_nodes, list_graph
 from graph_model.ascend.recording import recorded_graphs
+from graph_model.ascend.standin import loader
 from graph_model.errors import UserError
 
 import torch  # isort: skip
@@ -199,6 +200,25 @@ def an_assigned_output_is_written_after_all_results_are_read() -> None:
     assert a.cpu().tolist() == [10, 11, 12, 13]
     assert b.cpu().tolist() == [0, 1, 2, 3]
     assert out.cpu().tolist() == [1, 2, 3, 4]
+
+
+@CASES.add(A2)
+def the_chips_name_is_what_cann_says() -> None:
+    assert loader.device_name() == "Ascend910B3"
+
+
+@CASES.add(DUO)
+def the_other_chips_name_is_what_cann_says() -> None:
+    assert loader.device_name() == "Ascend310P3"
+
+
+@CASES.add(A2)
+def lowered_steps_are_compiled_without_the_view_optimisation() -> None:
+    """Which miscompiles, as another case shows; its default is on."""
+    from torchair import CompilerConfig
+
+    assert CompilerConfig().experimental_config.enable_view_optimize
+    assert not engine.compiler_config().experimental_config.enable_view_optimize
 
 
 @CASES.add(A2)

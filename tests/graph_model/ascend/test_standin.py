@@ -9,12 +9,16 @@ import platform
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
+from graph_model.ascend import converters
+from graph_model.ascend.soc import find_soc
 from graph_model.ascend.standin import build as building
 from graph_model.ascend.standin import loader as loading
+from graph_model.ascend.standin import seam
 from graph_model.ascend.standin.symbols import NeededSymbols
 from graph_model.errors import UserError
 
@@ -155,6 +159,60 @@ def test_advice_on_cann_is_not_printed_where_there_is_none(capsys: pytest.Captur
         print("Warning: ASCEND_HOME_PATH environment variable is not set.")
         print("Warning: something else.")
     assert capsys.readouterr().out == "Warning: something else.\n"
+
+
+@pytest.fixture
+def over_cann(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CANN and torch_npu, as far as `load` looks at them; whatever the stand-in would do fails."""
+
+    def unexpected(*arguments: object) -> None:
+        raise AssertionError("the stand-in was used")
+
+    monkeypatch.setattr(loading, "_STATE", loading._State())
+    monkeypatch.setattr(loading, "check_installation", lambda: None)
+    loadable(monkeypatch, loading.CANN_LIBRARIES)
+    for name in ("torch_npu", "torch_npu.dynamo", "torch_npu.dynamo.torchair"):
+        module = types.ModuleType(name)
+        module.__path__ = []
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["torch_npu.dynamo"].torchair = sys.modules["torch_npu.dynamo.torchair"]  # type: ignore[attr-defined]
+    npu = types.SimpleNamespace(get_device_name=lambda index: "Ascend910B4")
+    sys.modules["torch_npu"].npu = npu  # type: ignore[attr-defined]
+    monkeypatch.setattr(converters, "register_converters", lambda: None)
+    for module, name in ((loading, "_preload"), (loading, "build"), (building, "build"), (seam, "replace_seam")):
+        monkeypatch.setattr(module, name, unexpected)
+
+
+@pytest.mark.usefixtures("over_cann")
+def test_over_cann_nothing_is_built_or_replaced(tmp_path: Path) -> None:
+    soc = find_soc("atlas_800i_a2_910b4")
+    assert loading.load(soc, tmp_path / "cache") is False
+    assert not (tmp_path / "cache").exists()
+    assert not loading.is_standin()
+    assert loading.loaded_soc() == soc
+    assert loading.load(soc, tmp_path / "cache") is False
+
+
+@pytest.mark.usefixtures("over_cann")
+def test_a_device_that_is_another_chip_is_refused(tmp_path: Path) -> None:
+    message = r"soc=atlas_300i_duo is the Ascend310P3.*is a Ascend910B4.*Set soc=atlas_800i_a2_910b4\."
+    with pytest.raises(UserError, match=message):
+        loading.load(find_soc("atlas_300i_duo"), tmp_path)
+    assert loading.loaded_soc() is None
+
+
+def test_chips_are_told_by_name_and_unknown_ones_by_family() -> None:
+    loading.check_chip(find_soc("atlas_800i_a2"), "Ascend910B3")
+    loading.check_chip(find_soc("atlas_800i_a2"), "Ascend910B2")
+    for soc, found in (
+        ("atlas_800i_a2", "Ascend910B4"),
+        ("atlas_800i_a2", "Ascend910A"),
+        ("atlas_300i_duo", "Ascend310"),
+    ):
+        with pytest.raises(UserError, match=f"is a {found}"):
+            loading.check_chip(find_soc(soc), found)
+    with pytest.raises(UserError, match="The chips are atlas_800i_a2, "):
+        loading.check_chip(find_soc("atlas_800i_a2"), "Ascend910_9391")
 
 
 def test_nothing_is_a_standin_before_it_is_loaded() -> None:
