@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from graph_model.ascend.cost import CostEstimate, NodeCost, estimate
 from graph_model.ascend.ge_graph import GeGraph, Node, TensorDesc
+from graph_model.ascend.interpreter.registry import OPS
 from graph_model.ascend.listing import FREE, count_nodes, writers
 from graph_model.ascend.liveness import MemoryProfile, profile_memory
 from graph_model.ascend.origins import Carrier, find_carriers, origin_of
@@ -33,11 +34,14 @@ class InputGroup:
 
 @dataclass(frozen=True)
 class Findings:
-    """dump: what was inspected. types: nodes of each op type. columns: kernels by type, by heading: a run of equal
-    decoder layers is one column, with the counts of one of them. layer_of: decoder layer of each node, None outside."""
+    """dump: what was inspected. types: nodes of each op type. unknown: nodes of each op type that the interpreter does
+    not know, so that what they write by reference is not known either. columns: kernels by type, by heading: a run of
+    equal decoder layers is one column, with the counts of one of them. layer_of: decoder layer of each node, None
+    outside."""
 
     dump: Dump
     types: dict[str, int]
+    unknown: dict[str, int]
     columns: dict[str, Counter[str]]
     layer_of: dict[str, int | None]
     inputs: list[InputGroup]
@@ -70,6 +74,7 @@ def find(dump: Dump, context_length: int | None) -> Findings:
     return Findings(
         dump=dump,
         types=counts.by_type,
+        unknown={name: count for name, count in counts.by_type.items() if name not in OPS},
         columns=_columns(graph, layers),
         layer_of=layers,
         inputs=_inputs(graph),

@@ -11,7 +11,7 @@ from graph_model.ascend.origins import origin_of
 from graph_model.ascend.tensors import tensor_descs
 from runners.inspection.findings import Findings, is_kernel
 from runners.inspection.plots import plots
-from runners.inspection.text import ESTIMATE, carrier_rows, duration, input_rows, op_rows, quantity, views
+from runners.inspection.text import ESTIMATE, carrier_rows, duration, input_rows, op_rows, quantity, unknown, views
 
 _STYLE = """
 body { font: 14px/1.45 sans-serif; color: #24292f; max-width: 1100px; margin: 2em auto; padding: 0 1em }
@@ -68,6 +68,8 @@ def _section(findings: Findings) -> str:
         _details(f"All {findings.kernels} kernels, in the graph's order", _table(_kernel_rows(findings))),
         _details("The listing", f"<pre>{escape(list_graph(findings.graph))}</pre>"),
     ]
+    if findings.unknown:
+        parts.append(f"<h3>Op types that are not known here</h3><p>{escape(unknown(findings))}</p>")
     if cost.uncounted:
         parts.append(_table([["not in the estimate", "why"], *map(list, cost.uncounted.items())]))
     if dump.passes:

@@ -39,6 +39,8 @@ def as_text(findings: Findings, top: int) -> str:
         ])],
         [f"The {top} slowest nodes", *table(node_rows(findings, top))],
     ]  # fmt: skip
+    if findings.unknown:
+        sections.append(["Op types that are not known here", f"  {unknown(findings)}"])
     if cost.uncounted:
         sections.append(["Not in the estimate", *(f"  {name}: {why}" for name, why in cost.uncounted.items())])
     return "\n\n".join("\n".join(section) for section in sections)
@@ -57,6 +59,12 @@ def op_rows(findings: Findings) -> list[list[str]]:
 
 def views(findings: Findings) -> str:
     return ", ".join(f"{count} {name}" for name, count in findings.types.items() if name in FREE) or "none"
+
+
+def unknown(findings: Findings) -> str:
+    """What cannot be said about nodes of unknown op types."""
+    found = ", ".join(f"{count} {name}" for name, count in findings.unknown.items())
+    return f"{found}: whether they write inputs by reference is unknown, and no input above is marked for them"
 
 
 def input_rows(findings: Findings) -> list[list[str]]:

@@ -40,6 +40,12 @@ def dump(tmp_path: Path) -> Path:
     return folder.parent
 
 
+def write_graph(folder: Path, text: str) -> Path:
+    path = folder / "graph.pbtxt"
+    path.write_text(text)
+    return path
+
+
 def test_a_dump_folder_is_shown_with_its_chip_and_notes(run: Run, dump: Path) -> None:
     shown = run(f"graph={dump}")
     assert shown.status == 0, shown.stderr
@@ -112,6 +118,19 @@ def test_a_bare_file_and_a_dump_made_elsewhere(run: Run, tmp_path: Path) -> None
     assert "the dump does not say which nodes carry them" in shown.stdout
     assert "The 1 slowest nodes" in shown.stdout
     assert "names no chip" in run(f"graph={path}").stdout
+
+
+def test_what_unknown_op_types_write_is_said_to_be_unknown(run: Run, tmp_path: Path) -> None:
+    known, path = run(f"graph={write_graph(tmp_path, pbtxt())}").stdout, tmp_path / "page.html"
+    assert "not known here" not in known
+    foreign = pbtxt().replace('op: "ScatterNdUpdate"', 'op: "ForeignScatter"')
+    shown = run(f"graph={write_graph(tmp_path, foreign)}", f"page={path}")
+    assert shown.status == 0, shown.stderr
+    sentence = "1 ForeignScatter: whether they write inputs by reference is unknown"
+    assert sentence in shown.stdout
+    assert sentence in path.read_text()
+    assert "written by" in known
+    assert "written by" not in shown.stdout
 
 
 @pytest.mark.parametrize(
