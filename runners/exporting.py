@@ -33,7 +33,9 @@ def export_model(
     Raises UserError; then nothing is left behind.
     """
     with ExitStack() as resources:
-        loaded = load_model(settings, resources)
+        assert settings.soc is not None
+        # The cache is that of the chip, whatever machine exports.
+        loaded = load_model(settings, resources, device_memory=settings.soc.rates.memory * 1e9)
         longest = [[0] * (settings.max_seq_len - 1)] * settings.max_batch_size
         selections = (False, True) if sample else (False,)
         wanted = {b: None for s in selections for b in reachable_buckets(loaded.model, longest, 1, sample=s)}
@@ -46,7 +48,7 @@ def export_model(
             steps.append(_step(graph, lowered))
             weights.update({str(expression): expression for expression in graph.weight_plan.values()})
             files[f"{bucket}.pb"] = lowered.serialized
-            files[f"{bucket}.pbtxt"] = str(lowered.concrete.graph).encode()
+            files[f"{bucket}.pbtxt"] = lowered.pbtxt.encode()
             files[f"{bucket}.options.json"] = json.dumps(lowered.options, indent=1).encode()
         header = _header(settings, loaded)
         files[bundles.MANIFEST] = lambda content: bundles.manifest_json(header, steps, content)

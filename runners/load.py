@@ -42,11 +42,14 @@ class LoadedModel:
     backend: str  # which backend was taken and why
 
 
-def load_model(settings: ModelSettings, resources: ExitStack, check: Check = "no") -> LoadedModel:
+def load_model(
+    settings: ModelSettings, resources: ExitStack, check: Check = "no", device_memory: float | None = None
+) -> LoadedModel:
     """Build the model; weights are read when its first buckets are warmed up.
 
     `resources` keeps the checkpoint open. check: whether a backend that can compare its steps with the graphs that
-    they were made from does so at every run, and what it does about a difference. Raises UserError.
+    they were made from does so at every run, and what it does about a difference. device_memory: bytes of the device
+    that the KV cache is sized for; None: what is free on this one. Raises UserError.
     """
     shard = _shard(settings)
     read = _reader(settings, resources)
@@ -61,7 +64,7 @@ def load_model(settings: ModelSettings, resources: ExitStack, check: Check = "no
     recipe = Recipe(
         config=settings.config,
         dtype=dtype,
-        pages=Pages(_num_blocks(settings, buckets, backend.device, shard), settings.block_size),
+        pages=Pages(_num_blocks(settings, buckets, backend.device, shard, device_memory), settings.block_size),
         passes=(
             *build_passes(settings.passes, shard),
             *backend.kernel_passes(dtype, scheme),
@@ -127,9 +130,11 @@ def _shard(settings: ModelSettings) -> Shard:
     return Shard(dist.get_rank(), dist.get_world_size())
 
 
-def _num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch.device, shard: Shard) -> int:
+def _num_blocks(
+    settings: ModelSettings, buckets: BucketTable, device: torch.device, shard: Shard, memory: float | None
+) -> int:
     """Blocks of the cache, scratch blocks included; the same number on all ranks."""
-    num_blocks = _own_num_blocks(settings, buckets, device, shard)
+    num_blocks = _own_num_blocks(settings, buckets, device, shard, memory)
     if shard.world_size > 1:
         fewest = torch.tensor(num_blocks)
         dist.all_reduce(fewest, dist.ReduceOp.MIN)
@@ -137,14 +142,16 @@ def _num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch.dev
     return num_blocks
 
 
-def _own_num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch.device, shard: Shard) -> int:
+def _own_num_blocks(
+    settings: ModelSettings, buckets: BucketTable, device: torch.device, shard: Shard, memory: float | None
+) -> int:
     scratch = num_scratch_blocks(buckets, settings.block_size)
     per_sequence = -(-settings.max_seq_len // settings.block_size)
     if settings.num_blocks is not None:
         usable, limit = settings.num_blocks, "num_blocks"
     else:
         usable = settings.max_batch_size * per_sequence
-        room = _blocks_that_fit(settings, device, shard) - scratch
+        room = _blocks_that_fit(settings, device, shard, memory) - scratch
         limit = "memory_fraction"
         if room < usable:
             # Few significant bits, so that the next start finds the same number and its compiled steps.
@@ -159,14 +166,14 @@ def _own_num_blocks(settings: ModelSettings, buckets: BucketTable, device: torch
     return usable + scratch
 
 
-def _blocks_that_fit(settings: ModelSettings, device: torch.device, shard: Shard) -> int:
+def _blocks_that_fit(settings: ModelSettings, device: torch.device, shard: Shard, memory: float | None) -> int:
     element = torch.empty((), dtype=getattr(torch, settings.dtype)).element_size()
     config = settings.config
     token = cache_token_bytes(config, element, settings.quantisation, shard)
-    # Ranks share the host's memory; a device's own belongs to one rank.
-    sharing = shard.world_size if on_host(device) else 1
-    weights = weight_bytes(config, element, settings.quantisation, shard)
-    room = settings.memory_fraction * free_memory(device) / sharing - weights
+    if memory is None:
+        # Ranks share the host's memory; a device's own belongs to one rank.
+        memory = free_memory(device) / (shard.world_size if on_host(device) else 1)
+    room = settings.memory_fraction * memory - weight_bytes(config, element, settings.quantisation, shard)
     return max(0, int(room // (token * settings.block_size)))
 
 

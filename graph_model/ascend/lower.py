@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,9 +39,11 @@ class LoweredStep:
     target: Target
 
     @property
-    def comment(self) -> str:
-        """The target as the first lines of a text format."""
-        return f"# soc {self.target.soc}\n# {self.target.lowered}\n"
+    def pbtxt(self) -> str:
+        """torchair's own text of the graph, under a comment that says what it was lowered for and on what."""
+        from torchair._ge_concrete_graph.utils import convert_to_pbtxt
+
+        return f"# soc {self.target.soc}\n# {self.target.lowered}\n{convert_to_pbtxt(self.concrete.graph)}"
 
     @property
     def graph(self) -> GeGraph:
@@ -68,11 +69,6 @@ class LoweredStep:
     def options(self) -> dict[str, str]:
         """What torchair lets the engine compile this graph with."""
         return compile_options(self.concrete)
-
-    def write_pbtxt(self, path: Path) -> None:
-        """torchair's own text of the graph, under a comment that says what it was lowered for and on what."""
-        self.concrete.dump(str(path))
-        path.write_text(self.comment + path.read_text(encoding="utf-8"), encoding="utf-8")
 
     def stored(self) -> StoredStep:
         """What running the step takes, as data."""

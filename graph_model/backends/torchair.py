@@ -127,7 +127,7 @@ class TorchairBackend:
     def _dump(self, graph: ModelGraph, lowered: LoweredStep, folder: Path) -> None:
         """torchair's text of the lowered graph, and a listing that says where it runs and which attention was taken."""
         folder.mkdir(parents=True, exist_ok=True)
-        lowered.write_pbtxt(folder / "lowered.pbtxt")
+        (folder / "lowered.pbtxt").write_text(lowered.pbtxt, encoding="utf-8")
         choice = attention_choice(graph, self.options.soc)
         ge_graph = lowered.graph
         gathers = gathered_bytes(ge_graph)

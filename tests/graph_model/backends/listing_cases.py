@@ -51,7 +51,7 @@ def write_listings(soc: str, folder: Path) -> None:
         lowered = lower(step.selected(find_soc(soc)))
         text = list_graph(lowered.graph)
         (folder / f"{soc}-{name}.txt").write_text(text, encoding="utf-8")
-        lowered.write_pbtxt(folder / "dump.pbtxt")
+        (folder / "dump.pbtxt").write_text(lowered.pbtxt, encoding="utf-8")
         assert list_graph(read_graph_file(folder / "dump.pbtxt")) == text
 
 
