@@ -258,6 +258,47 @@ def test_a_reduction_over_no_axes_is_refused(op: str) -> None:
     equal(run_op("ReduceMean", {"x": torch.ones(2), "axes": t()})[0], torch.ones(2))
 
 
+@covers("SoftmaxV2", "LogSoftmaxV2")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_softmax_of_hidden_equal_and_far_apart_scores(dtype: torch.dtype) -> None:
+    rows = [[0.0, 0.0, 0.0], [-math.inf, 3.0, -math.inf], [60000.0, -60000.0, 59968.0], [-1e4, -1e4, -1e4 - 8]]
+    for x in (torch.tensor(rows).to(dtype), torch.tensor([[7.0]]).to(dtype), torch.zeros(0, 4, dtype=dtype)):
+        exact = []
+        for row in x.double().tolist():
+            weights = [math.exp(score - max(row)) for score in row]
+            exact.append([weight / math.fsum(weights) for weight in weights])
+        expected = np.array(exact).reshape(x.shape)
+        ulps = 4.0 if dtype is torch.float32 else 0.51
+        assert_rounded(run_op("SoftmaxV2", {"x": x}, axes=[-1])[0], expected, ulps)
+        (wider,) = run_op("SoftmaxV2", {"x": x}, axes=[1], half_to_float=True)
+        assert wider.dtype is torch.float32
+        assert_rounded(wider, expected, 4.0)
+        (logs,) = run_op("LogSoftmaxV2", {"logits": x}, axes=[-1])
+        lines = [[score - max(row) - math.log(math.fsum(math.exp(s - max(row)) for s in row)) for score in row]
+                 for row in x.double().tolist()]  # fmt: skip
+        torch.testing.assert_close(logs, torch.tensor(lines, dtype=torch.float64).view(x.shape).to(dtype), rtol=1e-5,
+                                   atol=2e-6)  # fmt: skip
+
+
+@covers("ReduceSum", "ReduceMax", "Cumsum", "TopKV2", "Sort", "ArgMaxV2")
+def test_sums_and_orders_of_one_none_and_many() -> None:
+    half = torch.tensor([[60000.0, 60000.0, -60000.0, 1.0]]).half()
+    assert run_op("ReduceSum", {"x": half, "axes": t(1)})[0].item() == 60000.0  # accumulated beyond fp16's range
+    assert run_op("ReduceSum", {"x": half.abs(), "axes": t(0, 1)})[0].item() == math.inf
+    assert run_op("Cumsum", {"x": half, "axis": t(1)})[0].tolist() == [[60000.0, math.inf, 60000.0, 60000.0]]
+    assert run_op("ReduceSum", {"x": half[:0], "axes": t(0)})[0].tolist() == [0.0] * 4
+    assert run_op("ReduceSum", {"x": t(2**62, 2**61), "axes": t(0)})[0].item() == 2**62 + 2**61
+    assert run_op("ReduceMax", {"x": torch.tensor([[-math.inf, -5.0]]), "axes": t(1)}, keep_dims=True)[0].item() == -5.0
+    x = torch.tensor([[3.0, math.inf, 3.0, -math.inf, -0.0, 0.0]])
+    values, places = run_op("Sort", {"x": x}, 2, descending=True)
+    assert (values.tolist(), places.tolist()) == ([[math.inf, 3, 3, 0, 0, -math.inf]], [[1, 0, 2, 4, 5, 3]])
+    for k in (0, 1, 6):
+        top, where = run_op("TopKV2", {"x": x, "k": t(k)}, 2)
+        assert (top.tolist(), where.tolist()) == ([values[0, :k].tolist()], [places[0, :k].tolist()])
+    assert run_op("ArgMaxV2", {"x": torch.full((2, 1), -math.inf), "dimension": t(-1)})[0].tolist() == [0, 0]
+    assert run_op("Sort", {"x": x[:, :0]}, 2)[1].shape == (1, 0)
+
+
 @covers("ArgMaxWithValue")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("keep", [False, True])

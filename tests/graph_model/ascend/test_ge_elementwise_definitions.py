@@ -128,6 +128,36 @@ def pairs(dtype: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [*found, (edges[:, None], edges)]  # type: ignore[list-item]
 
 
+ARITHMETIC: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+    "Add": lambda a, b: a - -b,
+    "Sub": lambda a, b: a + -b,
+    "Mul": lambda a, b: np.multiply(a, b),
+    "RealDiv": lambda a, b: np.divide(a, b),
+    "Maximum": lambda a, b: np.where(np.isnan(a) | (a >= b), a, b),
+    "Minimum": lambda a, b: np.where(np.isnan(a) | (a <= b), a, b),
+}
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "Equal": lambda a, b: a == b,
+    "Less": lambda a, b: a < b,
+    "LessEqual": lambda a, b: a <= b,
+    "Greater": lambda a, b: a > b,
+    "GreaterEqual": lambda a, b: a >= b,
+}
+
+
+@covers(*ARITHMETIC, *COMPARISONS)
+@pytest.mark.parametrize("dtype", FLOATS)
+@np.errstate(all="ignore")
+def test_arithmetic_and_comparisons_at_the_ends_of_the_range(dtype: torch.dtype) -> None:
+    for a, b in pairs(dtype):
+        for op, definition in ARITHMETIC.items():
+            assert_rounded(run_op(op, {"x1": a, "x2": b})[0], definition(*np.broadcast_arrays(wide(a), wide(b))))
+        both = [x.flatten().tolist() for x in np.broadcast_arrays(wide(a), wide(b))]
+        for op, holds in COMPARISONS.items():
+            (found,) = run_op(op, {"x1": a, "x2": b})
+            assert found.flatten().tolist() == [holds(x, y) for x, y in zip(*both, strict=True)]
+
+
 @covers("AddV2", "Div", "NotEqual")
 @pytest.mark.parametrize("dtype", FLOATS)
 @np.errstate(all="ignore")
