@@ -1,4 +1,4 @@
-"""Answer the prompts of a run and show the answers as they come."""
+"""Answer the prompts of a run, show the answers as they come, and name those that failed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,14 @@ def answer(llm: LLM, inputs: Inputs, output: OutputFile) -> list[RequestResult]:
     for prompt, result in zip(inputs.prompts, results, strict=True):
         print(f"\n{_shown(prompt.text, prompt.token_ids)}{_shown(result.text or None, result.token_ids)}")
     return results
+
+
+def name_failures(results: list[RequestResult]) -> bool:
+    """Name on stderr each request that ended with an error, by the place of its prompt; whether there was one."""
+    failed = [(index, result.error) for index, result in enumerate(results) if result.finish_reason == "error"]
+    for index, error in failed:
+        print(f"error: the request of prompt {index} failed: {type(error).__name__}: {error}", file=sys.stderr)
+    return bool(failed)
 
 
 def _stream(llm: LLM, inputs: Inputs, output: OutputFile) -> list[RequestResult]:

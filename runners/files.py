@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from graph_model.errors import UserError
+from runners.values import text_or_none
 
 
-def check_writable(name: str, value: object) -> Path | None:
-    """The path in the setting `name`; None where it is not set. Raises UserError unless a file can be written there."""
-    if value is None:
+def check_writable(name: str, value: Any, *, replaced: bool = False) -> Path | None:
+    """The path in the setting `name`; None where it is not set. Raises UserError unless a file can be written there.
+
+    The file is opened to find that out, and removed again if it is new. replaced: it is going to be written by
+    `write_text`, which needs the right to write to its directory too.
+    """
+    text = text_or_none(name, value)
+    if text is None:
         return None
-    path = Path(str(value)).expanduser()
+    path = Path(text).expanduser()
     if path.is_dir():
         raise UserError(f"{name}: {path} is a directory; name a file in it.")
     if not path.parent.is_dir():
         raise UserError(f"{name}: the directory {path.parent} does not exist. Create it, or name another file.")
-    if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+    if replaced and not os.access(path.parent, os.W_OK):
         raise UserError(f"{name}: {path} cannot be written (no permission). Name another file.")
+    try:
+        _try_to_open(path)
+    except OSError as error:
+        raise UserError(f"{name}: {path} cannot be written ({error.strerror}). Name another file.") from None
     return path
+
+
+def _try_to_open(path: Path) -> None:
+    new = not path.exists()
+    if not new and stat.S_ISFIFO(path.stat().st_mode):
+        return  # opening and closing it would end its reader
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644))
+    if new:
+        path.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from runners.entry import main
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def infer(settings: Any) -> None:
-    """Load the model, answer the prompts, report speed and memory."""
+    """Load the model, answer the prompts, report speed and memory. Ends with status 1 if a request failed."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from runners.ranks import on_ranks
     from runners.settings import resolve_settings
@@ -22,7 +23,7 @@ def infer(settings: Any) -> None:
 
 def _answer(settings: Any, model_settings: ModelSettings) -> None:
     from graph_model.backends.base import Check
-    from runners.answer import answer
+    from runners.answer import answer, name_failures
     from runners.check import check_answers, check_model_passes, report_checked_steps
     from runners.inputs import read_inputs
     from runners.llm import LLM
@@ -37,6 +38,10 @@ def _answer(settings: Any, model_settings: ModelSettings) -> None:
         llm.warm_up([prompt.token_ids for prompt in inputs.prompts], inputs.sampling[0])
         results = answer(llm, inputs, output)
         print_report(llm, results)
+        failed = name_failures(results)
+        output.check()
+        if failed:
+            sys.exit(1)
         if settings.check:
             report_checked_steps(llm.loaded)
             check_answers(llm.loaded, inputs, results)

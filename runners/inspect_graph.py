@@ -28,7 +28,7 @@ def inspect_graph(settings: Any) -> None:
     if settings.compare is not None:
         print(_comparison(settings, context_length))
         return
-    page, picture = (check_writable(name, settings[name]) for name in ("page", "picture"))
+    page, picture = (check_writable(name, settings[name], replaced=True) for name in ("page", "picture"))
     if settings.graph is not None:
         dumps = read_dumps(Path(str(settings.graph)).expanduser(), settings.soc)
     else:

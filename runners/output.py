@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 from graph_model.errors import UserError
 from runners.engine.result import RequestResult
+from runners.files import check_writable
 
 
 class OutputFile:
-    """Created with the first line, so that a run that fails before it leaves nothing. Each line is one write.
+    """Created with the first line, so that a run that fails before it leaves nothing.
 
-    path: None writes nothing. Raises UserError at once if the file cannot be written.
+    path: the setting output_file; None writes nothing. Raises UserError at once if the file cannot be written.
     """
 
-    def __init__(self, path: str | None) -> None:
-        self._path = None if path is None else _writable(Path(path).expanduser())
+    def __init__(self, path: Any) -> None:
+        self._path = check_writable("output_file", path)
         self._descriptor: int | None = None
+        self._size = 0  # bytes of the whole lines
+        self._lines = 0
+        self._missing = 0  # lines that could not be written
+        self._error: OSError | None = None
 
     def write(self, index: int, prompt: str | None, result: RequestResult) -> None:
-        """Append a request that came to its end, not one that was aborted; `index` is its place among the prompts."""
+        """Append a request that came to its end, not one that was aborted; `index` is its place among the prompts.
+
+        It is called while the engine runs, so a file that cannot take the line raises nothing here: `check` does.
+        """
         if self._path is None or result.finish_reason not in ("stop", "length"):
             return
-        if self._descriptor is None:
-            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         line = json.dumps(
             {
                 "index": index,
@@ -40,7 +47,36 @@ class OutputFile:
             },
             ensure_ascii=False,
         )
-        os.write(self._descriptor, line.encode() + b"\n")
+        try:
+            if self._error is None:
+                self._append(line.encode() + b"\n")
+        except OSError as error:
+            self._error = error
+        self._missing += self._error is not None
+        self._lines += self._error is None
+
+    def check(self) -> None:
+        """Raise UserError if a line could not be written."""
+        if self._error is not None:
+            raise UserError(
+                f"output_file: {self._path} could not be written ({self._error.strerror}). It holds "
+                f"{self._lines} of {self._lines + self._missing} requests. Make room, or name another file, and run again."
+            )
+
+    def _append(self, line: bytes) -> None:
+        """The whole line, or, whatever happens, none of it."""
+        if self._descriptor is None:
+            assert self._path is not None
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[os.write(self._descriptor, rest) :]
+        except BaseException:
+            with suppress(OSError):  # a pipe or a device cannot take anything back
+                os.ftruncate(self._descriptor, self._size)
+            raise
+        self._size += len(line)
 
     def __enter__(self) -> OutputFile:
         return self
@@ -50,14 +86,3 @@ class OutputFile:
     ) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
-
-
-def _writable(path: Path) -> Path:
-    if path.is_dir():
-        raise UserError(f"output_file: {path} is a directory; name a file in it.")
-    target = path if path.exists() else path.parent
-    if not target.exists():
-        raise UserError(f"output_file: the directory {target} does not exist. Create it, or name another file.")
-    if not os.access(target, os.W_OK):
-        raise UserError(f"output_file: {path} cannot be written (no permission). Name another file.")
-    return path
