@@ -8,8 +8,8 @@ from typing import Any
 from graph_model.demo.world import calibration_texts
 from graph_model.errors import UserError
 from runners.json_lines import read_json_lines
-from runners.settings import at_least
 from runners.tokenizer import load_tokenizer
+from runners.values import at_least, group, text_or_none
 
 # Longer texts are cut: ranges are found long before.
 MAX_TOKENS = 512
@@ -19,8 +19,9 @@ _FORM = 'A line is {"prompt": TEXT} or a BoolQ item with title, passage, questio
 
 def calibration_sequences(settings: Any, directory: Path, config: Any) -> list[list[int]]:
     """Token ids of `calibration.samples` texts. Raises UserError naming the file and the line at fault."""
-    samples = at_least("calibration.samples", settings.calibration.samples, 1)
-    file = settings.calibration.file
+    given = group("calibration", settings)
+    samples = at_least("calibration.samples", given.samples, 1)
+    file = text_or_none("calibration.file", given.file)
     texts = calibration_texts(samples) if file is None else read_texts(Path(file).expanduser())[:samples]
     tokenizer = load_tokenizer(directory, config)
     return [tokenizer(text)["input_ids"][:MAX_TOKENS] for text in texts]

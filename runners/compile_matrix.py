@@ -29,14 +29,13 @@ def compile_matrix(settings: Any) -> None:
     from graph_model.ascend import standin
     from graph_model.ascend.kernels import register_kernels
     from graph_model.ascend.soc import find_soc
-    from runners.settings import default_cache_dir
+    from runners.settings import cache_directory
 
     soc = find_soc(settings.soc)
-    target = None if settings.write is None else Path(settings.write).expanduser()
+    target = None if settings.write is None else Path(str(settings.write)).expanduser()
     if target is not None:
         replace_table(target, soc.name, "")  # before hours of work: a file without the table's place is refused
-    cache_dir = Path(settings.cache_dir).expanduser() if settings.cache_dir is not None else default_cache_dir()
-    standin.load(soc, cache_dir / "cann_standin")
+    standin.load(soc, cache_directory(settings.cache_dir) / "cann_standin")
     register_kernels()
     print(f"{soc.product} ({soc.cann_name}), batch {settings.batch_size}, context {settings.context}\n")
     table = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,14 +60,16 @@ def _local_jobs(settings: Any, limit: int | None, default: bool) -> list[Callabl
     """What is asked for besides the harness's tasks; its data is read here. The demo's items if nothing else is."""
     from runners.evaluation.items import demo_items, read_items
     from runners.evaluation.local import boolq, perplexity
+    from runners.values import text_or_none
 
     jobs: list[Callable[[Any], list[TaskReport]]] = []
-    if settings.dataset is not None:
-        file = Path(str(settings.dataset)).expanduser()
+    dataset, perplexity_of = (text_or_none(name, settings[name]) for name in ("dataset", "perplexity"))
+    if dataset is not None:
+        file = Path(dataset).expanduser()
         items = read_items(file)[:limit]
         jobs.append(lambda llm: [boolq(llm, file.name, items)])
-    if settings.perplexity is not None:
-        text = Path(str(settings.perplexity)).expanduser()
+    if perplexity_of is not None:
+        text = Path(perplexity_of).expanduser()
         jobs.append(lambda llm: [perplexity(llm, text)])
     if default and not jobs:
         held_out = demo_items()[:limit]
@@ -96,10 +98,10 @@ def _configuration(model: ModelSettings, backend: str, limit: int | None) -> dic
 def _tasks(value: Any) -> list[str]:
     if value is None:
         return []
-    names = [value] if isinstance(value, str) else list(value)
-    if not all(isinstance(name, str) and name for name in names):
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
         raise UserError(f"tasks is {names!r}; it must be a list of names of lm-evaluation-harness, [boolq,lambada].")
-    return names
+    return list(names)
 
 
 def _limit(value: Any) -> int | None:

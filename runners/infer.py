@@ -16,13 +16,14 @@ def infer(settings: Any) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from runners.ranks import on_ranks
     from runners.settings import resolve_settings
+    from runners.values import boolean
 
     model_settings = resolve_settings(settings)
-    on_ranks(model_settings, lambda: _answer(settings, model_settings))
+    check = boolean("check", settings.check)
+    on_ranks(model_settings, lambda: _answer(settings, model_settings, check))
 
 
-def _answer(settings: Any, model_settings: ModelSettings) -> None:
-    from graph_model.backends.base import Check
+def _answer(settings: Any, model_settings: ModelSettings, check: bool) -> None:
     from runners.answer import answer, name_failures
     from runners.check import check_answers, check_model_passes, report_checked_steps
     from runners.inputs import read_inputs
@@ -31,9 +32,9 @@ def _answer(settings: Any, model_settings: ModelSettings) -> None:
     from runners.report import print_report
 
     inputs = read_inputs(settings, model_settings)
-    check: Check = "stop" if settings.check else "no"
-    with OutputFile(settings.output_file) as output, LLM(model_settings, inputs.tokenizer, check) as llm:
-        if settings.check:
+    checking = "stop" if check else "no"
+    with OutputFile(settings.output_file) as output, LLM(model_settings, inputs.tokenizer, checking) as llm:
+        if check:
             check_model_passes(llm.loaded)
         llm.warm_up([prompt.token_ids for prompt in inputs.prompts], inputs.sampling[0])
         results = answer(llm, inputs, output)
@@ -42,7 +43,7 @@ def _answer(settings: Any, model_settings: ModelSettings) -> None:
         output.check()
         if failed:
             sys.exit(1)
-        if settings.check:
+        if check:
             report_checked_steps(llm.loaded)
             check_answers(llm.loaded, inputs, results)
 

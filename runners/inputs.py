@@ -11,6 +11,7 @@ from runners.engine.sampling_params import SamplingParams
 from runners.prompts import Prompt, read_prompts
 from runners.settings import ModelSettings
 from runners.tokenizer import has_tokenizer, load_tokenizer
+from runners.values import boolean, group, text_list, text_or_none
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,13 +32,13 @@ def read_inputs(settings: Any, model: ModelSettings) -> Inputs:
     tokenizer = _tokenizer(settings, model)
     prompts = read_prompts(
         prompts=_prompts(settings, model),
-        prompts_file=settings.prompts_file,
+        prompts_file=text_or_none("prompts_file", settings.prompts_file),
         prompt_token_ids=settings.prompt_token_ids,
         tokenizer=tokenizer,
         config=model.config,
         max_seq_len=model.max_seq_len,
-        chat=settings.chat,
-        chat_template=settings.chat_template,
+        chat=boolean("chat", settings.chat),
+        chat_template=text_or_none("chat_template", settings.chat_template),
     )
     return Inputs(prompts, [sampling(index) for index in range(len(prompts))], tokenizer)
 
@@ -66,8 +67,8 @@ def _tokenizer(settings: Any, model: ModelSettings) -> PreTrainedTokenizerBase |
 
 def _sampling(settings: Any) -> Any:
     """The sampling parameters of prompt number i, checked once."""
-    values = settings.sampling
-    stop = [settings.stop] if isinstance(settings.stop, str) else list(settings.stop or ())
+    values = group("sampling", settings)
+    stop = text_list("stop", settings.stop)
 
     def of(index: int) -> SamplingParams:
         seed = values.seed

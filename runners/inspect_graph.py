@@ -20,6 +20,7 @@ def inspect_graph(settings: Any) -> None:
     from runners.inspection.plots import plots
     from runners.inspection.source import read_dumps
     from runners.inspection.text import as_text
+    from runners.values import text_or_none
 
     top = _positive(settings, "top", "a number of nodes")
     context_length = None
@@ -29,8 +30,9 @@ def inspect_graph(settings: Any) -> None:
         print(_comparison(settings, context_length))
         return
     page, picture = (check_writable(name, settings[name], replaced=True) for name in ("page", "picture"))
-    if settings.graph is not None:
-        dumps = read_dumps(Path(str(settings.graph)).expanduser(), settings.soc)
+    graph = text_or_none("graph", settings.graph)
+    if graph is not None:
+        dumps = read_dumps(Path(graph).expanduser(), settings.soc)
     else:
         with tempfile.TemporaryDirectory() as folder:
             dumps = read_dumps(dump_step(settings, context_length, Path(folder)), settings.soc)

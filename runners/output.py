@@ -60,7 +60,8 @@ class OutputFile:
         if self._error is not None:
             raise UserError(
                 f"output_file: {self._path} could not be written ({self._error.strerror}). It holds "
-                f"{self._lines} of {self._lines + self._missing} requests. Make room, or name another file, and run again."
+                f"{self._lines} of {self._lines + self._missing} requests. Make room, or name another file; then run "
+                "again."
             )
 
     def _append(self, line: bytes) -> None:

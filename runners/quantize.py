@@ -25,12 +25,14 @@ def quantize(settings: Any) -> None:
     from graph_model.quantiser.ranges import RANGE_METHODS
     from graph_model.quantiser.report import COLUMNS, table_rows
     from runners.calibration import calibration_sequences
+    from runners.values import group, text_list, text_or_none
 
     target = Path(require(settings, "output_dir", str, "the directory to write")).expanduser()
     overwrite = require(settings, "overwrite", bool, "true or false")
     check_target(target, overwrite=overwrite)
-    scheme = settings.quant.scheme
-    if settings.quant.get("kv8", False):
+    quant = group("quant", settings)
+    scheme = quant.scheme
+    if quant.get("kv8", False):
         way_out = "Leave it out here" if scheme in SCHEMES else f"Choose quant={', quant='.join(SCHEMES)} here"
         raise UserError(
             "quant.kv8 is true; keys and values are quantised when the model runs, a checkpoint holds none. "
@@ -38,20 +40,22 @@ def quantize(settings: Any) -> None:
         )
     if scheme not in SCHEMES:
         raise UserError(f"quant.scheme is {scheme!r}; choose quant={', quant='.join(SCHEMES)}.")
-    path = settings.model.path
-    if path is None and settings.model.name != "demo":
+    model = group("model", settings)
+    path = text_or_none("model.path", model.path)
+    if path is None and model.name != "demo":
         raise UserError("model.path is not set. Give the directory of the floating-point checkpoint: model.path=DIR.")
     source = demo.CHECKPOINT_DIR if path is None else Path(path).expanduser()
     config = read_config(source)
-    anti_outlier, method = settings.quant.get("anti_outlier", "none"), settings.quant.get("range", "minmax")
+    anti_outlier, method = quant.get("anti_outlier", "none"), quant.get("range", "minmax")
     if anti_outlier not in ("smooth", "none"):
         raise UserError(f"quant.anti_outlier is {anti_outlier!r}; it must be smooth or none.")
     if method not in RANGE_METHODS:
         raise UserError(f"quant.range is {method!r}; it must be one of {', '.join(RANGE_METHODS)}.")
     if settings.format not in ("atb", "vllm_ascend"):
         raise UserError(f"format is {settings.format!r}; it must be atb or vllm_ascend.")
+    keep_float = text_list("quant.keep_float", quant.keep_float)
     options = QuantiserOptions(
-        Quantisation(scheme, select_linears(config, settings.quant.keep_float), stored=True),
+        Quantisation(scheme, select_linears(config, keep_float), stored=True),
         smooth=anti_outlier == "smooth",
         method=method,
         dialect=settings.format,

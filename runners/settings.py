@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_con
 from graph_model.errors import UserError
 from graph_model.quantisation import SCHEMES, Quantisation, select_linears
 from graph_model.shard import Shard, check_world_size
+from runners.values import at_least, boolean, group, text_list, text_or_none
 
 BLOCK_SIZES = (16, 32, 64, 128)
 SMALLEST_CHUNK = 64
@@ -69,7 +71,8 @@ def resolve_settings(settings: Any) -> ModelSettings:
     weights = settings.weights
     if weights not in ("checkpoint", "random"):
         raise UserError(f"weights is {weights!r}; it must be checkpoint or random.")
-    config, directory = _model(settings.model.name, settings.model.path, weights == "random")
+    model = group("model", settings)
+    config, directory = _model(model.name, text_or_none("model.path", model.path), weights == "random")
     if settings.dtype is not None and settings.dtype not in DTYPES:
         raise UserError(f"dtype is {settings.dtype!r}; it must be one of {', '.join(DTYPES)}, or null.")
     world_size = at_least("world_size", settings.world_size, 1)
@@ -104,9 +107,9 @@ def resolve_settings(settings: Any) -> ModelSettings:
         max_prefill_tokens=max_prefill_tokens,
         num_blocks=None if settings.num_blocks is None else at_least("num_blocks", settings.num_blocks, 1),
         memory_fraction=float(fraction),
-        passes=OmegaConf.to_container(settings.passes),  # type: ignore[arg-type]
+        passes=OmegaConf.to_container(group("passes", settings)),  # type: ignore[arg-type]
         dump_dir=None if settings.dump_dir is None else writable_directory("dump_dir", settings.dump_dir),
-        cache_dir=Path(settings.cache_dir).expanduser() if settings.cache_dir is not None else default_cache_dir(),
+        cache_dir=cache_directory(settings.cache_dir),
         world_size=world_size,
         ranks=_ranks(settings, world_size),
     )
@@ -150,18 +153,23 @@ def require_torchair(settings: ModelSettings) -> None:
         )
 
 
-def default_cache_dir() -> Path:
-    """graph_gemma in the user's cache directory (XDG Base Directory Specification)."""
+def cache_directory(value: Any) -> Path:
+    """What the setting cache_dir means; null: graph_gemma in the user's cache directory (XDG Base Directory)."""
+    text = text_or_none("cache_dir", value)
+    if text is not None:
+        return Path(text).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "graph_gemma"
 
 
-def _model(name: str, path: str | None, random_weights: bool) -> tuple[GemmaConfig, Path | None]:
+def _model(name: Any, path: str | None, random_weights: bool) -> tuple[GemmaConfig, Path | None]:
     if path is not None:
         directory = Path(path).expanduser()
         return read_config(directory), directory
     if name == "demo":
         return read_config(demo.CHECKPOINT_DIR), demo.CHECKPOINT_DIR
+    if name not in NAMED_CONFIGS:
+        raise UserError(f"model.name is {name!r}; it must be demo, {' or '.join(NAMED_CONFIGS)}.")
     if random_weights:
         return replace(NAMED_CONFIGS[name]), None
     raise UserError(
@@ -172,9 +180,9 @@ def _model(name: str, path: str | None, random_weights: bool) -> tuple[GemmaConf
 
 def _quantisation(settings: Any, config: GemmaConfig, stored: Quantisation | None) -> Quantisation | None:
     """What `quant` asks for and what the checkpoint, of which `stored` is read, is: None where it is neither."""
-    scheme, kv8 = settings.quant.scheme, settings.quant.kv8
-    if not isinstance(kv8, bool):
-        raise UserError(f"quant.kv8 is {kv8!r}; it must be true or false.")
+    quant = group("quant", settings)
+    scheme, kv8 = quant.scheme, boolean("quant.kv8", quant.kv8)
+    keep_float = text_list("quant.keep_float", quant.keep_float)
     if scheme is not None and scheme not in SCHEMES:
         raise UserError(f"quant.scheme is {scheme!r}; it must be one of {', '.join(SCHEMES)}.")
     if stored is not None:
@@ -193,7 +201,7 @@ def _quantisation(settings: Any, config: GemmaConfig, stored: Quantisation | Non
             "checkpoint with them: python runners/quantize.py model.path=DIR quant=w8a8 output_dir=NEW, then give "
             "model.path=NEW. quant=w8a8_dynamic and quant=w8a16 need no scales."
         )
-    return Quantisation(scheme, select_linears(config, settings.quant.keep_float), stored=scheme == "w8a8", kv8=kv8)
+    return Quantisation(scheme, select_linears(config, keep_float), stored=scheme == "w8a8", kv8=kv8)
 
 
 def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantisation: Quantisation | None) -> Soc | None:
@@ -233,23 +241,26 @@ def _check_matmul_all_reduce(settings: Any, soc: Soc | None, world_size: int) ->
 
 def _ranks(settings: Any, world_size: int) -> RankSettings:
     """The settings of the group `ranks`, which a command that runs on one device need not have."""
-    given = settings.get("ranks")
-    if given is None:
+    if "ranks" not in settings:
         return RankSettings()
+    given = group("ranks", settings)
     devices, port = given.devices, given.master_port
+    address = text_or_none("ranks.master_address", given.master_address)
+    if address is None:
+        raise UserError("ranks.master_address is not set; it is the address where the ranks meet, such as 127.0.0.1.")
     if devices is not None:
-        numbers = list(devices)
+        numbers = list(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else [None]
         if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in numbers) or len(set(numbers)) < len(
             numbers
         ):
-            raise UserError(f"ranks.devices is {numbers!r}; it must be a list of different device numbers, or null.")
+            raise UserError(f"ranks.devices is {devices!r}; it must be a list of different device numbers, or null.")
         devices = tuple(numbers)
     if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535):
         raise UserError(f"ranks.master_port is {port!r}; it must be a port from 1 to 65535, or null for a free one.")
     timeout = given.timeout
     if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 1:
         raise UserError(f"ranks.timeout is {timeout!r}; it must be a whole number of seconds, at least 1.")
-    return RankSettings(devices, str(given.master_address), port, timeout)
+    return RankSettings(devices, address, port, timeout)
 
 
 def _max_seq_len(settings: Any, config: GemmaConfig) -> int:
@@ -265,16 +276,12 @@ def _max_seq_len(settings: Any, config: GemmaConfig) -> int:
     return value
 
 
-def at_least(name: str, value: Any, smallest: int) -> int:
-    """The value of setting `name`. Raises UserError unless it is an integer of at least `smallest`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-        raise UserError(f"{name} is {value!r}; it must be an integer of at least {smallest}.")
-    return value
-
-
-def writable_directory(name: str, value: str) -> Path:
+def writable_directory(name: str, value: Any) -> Path:
     """The directory that setting `name` names, created if it is not there. Raises UserError."""
-    path = Path(value).expanduser()
+    text = text_or_none(name, value)
+    if text is None:
+        raise UserError(f"{name} is not set; it is a directory to write to. Give {name}=DIR.")
+    path = Path(text).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

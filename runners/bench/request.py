@@ -9,6 +9,7 @@ from typing import Any
 from graph_model.errors import UserError
 from runners.bench.timing import Case
 from runners.settings import ModelSettings, resolve_settings, writable_directory
+from runners.values import text_list
 
 PHASES = ("speed", "compile", "host", "max_batch")
 _LENGTHS = ((2048, 2048), (1024, 1024), (512, 512), (256, 256))
@@ -52,7 +53,7 @@ def read_request(settings: Any) -> Request:
         phase=settings.phase,
         cases=[Case(batch, prompt, answer) for prompt, answer in lengths for batch in batches],
         repeats=_integer("repeats", settings.repeats, 1),
-        peers=[str(name) for name in settings.peers],
+        peers=text_list("peers", settings.peers),
         latency_limit_s=limit / 1e3,
         results_dir=writable_directory("results_dir", settings.results_dir),
     )

@@ -191,6 +191,16 @@ def test_tokenizer_with_more_ids_than_the_embedding(refused: Refused, checkpoint
         ("soc=atlas_800i_a2", "soc is 'atlas_800i_a2'"),
         ("passes.rotary.base=1", "Key 'base' is not in struct"),
         ("passes.paged_attention.enabled=false", "passes.paged_attention: this pass cannot be switched off"),
+        ("stop=5", "stop is 5; it must be a list of texts"),
+        ("stop=[a,5]", "stop is ['a', 5]"),
+        ("model.path=5", "model.path is 5; it must be a text"),
+        ("prompts_file=7", "prompts_file is 7; it must be a text"),
+        ("output_file=[1]", "output_file is [1]; it must be a text"),
+        ("dump_dir=[1]", "dump_dir is [1]; it must be a text"),
+        ("cache_dir=[1]", "cache_dir is [1]; it must be a text"),
+        ("sampling=null", "sampling is None; it is a group of settings"),
+        ("chat=maybe", "chat is 'maybe'; it must be true or false"),
+        ("check=no", "check is 'no'; it must be true or false"),
         ("output_file=/nowhere/out.jsonl", "the directory /nowhere does not exist"),
         ("dump_dir=/proc/dumps", "dump_dir: /proc/dumps cannot be created"),
         ("cache_dir=/proc/cache", "cache_dir: /proc/cache cannot be created"),
@@ -214,6 +224,11 @@ def test_bad_settings(
 
 def test_named_size_without_a_checkpoint(refused: Refused) -> None:
     assert "model=gemma_7b needs the directory" in refused("model=gemma_7b", "model.path=<left out>")
+
+
+def test_a_size_that_has_no_name_here(refused: Refused) -> None:
+    message = refused("model.name=gemma_9b", "weights=random", "model.path=<left out>")
+    assert "model.name is 'gemma_9b'; it must be demo, gemma_2b or gemma_7b" in message
 
 
 def test_malformed_line_of_a_prompts_file_is_named(refused: Refused, tmp_path: Path) -> None:
