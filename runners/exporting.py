@@ -20,6 +20,7 @@ from graph_model.bucket import Bucket
 from graph_model.checkpoint.writer import save_checkpoint
 from graph_model.graph import ModelGraph
 from graph_model.weights import Expression, Read, evaluate
+from runners.engine.sampling_params import SamplingParams
 from runners.load import LoadedModel, load_model
 from runners.settings import ModelSettings
 from runners.warm_up import reachable_buckets
@@ -37,8 +38,8 @@ def export_model(
         # The cache is that of the chip, whatever machine exports.
         loaded = load_model(settings, resources, device_memory=settings.soc.rates.memory * 1e9)
         longest = [[0] * (settings.max_seq_len - 1)] * settings.max_batch_size
-        selections = (False, True) if sample else (False,)
-        wanted = {b: None for s in selections for b in reachable_buckets(loaded.model, longest, 1, sample=s)}
+        kinds = [SamplingParams(temperature=t, max_new_tokens=1) for t in ((0, 1) if sample else (0,))]
+        wanted = {b: None for kind in kinds for b in reachable_buckets(loaded.model, longest, kind, once=True)}
         files: dict[str, Path | bytes | Callable[[Path], bytes]] = {bundles.DESCRIPTOR: _descriptor()}
         steps: list[BundleStep] = []
         weights: dict[str, Expression] = {}

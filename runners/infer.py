@@ -36,7 +36,7 @@ def _answer(settings: Any, model_settings: ModelSettings, check: bool) -> None:
     with OutputFile(settings.output_file) as output, LLM(model_settings, inputs.tokenizer, checking) as llm:
         if check:
             check_model_passes(llm.loaded)
-        llm.warm_up([prompt.token_ids for prompt in inputs.prompts], inputs.sampling[0])
+        llm.warm_up([prompt.token_ids for prompt in inputs.prompts], inputs.sampling, once=True)
         results = answer(llm, inputs, output)
         print_report(llm, results)
         failed = name_failures(results)

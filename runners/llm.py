@@ -46,10 +46,22 @@ class LLM(EngineLLM):
             # Also at the end of the program, before what the other ranks' end needs is torn down.
             self._close = weakref.finalize(self, resources.pop_all().close)
 
-    def warm_up(self, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> None:
-        """Load the weights and compile every step that answering `prompts` (token ids) on a fresh engine can need."""
+    def warm_up(
+        self,
+        prompts: Sequence[Sequence[int]] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        once: bool = False,
+    ) -> None:
+        """Load the weights and compile every step that answering `prompts` (token ids) can need, now or again.
+
+        prompts: None: whatever may come, for a server; that compiles the whole table of buckets. sampling: the prompts'
+        settings, one for all or one per prompt; without prompts, all kinds that may come (None: greedy). once: this
+        LLM has answered nothing yet and will answer these prompts one time, which may need fewer steps. Steps of
+        `score` are not among them.
+        """
         model = self.loaded.model
-        model.warm_up(reachable_buckets(model, prompts, sampling.max_new_tokens, sample=not sampling.greedy))
+        model.warm_up(reachable_buckets(model, prompts, sampling or SamplingParams(), once=once))
 
     def close(self) -> None:
         """Give back the checkpoint's files; no step that needs further weights can be compiled afterwards."""

@@ -6,20 +6,39 @@ from collections.abc import Sequence
 
 from graph_model.bucket import Bucket, Selection, round_up
 from runners.engine.model import StepModel
+from runners.engine.sampling_params import SamplingParams
+
+Kind = tuple[Selection, int]  # how a step chooses tokens, and how many log-probabilities it returns (see Bucket)
+_NO_TOKEN: Kind = ("greedy", -1)  # of a step in which no prompt ends
 
 
 def reachable_buckets(
-    model: StepModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, sample: bool
+    model: StepModel,
+    prompts: Sequence[Sequence[int]] | None,
+    sampling: SamplingParams | Sequence[SamplingParams],
+    *,
+    once: bool = False,
 ) -> list[Bucket]:
-    """Every bucket that answering `prompts` (token ids) on a fresh engine can need, wherever their answers end.
+    """Every bucket that answering `prompts` (token ids) can need, wherever their answers end.
 
-    Chunks that continue a sequence (`extend`) are needed if a prompt may be cut, if prompts may share blocks, or if
-    sequences may be preempted and computed again.
+    prompts: None: any that the model can serve, as many as run at once. sampling: of all prompts, or one per prompt;
+    without prompts, all that may occur. once: the engine has answered nothing yet and answers these prompts one time;
+    then chunks that continue a sequence (`extend`) are needed only if a prompt may be cut, if prompts may share blocks,
+    or if sequences may be preempted and computed again. Otherwise a prompt's beginning may be found in the cache.
     """
     table, block_size = model.buckets, model.block_size
-    selection: Selection = "sample" if sample else "greedy"
+    settings = [sampling] if isinstance(sampling, SamplingParams) else list(sampling)
+    kinds = _kinds(settings)
+    if prompts is None:
+        prompts = [[0] * (model.max_seq_len - 1)] * (table.batch_sizes[-1] + table.prefill_batch_sizes[-1])
+        settings, once = settings[:1], False
+    if len(settings) == 1:
+        settings *= len(prompts)
     lengths = [len(prompt) for prompt in prompts]
-    final_lengths = [min(length + max_new_tokens, model.max_seq_len) for length in lengths]
+    final_lengths = [
+        min(length + setting.max_new_tokens, model.max_seq_len)
+        for length, setting in zip(lengths, settings, strict=True)
+    ]
     preempts = _may_preempt(model, final_lengths)
     computed = final_lengths if preempts else lengths
     widths = _sizes_up_to(table.table_widths, -(-max(final_lengths) // block_size))
@@ -27,22 +46,41 @@ def reachable_buckets(
     caps = {rows: cap for rows, cap in caps.items() if cap}
     cut = max(computed) > min(caps.values())
     shapes: list[tuple[int, int]] = []
-    extends = cut or preempts or _may_share(prompts, block_size)
+    extends = not once or cut or preempts or _may_share(prompts, block_size)
     for rows, cap in caps.items():
         if extends:
             chunks = set(_sizes_up_to(table.chunk_lengths, min(max(computed), cap)))
         else:
             chunks = {round_up(min(length, cap), table.chunk_lengths) for length in computed}
         shapes += [(rows, chunk) for chunk in sorted(chunks)]
-    buckets = [Bucket("prefill", rows, chunk, 0, selection) for rows, chunk in shapes]
+    prefill_kinds = [*kinds, _NO_TOKEN] if extends and _NO_TOKEN not in kinds else kinds
+    buckets = [Bucket("prefill", rows, chunk, 0, *kind) for kind in prefill_kinds for rows, chunk in shapes]
     if extends:
-        # A step in which no prompt ends draws no token.
-        selections: set[Selection] = {selection, "greedy"}
-        for kind in sorted(selections):
-            buckets += [Bucket("prefill", rows, chunk, 0, kind) for rows, chunk in shapes if kind != selection]
-            buckets += [Bucket("extend", rows, chunk, width, kind) for rows, chunk in shapes for width in widths]
+        buckets += [
+            Bucket("extend", rows, chunk, width, *kind)
+            for kind in prefill_kinds
+            for rows, chunk in shapes
+            for width in widths
+        ]
     batches = _sizes_up_to(table.batch_sizes, len(prompts))
-    return buckets + [Bucket("decode", batch, 1, width, selection) for batch in batches for width in widths]
+    return buckets + [
+        Bucket("decode", batch, 1, width, *kind) for kind in kinds for batch in batches for width in widths
+    ]
+
+
+def _kinds(settings: Sequence[SamplingParams]) -> list[Kind]:
+    """What steps of any mixture of these requests choose and return.
+
+    A step samples if one of its rows does, and returns the largest number of log-probabilities that a row asks for.
+    """
+    numbers = sorted({-1 if s.logprobs is None else s.logprobs for s in settings})
+    kinds: list[Kind] = []
+    for selection in ("greedy", "sample"):
+        own = {-1 if s.logprobs is None else s.logprobs for s in settings if s.greedy == (selection == "greedy")}
+        # A row that samples may share its step with any other; a greedy step has greedy rows only.
+        reached = own if selection == "greedy" else [number for number in numbers if own and number >= min(own)]
+        kinds += [(selection, number) for number in sorted(reached)]
+    return kinds
 
 
 def _may_preempt(model: StepModel, final_lengths: list[int]) -> bool:

@@ -27,7 +27,7 @@ def getting_ready(request: Request) -> list[str]:
         settings = replace(request.model, cache_dir=Path(directory))
         cold_s, model = _ready(settings, prompts, sampling)
         warm_s, _ = _ready(settings, prompts, sampling)
-    buckets = reachable_buckets(model, prompts, sampling.max_new_tokens, sample=False)
+    buckets = reachable_buckets(model, prompts, sampling, once=True)
     capture_s, passes_s = _rewriting(model.recipe, buckets)
     return [
         f"capture:                {capture_s:8.2f} s for {len(buckets)} steps",
@@ -41,7 +41,7 @@ def _ready(settings: ModelSettings, prompts: list[list[int]], sampling: Sampling
     """Seconds until the prompts can be answered, and the model."""
     start = time.perf_counter()
     with LLM(settings) as llm:
-        llm.warm_up(prompts, sampling)
+        llm.warm_up(prompts, sampling, once=True)
         return time.perf_counter() - start, llm.loaded.model
 
 

@@ -43,7 +43,7 @@ def test_a_checkpoint_by_settings_gives_the_tokens_of_transformers(tmp_path: Pat
     settings = [f"model.path={tmp_path / 'model'}", "backend=eager", "block_size=16", f"cache_dir={tmp_path / 'cache'}"]
     sampling = SamplingParams(max_new_tokens=12, ignore_eos=True)
     with LLM(settings) as llm:
-        llm.warm_up(prompts, sampling)
+        llm.warm_up(prompts, sampling, once=True)
         ready = llm.loaded.model.report.compiled
         results = llm.generate(prompts, sampling)
         assert llm.loaded.model.report.compiled == ready, "a step was compiled after warm-up"
@@ -53,6 +53,24 @@ def test_a_checkpoint_by_settings_gives_the_tokens_of_transformers(tmp_path: Pat
         assert len(result.token_ids) == 12
         assert check_greedy(reference, prompt, result.token_ids) == 0
         assert result.text == ""
+
+
+def test_nothing_compiles_after_warming_up_for_a_server(tmp_path: Path) -> None:
+    """Log-probabilities, sampled and greedy requests in one batch, and prompts that are found in the cache."""
+    make_checkpoint(tmp_path / "model", TINY_CONFIGS["one_kv_head"])
+    settings = [f"model.path={tmp_path / 'model'}", "backend=eager", "block_size=16", "max_seq_len=48"]
+    settings += ["max_batch_size=1", "max_prefill_batch_size=1", "max_prefill_tokens=64"]
+    kinds = [SamplingParams(logprobs=3, max_new_tokens=4), SamplingParams(temperature=1.0, seed=1, max_new_tokens=4)]
+    prompts = [[5] * 20, [6] * 33, [7]]
+    with LLM([*settings, f"cache_dir={tmp_path / 'cache'}"]) as llm:
+        llm.warm_up(sampling=kinds)
+        report = llm.loaded.model.report
+        ready = report.compiled
+        for _ in range(2):
+            for kind in kinds:
+                llm.generate(prompts, kind)
+        assert llm.engine.statistics.cached_prompt_tokens > 0
+        assert report.compiled == ready
 
 
 @pytest.mark.parametrize(
