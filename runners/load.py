@@ -134,7 +134,14 @@ def _num_blocks(
     settings: ModelSettings, buckets: BucketTable, device: torch.device, shard: Shard, memory: float | None
 ) -> int:
     """Blocks of the cache, scratch blocks included; the same number on all ranks."""
-    num_blocks = _own_num_blocks(settings, buckets, device, shard, memory)
+    scratch = num_scratch_blocks(buckets, settings.block_size)
+    if memory is None:
+        # Ranks share the host's memory; a device's own belongs to one rank.
+        memory = free_memory(device) / (shard.world_size if on_host(device) else 1)
+    if settings.num_blocks is None:
+        num_blocks = scratch + _affordable_blocks(settings, shard, scratch, memory)
+    else:
+        num_blocks = scratch + _given_blocks(settings, shard, scratch, memory)
     if shard.world_size > 1:
         fewest = torch.tensor(num_blocks)
         dist.all_reduce(fewest, dist.ReduceOp.MIN)
@@ -142,39 +149,55 @@ def _num_blocks(
     return num_blocks
 
 
-def _own_num_blocks(
-    settings: ModelSettings, buckets: BucketTable, device: torch.device, shard: Shard, memory: float | None
-) -> int:
-    scratch = num_scratch_blocks(buckets, settings.block_size)
-    per_sequence = -(-settings.max_seq_len // settings.block_size)
-    if settings.num_blocks is not None:
-        usable, limit = settings.num_blocks, "num_blocks"
-    else:
-        usable = settings.max_batch_size * per_sequence
-        room = _blocks_that_fit(settings, device, shard, memory) - scratch
-        limit = "memory_fraction"
-        if room < usable:
-            # Few significant bits, so that the next start finds the same number and its compiled steps.
-            step = 1 << max(0, room.bit_length() - 3)
-            usable = room // step * step
-    if usable < per_sequence:
+def _given_blocks(settings: ModelSettings, shard: Shard, scratch: int, memory: float) -> int:
+    """The setting num_blocks, which must serve one sequence and fit in the memory, all of it."""
+    usable = settings.num_blocks
+    assert usable is not None
+    if usable < _blocks_of_a_sequence(settings):
+        raise _too_few(settings, "num_blocks", usable, "raise num_blocks")
+    largest = _blocks_that_fit(settings, shard, memory) - scratch
+    if usable > largest:
         raise UserError(
-            f"{limit}: it leaves {max(usable, 0)} blocks of {settings.block_size} tokens for the KV cache, and one "
-            f"sequence of max_seq_len={settings.max_seq_len} tokens needs {per_sequence}. Lower max_seq_len to "
-            f"{max(usable, 0) * settings.block_size}, or raise {limit}."
+            f"num_blocks is {usable}; beside the weights there is free memory for at most {max(largest, 0):.0f} blocks "
+            f"of {settings.block_size} tokens. Lower num_blocks, or leave it out: memory_fraction then decides."
         )
-    return usable + scratch
+    return usable
 
 
-def _blocks_that_fit(settings: ModelSettings, device: torch.device, shard: Shard, memory: float | None) -> int:
+def _affordable_blocks(settings: ModelSettings, shard: Shard, scratch: int, memory: float) -> int:
+    """As many as sequences of full length need, or else as memory_fraction allows."""
+    one = _blocks_of_a_sequence(settings)
+    usable = settings.max_batch_size * one
+    room = _blocks_that_fit(settings, shard, settings.memory_fraction * memory) - scratch
+    if room >= usable:
+        return usable
+    if room < one:
+        way_out = "raise memory_fraction" if settings.memory_fraction < 1 else "make memory free"
+        raise _too_few(settings, "memory_fraction", int(max(room, 0)), way_out)
+    # Few significant bits, so that the next start finds the same number and its compiled steps.
+    step = 1 << max(0, int(room).bit_length() - 3)
+    return max(one, int(room) // step * step)
+
+
+def _blocks_of_a_sequence(settings: ModelSettings) -> int:
+    return -(-settings.max_seq_len // settings.block_size)
+
+
+def _too_few(settings: ModelSettings, limit: str, usable: int, way_out: str) -> UserError:
+    shorter = f"Lower max_seq_len to {usable * settings.block_size}, or {way_out}" if usable else way_out.capitalize()
+    return UserError(
+        f"{limit}: it leaves {usable} blocks of {settings.block_size} tokens for the KV cache, and one sequence of "
+        f"max_seq_len={settings.max_seq_len} tokens needs {_blocks_of_a_sequence(settings)}. {shorter}."
+    )
+
+
+def _blocks_that_fit(settings: ModelSettings, shard: Shard, memory: float) -> float:
+    """Blocks that so many bytes hold beside the weights."""
     element = torch.empty((), dtype=getattr(torch, settings.dtype)).element_size()
     config = settings.config
     token = cache_token_bytes(config, element, settings.quantisation, shard)
-    if memory is None:
-        # Ranks share the host's memory; a device's own belongs to one rank.
-        memory = free_memory(device) / (shard.world_size if on_host(device) else 1)
-    room = settings.memory_fraction * memory - weight_bytes(config, element, settings.quantisation, shard)
-    return max(0, int(room // (token * settings.block_size)))
+    room = memory - weight_bytes(config, element, settings.quantisation, shard)
+    return max(0.0, room // (token * settings.block_size))
 
 
 def cache_token_bytes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ def recipe_of(settings: ModelSettings, resources: ExitStack) -> Recipe:
     memory."""
     per_sequence = -(-settings.max_seq_len // settings.block_size)
     num_blocks = settings.num_blocks or settings.max_batch_size * per_sequence
-    return load_model(replace(settings, num_blocks=num_blocks), resources).model.recipe
+    return load_model(replace(settings, num_blocks=num_blocks), resources, device_memory=math.inf).model.recipe
 
 
 def _bucket(phase: str, table: BucketTable, settings: ModelSettings, context_length: int | None) -> Bucket:
