@@ -54,6 +54,7 @@ class Engine:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._vocab_size = vocab_size
         self._sequences: dict[int, Sequence] = {}  # unfinished, by request id
+        self._events: list[TokenEvent] = []  # not yet returned by a step
         self._inbox: deque[Sequence] = deque()  # new ones, then again when aborted; emptied by `receive`
         self._ids = itertools.count()
 
@@ -96,18 +97,20 @@ class Engine:
             self._inbox.append(sequence)
 
     def has_unfinished(self) -> bool:
-        return bool(self._sequences)
+        return bool(self._sequences or self._events)
 
     def step(self) -> list[TokenEvent]:
         """Run one step of the model, if there is anything to do; returns what happened to which request.
 
-        If the model raises, no request has changed: the step may be tried again, or the requests aborted.
+        If the model raises, no request has changed: the step may be tried again, or the requests aborted. If taking
+        the tokens is interrupted (Ctrl-C), the request whose token was being taken is aborted; the others are as after
+        a step or before it, and what happened until then is returned by the next step.
         """
         start = time.perf_counter()
-        events = self.receive()
+        self._receive()
         plan = self.scheduler.schedule()
         if plan is None:
-            return events
+            return self._pop_events()
         bucket, rows, ending = self._preparation.choose(plan)
         self._preparation.fill(self.model.inputs(bucket), plan, rows, ending)
         run_start = time.perf_counter()
@@ -116,15 +119,22 @@ class Engine:
         blocks = self.blocks.num_used
         if plan.sequences[0].scoring is None:
             self._rows.append(rows[ending], output.token_ids[: len(rows)][ending])
-        self._take_tokens(plan, bucket, ending.tolist(), output, run_end, events)
+        self._take_tokens(plan, bucket, ending.tolist(), output, run_end)
         end = time.perf_counter()
         host_s = (end - start) - (run_end - run_start)
         self.statistics.record(plan.decode, sum(plan.counts), end - start, host_s, blocks)
-        return events
+        return self._pop_events()
 
     def receive(self) -> list[TokenEvent]:
         """Apply what `add_request` and `abort` left; the first thing that `step` does."""
-        events: list[TokenEvent] = []
+        self._receive()
+        return self._pop_events()
+
+    def _pop_events(self) -> list[TokenEvent]:
+        events, self._events = self._events, []
+        return events
+
+    def _receive(self) -> None:
         while self._inbox:
             sequence = self._inbox.popleft()
             if sequence.request_id not in self._sequences:
@@ -133,38 +143,61 @@ class Engine:
                 sequence.received = True
                 self.scheduler.add(sequence)
             elif sequence.aborted:
-                events.append(self._end(sequence, "abort"))
-        return events
+                self._end(sequence, "abort")
 
-    def _take_tokens(
-        self, plan: Plan, bucket: Bucket, ending: list[bool], output: StepOutput, now: float, events: list[TokenEvent]
-    ) -> None:
-        block_size = self.blocks.block_size
+    def _take_tokens(self, plan: Plan, bucket: Bucket, ending: list[bool], output: StepOutput, now: float) -> None:
         token_ids = output.token_ids.tolist()
-        for index, sequence in enumerate(plan.sequences):
-            if sequence.aborted:
-                continue
-            if sequence.scoring is not None and bucket.scored:
-                sequence.scoring.take(output, index, sequence.num_computed, plan.counts[index])
-            sequence.num_computed += plan.counts[index]
-            if sequence.num_computed >= (sequence.num_registered + 1) * block_size:
-                self._register_blocks(sequence)
-            if not ending[index]:
-                continue
-            if sequence.scoring is not None:
-                events.append(self._end(sequence, "scored"))
-                continue
-            if not plan.decode:
-                self.scheduler.prompt_computed(sequence)
-            if sequence.first_token_time is None:
-                sequence.first_token_time = now
-            sequence.last_token_time = now
-            event = TokenEvent(sequence.request_id, token_ids[index])
-            if sequence.sampling.logprobs is not None:
-                event.logprobs = _logprobs(output, index, sequence.sampling.logprobs)
-                sequence.logprobs.append(event.logprobs)
-            self._take_token(sequence, event)
-            events.append(event)
+        sequence = plan.sequences[0]
+        try:
+            for index, sequence in enumerate(plan.sequences):
+                if not sequence.aborted:
+                    self._take_row(plan, bucket, index, ending[index], token_ids, output, now)
+        except BaseException:
+            self._recover(plan, sequence)
+            raise
+
+    def _take_row(
+        self,
+        plan: Plan,
+        bucket: Bucket,
+        index: int,
+        ending: bool,
+        token_ids: list[int],
+        output: StepOutput,
+        now: float,
+    ) -> None:
+        """Take what a step computed for one of its sequences; ending: whether that is its next token, or all scores."""
+        sequence = plan.sequences[index]
+        if sequence.scoring is not None and bucket.scored:
+            sequence.scoring.take(output, index, sequence.num_computed, plan.counts[index])
+        sequence.num_computed += plan.counts[index]
+        if sequence.num_computed >= (sequence.num_registered + 1) * self.blocks.block_size:
+            self._register_blocks(sequence)
+        if not ending:
+            return
+        if sequence.scoring is not None:
+            self._end(sequence, "scored")
+            return
+        if not plan.decode:
+            self.scheduler.prompt_computed(sequence)
+        if sequence.first_token_time is None:
+            sequence.first_token_time = now
+        sequence.last_token_time = now
+        event = TokenEvent(sequence.request_id, token_ids[index])
+        if sequence.sampling.logprobs is not None:
+            event.logprobs = TokenLogprobs.of_row(output, index, sequence.sampling.logprobs)
+            sequence.logprobs.append(event.logprobs)
+        self._take_token(sequence, event)
+
+    def _recover(self, plan: Plan, interrupted: Sequence) -> None:
+        """After an interruption: rows forget tokens that were not taken, so that the next step computes them again.
+
+        Of `interrupted`, whose token was being taken, only a part may have been recorded: it ends.
+        """
+        for sequence in plan.sequences:
+            if sequence.request_id in self._sequences and sequence.row >= 0:
+                self._rows.rewind(sequence)
+        self.abort(interrupted.request_id)
 
     def _take_token(self, sequence: Sequence, event: TokenEvent) -> None:
         """Add the event's token to its sequence, fill in the text it gives, and tell the request's owner.
@@ -173,6 +206,7 @@ class Engine:
         """
         assert event.token_id is not None
         sequence.token_ids.append(event.token_id)
+        self._events.append(event)
         try:
             reason = self._add_text(sequence, event)
         except Exception as error:
@@ -207,12 +241,12 @@ class Engine:
             sequence.text.append(piece)
         return reason
 
-    def _end(self, sequence: Sequence, reason: FinishReason) -> TokenEvent:
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a request with an event that has no token."""
         event = TokenEvent(sequence.request_id)
         event.result = self._finish(sequence, reason)
+        self._events.append(event)
         self._notify(sequence, event)
-        return event
 
     def _notify(self, sequence: Sequence, event: TokenEvent) -> None:
         if sequence.on_event is None:
@@ -314,15 +348,3 @@ class Engine:
                 + (f" and below the vocabulary size, {limit}." if limit else ".")
             )
         return token_ids
-
-
-def _logprobs(output: StepOutput, index: int, count: int) -> TokenLogprobs:
-    """What a request for `count` likeliest tokens gets from a step that may have returned more."""
-    assert output.logprob is not None
-    top: list[tuple[int, float]] = []
-    if count:
-        assert output.top_ids is not None
-        assert output.top_logprobs is not None
-        ids, values = output.top_ids[index, :count].tolist(), output.top_logprobs[index, :count].tolist()
-        top = list(zip(ids, values, strict=True))
-    return TokenLogprobs(float(output.logprob[index]), top)

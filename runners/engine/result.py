@@ -7,6 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from graph_model.bucket import StepOutput
+
 FinishReason = Literal["stop", "length", "scored", "abort", "error"]
 
 
@@ -16,6 +18,18 @@ class TokenLogprobs:
 
     logprob: float  # of the chosen token
     top: list[tuple[int, float]]  # (token id, log-probability) of the likeliest tokens, likeliest first
+
+    @classmethod
+    def of_row(cls, output: StepOutput, row: int, count: int) -> TokenLogprobs:
+        """What a request for `count` likeliest tokens gets from a step that may have returned more."""
+        assert output.logprob is not None
+        top: list[tuple[int, float]] = []
+        if count:
+            assert output.top_ids is not None
+            assert output.top_logprobs is not None
+            ids, values = output.top_ids[row, :count].tolist(), output.top_logprobs[row, :count].tolist()
+            top = list(zip(ids, values, strict=True))
+        return cls(float(output.logprob[row]), top)
 
 
 @dataclass(slots=True)

@@ -35,8 +35,7 @@ class RowState:
         """Give the sequence a row and write its settings and tokens there; its blocks come by `set_blocks`."""
         row = sequence.row = self._free.pop()
         sampling = sequence.sampling
-        self.length[row] = len(sequence.token_ids)
-        self.last_token[row] = sequence.token_ids[-1]
+        self.rewind(sequence)
         self.temperature[row] = 0 if sampling.greedy else sampling.temperature
         self.top_k[row] = 0 if sampling.greedy else min(sampling.top_k, np.iinfo(np.int64).max)
         self.top_p[row] = 1 if sampling.greedy else sampling.top_p
@@ -58,6 +57,11 @@ class RowState:
         """Add one token to each of these rows."""
         self.length[rows] += 1
         self.last_token[rows] = token_ids
+
+    def rewind(self, sequence: Sequence) -> None:
+        """Let the row hold the sequence's own tokens, and no later ones that `append` added."""
+        self.length[sequence.row] = len(sequence.token_ids)
+        self.last_token[sequence.row] = sequence.token_ids[-1]
 
     def uniforms(self, rows: np.ndarray) -> np.ndarray:
         """The random number of each row's next token; rows that take the likeliest token have any number."""

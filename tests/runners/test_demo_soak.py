@@ -47,15 +47,16 @@ def serve(llm: LLM, count: int, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 def test_memory_ends_where_it_began(tmp_path: Path) -> None:
-    with LLM(["backend=eager", "max_seq_len=128", "num_blocks=12", "block_size=16", f"cache_dir={tmp_path}"]) as llm:
-        serve(llm, 300, seed=0)  # by then the buckets have been used and the cache of prefixes is full
-        before, compiled = resident_bytes(), llm.loaded.model.report.compiled
+    settings = ["backend=eager", "max_seq_len=128", "num_blocks=12", "block_size=16", "max_batch_size=4"]
+    with LLM([*settings, "max_prefill_tokens=64", f"cache_dir={tmp_path}"]) as llm:
+        llm.warm_up(sampling=[SamplingParams(temperature=t, logprobs=n) for t in (0.0, 1.0) for n in (None, 2)])
+        compiled = llm.loaded.model.report.compiled
+        serve(llm, 300, seed=0)  # by then all steps have run, and the cache of prefixes is full
+        before = resident_bytes()
         serve(llm, 2000, seed=1)
         grown = resident_bytes() - before
+        print(f"{grown / 1e6:+.1f} MB of {before / 1e6:.0f} MB")
         assert llm.engine.blocks.num_used == 0
         assert llm.engine.statistics.cached_prompt_tokens > 0
-        print(
-            f"{grown / 1e6:+.1f} MB of {before / 1e6:.0f} MB; steps compiled between: "
-            f"{llm.loaded.model.report.compiled - compiled}"
-        )
+        assert llm.loaded.model.report.compiled == compiled, "a step was compiled after warm-up"
         assert grown < 4e6

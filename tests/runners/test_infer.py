@@ -14,7 +14,9 @@ from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
 from support.token_rule import ROUNDS_ONCE, check_greedy
 
+from graph_model.backends.inductor import cpp_compiler
 from runners.infer import infer
+from runners.settings import NAMED_CONFIGS
 
 Run = Callable[..., CommandResult]
 
@@ -134,7 +136,59 @@ def test_dumps_are_written_for_each_pass_of_each_bucket(run: Run, tmp_path: Path
     assert files[-1] == "11_select_token.txt"
 
 
-def test_random_weights_need_no_checkpoint(run: Run) -> None:
-    result = run("model=gemma_2b", "weights=random", "backend=eager", "prompt_token_ids=[[2,3]]", "max_seq_len=99999")
+@pytest.mark.skipif(cpp_compiler() is None, reason="Inductor needs a C++ compiler")
+def test_inductor_gives_the_tokens_of_transformers_and_starts_from_its_cache(run: Run, tmp_path: Path) -> None:
+    config = TINY_CONFIGS["grouped_kv_heads"]
+    model = make_checkpoint(tmp_path / "checkpoint", config)
+    output = tmp_path / "out.jsonl"
+    arguments = [
+        f"model.path={tmp_path / 'checkpoint'}",
+        f"prompt_token_ids={json.dumps(random_prompts(config.vocab_size, (1, 15, 17, 64)))}",
+        f"output_file={output}",
+        "backend=inductor",
+        "block_size=16",
+        "max_seq_len=128",
+        "max_batch_size=1",
+        "max_prefill_batch_size=1",
+        "max_prefill_tokens=64",
+        "max_new_tokens=24",
+        "ignore_eos=true",
+    ]
+    for steps in ("2 compiled, 0 from the cache", "0 compiled, 2 from the cache"):
+        result = run(*arguments)
+        assert result.status == 0, result.stderr
+        assert "inductor on cpu" in result.stdout
+        assert steps in result.stdout
+        answers = lines(output)
+        assert len(answers) == 4
+        for answer in answers:
+            assert len(answer["token_ids"]) == 24
+            assert check_greedy(model, answer["prompt_token_ids"], answer["token_ids"]) == 0
+
+
+def test_random_weights_of_a_named_size_have_no_tokenizer(run: Run) -> None:
+    result = run("model=gemma_2b", "weights=random", "backend=eager", "prompts=[hello]")
     assert result.status == 2
-    assert "max_seq_len is 99999" in result.stderr
+    assert "has no tokenizer, so prompts must be token ids" in result.stderr
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_random_weights_need_no_checkpoint(
+    given: bool, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A named size, or the shape of a config.json; a tiny one stands for Gemma-2B here."""
+    config = TINY_CONFIGS["one_kv_head"]
+    if given:
+        (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+        model = [f"model.path={tmp_path}"]
+    else:
+        monkeypatch.setitem(NAMED_CONFIGS, "gemma_2b", config)
+        model = ["model=gemma_2b"]
+    result = run(
+        *model, "weights=random", "backend=eager", "prompt_token_ids=[[2,3]]", "max_new_tokens=5", "ignore_eos=true"
+    )
+    assert result.status == 0, result.stderr
+    answer = result.stdout.strip().splitlines()[0].split()
+    assert answer[:2] == ["2", "3"]
+    assert len(answer) == 2 + 5
+    assert all(0 <= int(token) < config.vocab_size for token in answer)

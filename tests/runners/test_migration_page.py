@@ -1,24 +1,49 @@
-"""docs/migration.md names settings that exist, and says "planned" of the others."""
+"""docs/migration.md names settings that exist, maps what the reference's commands have, and promises nothing stale."""
 
 import re
 from pathlib import Path
 
+from graph_model.ascend.soc import SOCS
+from graph_model.backends.select import NAMES
 from runners.entry import CONF
 from runners.help_text import settings_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "migration.md"
+COMMANDS = ("infer", "convert", "quantize", "evaluate", "benchmark")
+SETTINGS = {s.name for command in COMMANDS for s in settings_of(CONF, CONF / f"{command}.yaml")}
 
 
-def test_settings_of_this_version_exist() -> None:
-    commands = ("infer", "convert", "quantize", "evaluate", "benchmark")
-    known = {s.name for command in commands for s in settings_of(CONF, CONF / f"{command}.yaml")}
+def test_settings_exist() -> None:
     named = set()
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         ours = line.split("|", 2)[2] if line.startswith("|") else ""
-        ours = re.split("planned", ours)[0]
-        named |= set(re.findall(r"`([a-z_.]+)=", ours))
+        named |= set(re.findall(r"`([a-z_.]+)=", ours.split("planned")[0]))
     assert len(named) > 20
-    assert named <= known
+    assert named <= SETTINGS
+
+
+def wrongly_planned(text: str) -> list[str]:
+    """What exists and stands in a line that calls something planned."""
+    existing = SETTINGS | set(SOCS) | set(NAMES) | set(COMMANDS) | {"torchrun", "chips", "scoring", "tensor"}
+    lines = [line for line in text.splitlines() if "planned" in line]
+    return [word for line in lines for word in re.findall(r"[\w.]+", line) if word in existing]
+
+
+def test_what_exists_is_not_called_planned() -> None:
+    assert wrongly_planned(PAGE.read_text(encoding="utf-8")) == []
+    assert wrongly_planned("| `chat` | planned |\n| several | torchrun (planned) |") == ["chat", "torchrun"]
+    assert wrongly_planned("| several chips | torchrun |\n| beams | planned |") == []
+
+
+def test_every_argument_of_the_other_commands_is_mapped() -> None:
+    quantisation = "-src -dst -type"
+    accuracy = "pa_fp16 pa_bf16 full_BoolQ shots gemma max_position_embedding chat"
+    performance = "performance performance_maxbs batch_range time_limit prefill_batch_size dataset"
+    page = PAGE.read_text(encoding="utf-8")
+    mapped = {name for line in page.splitlines() for name in re.findall(r"`(-?\w+)", line)}
+    # The headings name the commands that these are arguments of.
+    mapped |= set(re.findall(r"modeltest/run.sh pa_fp16 (\w+)", page))
+    assert [name for name in f"{quantisation} {accuracy} {performance}".split() if name not in mapped] == []
 
 
 def test_every_setting_of_the_dialogue_command_that_the_reference_has_is_mapped() -> None:

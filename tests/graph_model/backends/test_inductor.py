@@ -1,4 +1,5 @@
-"""Inductor: the same tokens as the reference kernels, nothing compiled after warm-up, a second start from the cache."""
+"""Inductor: transformers' tokens in every dtype, the reference kernels' samples, nothing compiled after warm-up, a
+second start from the cache."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from support.models import build_model
-from support.token_rule import check_greedy
+from support.token_rule import ROUNDS_ONCE, check_greedy
 
 from graph_model import ops
 from graph_model.backends import Backend
@@ -21,6 +22,7 @@ from graph_model.backends.eager import EagerBackend
 from graph_model.backends.inductor import InductorBackend, cpp_compiler
 from graph_model.bucket import Bucket, BucketTable, StepOutput
 from graph_model.compile import CompileCache, CompiledModel
+from graph_model.config import GemmaConfig
 from graph_model.quantisation import Quantisation, select_linears
 from runners.engine.llm import LLM
 from runners.engine.sampling_params import SamplingParams
@@ -29,7 +31,7 @@ pytestmark = pytest.mark.skipif(cpp_compiler() is None, reason="Inductor needs a
 
 CPU = torch.device("cpu")
 CONFIG = dataclasses.replace(TINY_CONFIGS["one_kv_head"], num_hidden_layers=2)
-BUCKETS = BucketTable((4,), (4,), (32,), (8,), 128)
+BUCKETS = BucketTable((4,), (4,), (32,), (8,), 128)  # max_seq_len is 128
 WARM = [Bucket("prefill", 4, 32, 0), Bucket("extend", 4, 32, 8), Bucket("decode", 4, 1, 8)]
 LENGTHS = (1, 15, 16, 17, 31, 33, 65, 100)
 
@@ -39,15 +41,23 @@ def kernel_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
-def build(backend: Backend, reference: torch.nn.Module, root: Path) -> CompiledModel:
-    model = build_model(backend, reference, CONFIG, BUCKETS, num_blocks=40, cache=CompileCache(root))
-    model.warm_up(WARM)
+def build(
+    backend: Backend,
+    reference: torch.nn.Module,
+    root: Path,
+    config: GemmaConfig = CONFIG,
+    dtype: torch.dtype = torch.float32,
+    warm: list[Bucket] = WARM,
+) -> CompiledModel:
+    model = build_model(backend, reference, config, BUCKETS, num_blocks=40, dtype=dtype, cache=CompileCache(root))
+    model.warm_up(warm)
     return model
 
 
 def prompts() -> list[list[int]]:
+    """Token ids below the smallest of the vocabularies."""
     generator = torch.Generator().manual_seed(3)
-    return [torch.randint(3, CONFIG.vocab_size, (length,), generator=generator).tolist() for length in LENGTHS]
+    return [torch.randint(3, 251, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
 def test_tokens_equal_transformers_over_many_lengths_and_nothing_compiles_after_warm_up(
@@ -80,6 +90,71 @@ def test_tokens_equal_transformers_over_many_lengths_and_nothing_compiles_after_
             prompts()[3:6], SamplingParams(max_new_tokens=8, ignore_eos=True)
         )
         assert [r.token_ids for r in poisoned] == [r.token_ids[:8] for r in results[3:6]]
+
+
+@ROUNDS_ONCE
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("grouped_kv_heads", torch.bfloat16),
+        pytest.param("one_kv_head", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("one_kv_head", torch.float16, marks=pytest.mark.slow),
+        pytest.param("attention_bias", torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param("attention_bias", torch.float16, marks=pytest.mark.slow),
+        pytest.param("untied_head", torch.float16, marks=pytest.mark.slow),
+        pytest.param("odd_vocabulary", torch.float32, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_tokens_follow_the_token_rule_in_every_dtype(
+    name: str, dtype: torch.dtype, kernel_dir: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY_CONFIGS[name], num_hidden_layers=2)
+    reference = make_model(config, dtype=dtype)
+    model = build(InductorBackend(CPU, kernel_dir), reference, tmp_path, config, dtype)
+    sampling = SamplingParams(max_new_tokens=64, ignore_eos=True)
+    results = LLM(model, vocab_size=config.vocab_size).generate(prompts(), sampling)
+    excused = sum(check_greedy(reference, result.prompt_token_ids, result.token_ids) for result in results)
+    total = sum(len(result.token_ids) for result in results)
+    assert total > 400
+    assert excused <= 0.01 * total
+    assert model.report.compiled == len(WARM), "a step was compiled after warm-up"
+
+
+def test_a_sampled_step_and_its_log_probabilities_equal_those_of_the_reference_kernels(
+    kernel_dir: Path, tmp_path: Path
+) -> None:
+    bucket = Bucket("prefill", 4, 32, 0, "sample", logprobs=3)
+    reference = make_model(CONFIG)
+    outputs = []
+    for backend in (InductorBackend(CPU, kernel_dir), EagerBackend(CPU)):
+        model = build(backend, reference, tmp_path, warm=[bucket])
+        generator = np.random.default_rng(5)
+        inputs = model.inputs(bucket)
+        inputs.input_ids[:] = generator.integers(3, CONFIG.vocab_size, (4, 32))
+        inputs.positions[:] = np.arange(32)
+        first_slot = model.num_scratch_blocks * model.block_size
+        inputs.slot_mapping[:] = first_slot + np.arange(4 * 32).reshape(4, 32)
+        assert inputs.query_lens is not None
+        inputs.query_lens[:] = [1, 7, 31, 32]
+        for array, values in zip(
+            inputs.sampling(),
+            ([0.0, 0.7, 1.0, 1.5], [0, 5, 0, 9], [1.0, 1.0, 0.6, 0.9], [0.0, 0.3, 0.8, 0.55]),
+            strict=True,
+        ):
+            array[:] = values
+        outputs.append(model.run(bucket))
+    found, expected = outputs
+    assert found.token_ids.tolist() == expected.token_ids.tolist()
+    assert found.top_ids is not None
+    assert expected.top_ids is not None
+    assert found.top_ids.tolist() == expected.top_ids.tolist()
+    np.testing.assert_allclose(found.logprob, expected.logprob, atol=1e-4)
+    np.testing.assert_allclose(found.top_logprobs, expected.top_logprobs, atol=1e-4)
+    # The greedy row took the likeliest token, and some sampled row another one.
+    likeliest = found.token_ids == found.top_ids[:, 0]
+    assert likeliest[0]
+    assert not likeliest.all()
 
 
 DECODE = Bucket("decode", 4, 1, 3, logprobs=2)

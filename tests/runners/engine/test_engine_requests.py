@@ -191,3 +191,54 @@ def test_a_step_that_the_model_fails_can_be_tried_again() -> None:
     for request_id, prompt in zip(ids, prompts, strict=True):
         assert results[request_id].token_ids == expected_tokens(prompt, sampling, 32)
     assert_nothing_held(engine)
+
+
+@pytest.mark.parametrize("after_the_token", [False, True])
+def test_an_interruption_while_tokens_are_taken_corrupts_nothing(
+    after_the_token: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at any token: its request ends, the others get the tokens that they get alone."""
+    prompts = [list(range(base, base + 11)) for base in (0, 40, 80)]
+    sampling = SamplingParams(temperature=0.7, seed=3, max_new_tokens=7, ignore_eos=True)
+    take_token = Engine._take_token
+    for place in range(3 * 7):
+        model = FakeModel(usable_blocks=12, max_seq_len=32)
+        engine = Engine(model)
+        model.blocks = engine.blocks
+        calls, was_its_last = 0, False
+
+        def interrupted(self: Engine, *arguments: Any, place: int = place) -> None:
+            nonlocal calls, was_its_last
+            calls += 1
+            if calls == place + 1 and not after_the_token:
+                raise KeyboardInterrupt
+            take_token(self, *arguments)
+            if calls == place + 1:
+                was_its_last = arguments[1].result is not None
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(Engine, "_take_token", interrupted)
+        ids = [engine.add_request(prompt, sampling) for prompt in prompts]
+        received: dict[int, list[int]] = {request_id: [] for request_id in ids}
+        results = {}
+        interruptions = 0
+        while engine.has_unfinished():
+            try:
+                events = engine.step()
+            except KeyboardInterrupt:
+                interruptions += 1
+                continue
+            for event in events:
+                if event.token_id is not None:
+                    received[event.request_id].append(event.token_id)
+                if event.result is not None:
+                    results[event.request_id] = event.result
+        assert interruptions == 1
+        assert_nothing_held(engine)
+        aborted = [request_id for request_id in ids if results[request_id].finish_reason == "abort"]
+        assert len(aborted) == (0 if was_its_last else 1)
+        for request_id, prompt in zip(ids, prompts, strict=True):
+            expected = expected_tokens(prompt, sampling, 32)
+            if request_id in aborted:
+                expected = expected[: len(received[request_id])]
+            assert received[request_id] == results[request_id].token_ids == expected
