@@ -54,6 +54,7 @@ class Recipe:
                 "pages": dataclasses.asdict(self.pages),
                 "dtype": str(self.dtype),
                 "quantisation": dataclasses.asdict(self.quantisation) if self.quantisation else None,
+                "shard": dataclasses.asdict(self.shard),
                 "passes": [[p.name, dataclasses.asdict(p)] for p in self.passes],
                 "sources": source_digest(),
                 "torch": torch.__version__,

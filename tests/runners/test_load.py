@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ from support.configs import TINY_CONFIGS
 
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
+from graph_model.compile import num_scratch_blocks
 from graph_model.config import GemmaConfig
 from graph_model.graph import Pages
 from graph_model.quantisation import Quantisation, select_linears
@@ -36,47 +38,57 @@ LARGE = GemmaConfig(
     dtype="bfloat16",
 )
 
+LARGER = replace(LARGE, hidden_size=2048, intermediate_size=8192, num_hidden_layers=5)
+
 LOAD = """
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 def status(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
-from runners.infer import infer
-from hydra import compose, initialize_config_dir
-from runners.entry import CONF
-from runners.load import load_model
+from runners.entry import compose
+from runners.llm import LLM
 from runners.settings import resolve_settings
-import graph_model.compile, torch._dynamo
-
-with initialize_config_dir(str(CONF), version_base="1.3"):
-    settings = compose("infer", sys.argv[1:])
-resolved = resolve_settings(settings)
+import graph_model.compile, torch._dynamo, torch._inductor.compile_fx, torch._inductor.standalone_compile
 from graph_model.bucket import Bucket
-with ExitStack() as resources:
-    loaded = load_model(resolved, resources)
-    from graph_model.compile.step import prepare_step
-    step = prepare_step(loaded.model.recipe, Bucket("decode", 1, 1, 4))
-    baseline = status("VmRSS")
-    loaded.model._load_weights([step])
-    print(baseline, status("VmHWM"), loaded.model.weight_bytes)
+
+resolved = resolve_settings(compose("infer", sys.argv[1:]))
+baseline = status("VmRSS")
+llm = LLM(resolved)
+model = llm.loaded.model
+model.warm_up([Bucket("prefill", 1, 64, 0), Bucket("decode", 1, 1, 4)])
+(result,) = llm.generate([[5, 6, 7]])
+print(baseline, status("VmHWM"), model.weight_bytes, model.report.compiled)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_loading_peaks_little_above_the_checkpoint(dtype: str, tmp_path: Path) -> None:
-    """Weights of the checkpoint's dtype, and of another one of the same size: at most 1.15 S + 300 MB."""
-    size = write_random_checkpoint(tmp_path, LARGE)
-    arguments = [f"model.path={tmp_path}", "backend=eager", f"dtype={dtype}", f"cache_dir={tmp_path / 'cache'}"]
+@pytest.mark.parametrize(
+    ("backend", "dtype", "config"),
+    [
+        ("eager", "bfloat16", LARGE),
+        ("eager", "float16", LARGE),
+        # So large that a second copy of the weights would not fit in what is allowed.
+        pytest.param("inductor", "bfloat16", LARGER, marks=pytest.mark.slow),
+    ],
+    ids=["eager-bfloat16", "eager-float16", "inductor-bfloat16"],
+)
+def test_loading_and_running_peak_little_above_the_checkpoint(
+    backend: str, dtype: str, config: GemmaConfig, tmp_path: Path
+) -> None:
+    """From the imports to an answer, weights of the checkpoint's dtype or of another: at most 1.15 S + 300 MB."""
+    size = write_random_checkpoint(tmp_path, config)
+    arguments = [f"model.path={tmp_path}", f"backend={backend}", f"dtype={dtype}", f"cache_dir={tmp_path / 'cache'}"]
+    arguments += ["max_seq_len=256", "max_batch_size=1", "max_prefill_batch_size=1", "max_prefill_tokens=64"]
     result = subprocess.run([sys.executable, "-c", LOAD, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    baseline, peak, weight_bytes = map(int, result.stdout.split())
+    baseline, peak, weight_bytes, compiled = map(int, result.stdout.split())
+    print(f"{backend} {dtype}: {(peak - baseline) / 1e6:.0f} MB above the imports for {size / 1e6:.0f} MB of weights")
     assert size > 250e6
     assert weight_bytes == pytest.approx(size, rel=0.01)
+    assert compiled == 2
     assert peak - baseline < 1.15 * size + 300e6
 
 
@@ -116,12 +128,21 @@ def test_settings_decide_the_sizes() -> None:
 
 
 def test_decode_at_a_short_context_costs_the_same_whatever_max_seq_len() -> None:
-    """The step for context 100 is the same graph for 1k and 8k tokens: only the number of blocks differs."""
+    """The step for context 100 is the same graph for 1k and 8k tokens: only the number of blocks differs.
+
+    And nothing reads all blocks: their number is the caches' shape and no other value's.
+    """
     graphs = []
     for max_seq_len in (1024, 8192):
         table = bucket_table(sizes(max_seq_len=max_seq_len))
         bucket = table.choose("decode", rows=1, blocks=-(-100 // 64))
-        graph = capture(TINY_CONFIGS["one_kv_head"], bucket, Pages(64, 64), torch.float32)
+        pages = Pages(8 * max_seq_len // 64 + num_scratch_blocks(table, 64), 64)
+        graph = capture(TINY_CONFIGS["one_kv_head"], bucket, pages, torch.float32)
         run_passes(graph, build_passes({name: {} for name in PASSES}))
-        graphs.append(dump(graph, ""))
+        assert pages.num_blocks in (136, 1032)  # numbers that stand for nothing else in the graph
+        lines = [re.sub(rf"\b{pages.num_blocks}\b", "NUM_BLOCKS", line) for line in dump(graph, "").splitlines()]
+        named = [line for line in lines if "NUM_BLOCKS" in line]
+        assert len(named) == len(graph.placeholders("cache")) == 2 * TINY_CONFIGS["one_kv_head"].num_hidden_layers
+        assert all("_cache_" in line.split(":")[0] for line in named)
+        graphs.append(lines)
     assert graphs[0] == graphs[1]

@@ -19,6 +19,8 @@ from graph_model.compile.cache import source_digest
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph, Pages
+from graph_model.quantisation import Quantisation, linear_paths
+from graph_model.shard import Shard
 from passes.manager import PASSES, build_passes
 
 CONFIG = GemmaConfig(
@@ -118,8 +120,35 @@ def test_every_ingredient_changes_the_key(cache: CompileCache, monkeypatch: pyte
         recipe(cache, passes=tuple(build_passes({**passes, "rotary": {"enabled": False}}))),
         recipe(cache, RecordingBackend("another compiler")),
     ]
+    linears = linear_paths(CONFIG)
+    for quantisation in (
+        Quantisation(None, kv8=True),
+        Quantisation("w8a16", linears),
+        Quantisation("w8a16", linears[:-1]),
+        Quantisation("w8a16", linears, stored=True),
+        Quantisation("w8a16", linears, kv8=True),
+        Quantisation("w8a8_dynamic", linears),
+    ):
+        variants.append(recipe(cache, quantisation=quantisation))
+    for shard in (Shard(0, 2), Shard(1, 2)):
+        variants.append(recipe(cache, shard=shard))
+        variants.append(recipe(cache, shard=shard, passes=tuple(build_passes(passes, shard))))
     keys = [variant.key(DECODE) for variant in (base, *variants)]
-    keys += [base.key(bucket) for bucket in (Bucket("decode", 2, 1, 4), Bucket("decode", 1, 1, 4, "sample"))]
+    buckets = [
+        Bucket("decode", 2, 1, 4),
+        Bucket("decode", 1, 1, 8),
+        Bucket("decode", 1, 1, 4, "sample"),
+        Bucket("decode", 1, 1, 4, logprobs=0),
+        Bucket("decode", 1, 1, 4, logprobs=3),
+        Bucket("decode", 1, 1, 4, "sample", logprobs=3),
+        Bucket("prefill", 1, 16, 0),
+        Bucket("prefill", 1, 32, 0),
+        Bucket("extend", 1, 16, 4),
+        Bucket("extend", 1, 16, 4, "score", scored=16),
+        Bucket("extend", 1, 16, 4, "score", scored=32),
+        Bucket("extend", 1, 16, 4, "distribution", scored=16),
+    ]
+    keys += [base.key(bucket) for bucket in buckets]
     monkeypatch.setattr(step_module, "source_digest", lambda: "other sources")
     keys.append(base.key(DECODE))
     monkeypatch.undo()

@@ -2,21 +2,139 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
 import pytest
 import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from support.models import build_model
-from support.token_rule import check_greedy
+from support.token_rule import TRANSFORMERS_ROUNDS_ONCE, check_greedy
 
 from graph_model.backends.eager import EagerBackend
 from graph_model.bucket import BucketTable, powers_of_two
 from graph_model.compile import CompiledModel
 from runners.engine.llm import LLM
+from runners.engine.result import RequestResult
 from runners.engine.sampling_params import SamplingParams
 
 CONFIG = TINY_CONFIGS["grouped_kv_heads"]
 BACKEND = EagerBackend(torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Prompts and pools that do to blocks of one size what their names say. Chunks end inside blocks."""
+
+    block_size: int
+    max_seq_len: int
+    chunks: tuple[int, int]
+    mixed: tuple[int, ...]  # lengths
+    preempting: tuple[int, ...]
+    few_blocks: int  # for which the sequences of `preempting` compete
+    prefix: int  # a beginning that prompts share
+    shared_blocks: int  # full blocks in it
+
+
+SIZES = {
+    16: Sizes(16, 128, (8, 24), (1, 7, 8, 9, 24, 25, 31, 33, 49, 64, 80), (30, 31, 32, 33, 20, 45), 9, 40, 2),
+    128: Sizes(128, 384, (40, 72), (1, 71, 72, 73, 127, 128, 129, 200, 256, 257), (120, 126, 127, 125, 99), 5, 140, 1),
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model, its dtype, and sizes."""
+
+    name: str
+    dtype: torch.dtype
+    sizes: Sizes
+
+    def __str__(self) -> str:
+        return f"{self.name}-{str(self.dtype).removeprefix('torch.')}-blocks of {self.sizes.block_size}"
+
+    @cached_property
+    def reference(self) -> Any:
+        return make_model(TINY_CONFIGS[self.name], dtype=self.dtype)
+
+    def llm(self, num_blocks: int) -> LLM:
+        sizes = self.sizes
+        widths = powers_of_two(2, sizes.max_seq_len // sizes.block_size)
+        buckets = BucketTable((1, 4), (1, 2), sizes.chunks, widths, 2 * sizes.chunks[1])
+        config = TINY_CONFIGS[self.name]
+        model = build_model(
+            BACKEND,
+            self.reference,
+            config,
+            buckets,
+            num_blocks=num_blocks,
+            block_size=sizes.block_size,
+            max_seq_len=sizes.max_seq_len,
+            dtype=self.dtype,
+        )
+        return LLM(model, vocab_size=config.vocab_size)
+
+    def prompts(self, lengths: Iterable[int]) -> list[list[int]]:
+        return [random_ids(length, length) for length in lengths]
+
+    def check(self, prompts: list[list[int]], results: list[RequestResult], length: int) -> None:
+        """The token rule; the excuse of rounding, which only 16 bit has, for at most 1 % of the tokens."""
+        excused = 0
+        for prompt, result in zip(prompts, results, strict=True):
+            assert len(result.token_ids) == length
+            excused += check_greedy(self.reference, prompt, result.token_ids)
+        assert excused <= max(1, 0.01 * length * len(prompts))
+
+
+SETUPS = [Setup("grouped_kv_heads", torch.float32, SIZES[16]), Setup("one_kv_head", torch.bfloat16, SIZES[128])]
+MORE = [
+    Setup(name, dtype, sizes)
+    for name in ("grouped_kv_heads", "one_kv_head", "attention_bias")
+    for dtype in (torch.float32, torch.bfloat16)
+    for sizes in SIZES.values()
+]
+SLOW = [pytest.param(setup, marks=pytest.mark.slow) for setup in MORE if setup not in SETUPS]
+
+
+@pytest.fixture(scope="module", params=[*SETUPS, *SLOW], ids=str)
+def setup(request: pytest.FixtureRequest) -> Setup:
+    found: Setup = request.param
+    if found.dtype != torch.float32 and not TRANSFORMERS_ROUNDS_ONCE:
+        pytest.skip("this transformers' norm rounds twice in 16 bit")
+    return found
+
+
+def random_ids(count: int, seed: int) -> list[int]:
+    return torch.randint(3, CONFIG.vocab_size, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def test_mixed_lengths_in_chunks_that_end_inside_blocks(setup: Setup) -> None:
+    prompts = setup.prompts(setup.sizes.mixed)
+    results = setup.llm(num_blocks=48).generate(prompts, SamplingParams(max_new_tokens=20, ignore_eos=True))
+    setup.check(prompts, results, 20)
+
+
+def test_forced_preemption(setup: Setup) -> None:
+    prompts = setup.prompts(setup.sizes.preempting)
+    llm = setup.llm(num_blocks=setup.sizes.few_blocks)
+    results = llm.generate(prompts, SamplingParams(max_new_tokens=40, ignore_eos=True))
+    assert llm.engine.statistics.preemptions > 0
+    setup.check(prompts, results, 40)
+
+
+def test_prefix_hits(setup: Setup) -> None:
+    sizes = setup.sizes
+    prefix, shared = random_ids(sizes.prefix, 1), sizes.shared_blocks * sizes.block_size
+    prompts = [prefix + random_ids(length, length) for length in (1, 5, 8, 9, 30)]
+    prompts += [prefix, prefix[:shared], prefix[: shared + 1]]
+    llm = setup.llm(num_blocks=48)
+    settings = SamplingParams(max_new_tokens=12, ignore_eos=True)
+    results = llm.generate(prompts[:1], settings) + llm.generate(prompts[1:], settings)
+    assert llm.engine.statistics.cached_prompt_tokens >= shared * 5
+    setup.check(prompts, results, 12)
 
 
 @pytest.fixture(scope="module")
@@ -28,40 +146,6 @@ def build(reference: torch.nn.Module, num_blocks: int) -> CompiledModel:
     # Chunks of 8 and 24 tokens end inside blocks of 16.
     buckets = BucketTable((1, 4), (1, 2), (8, 24), powers_of_two(2, 8), 48)
     return build_model(BACKEND, reference, CONFIG, buckets, num_blocks=num_blocks)
-
-
-def random_ids(count: int, seed: int) -> list[int]:
-    return torch.randint(3, CONFIG.vocab_size, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def assert_greedy(reference: torch.nn.Module, prompts: list[list[int]], answers: list[list[int]]) -> None:
-    for prompt, answer in zip(prompts, answers, strict=True):
-        assert check_greedy(reference, prompt, answer) == 0
-
-
-def test_mixed_lengths_in_chunks_that_end_inside_blocks(reference: torch.nn.Module) -> None:
-    prompts = [random_ids(length, length) for length in (1, 7, 8, 9, 24, 25, 31, 33, 49, 64, 80)]
-    llm = LLM(build(reference, num_blocks=48), vocab_size=CONFIG.vocab_size)
-    results = llm.generate(prompts, SamplingParams(max_new_tokens=20, ignore_eos=True))
-    assert_greedy(reference, prompts, [result.token_ids for result in results])
-
-
-def test_forced_preemption(reference: torch.nn.Module) -> None:
-    prompts = [random_ids(length, length) for length in (30, 31, 32, 33, 20, 45)]
-    llm = LLM(build(reference, num_blocks=9), vocab_size=CONFIG.vocab_size)
-    results = llm.generate(prompts, SamplingParams(max_new_tokens=40, ignore_eos=True))
-    assert llm.engine.statistics.preemptions > 0
-    assert_greedy(reference, prompts, [result.token_ids for result in results])
-
-
-def test_prefix_hits(reference: torch.nn.Module) -> None:
-    prefix = random_ids(40, 1)
-    prompts = [prefix + random_ids(length, length) for length in (1, 5, 8, 9, 30)] + [prefix, prefix[:32], prefix[:33]]
-    llm = LLM(build(reference, num_blocks=48), vocab_size=CONFIG.vocab_size)
-    settings = SamplingParams(max_new_tokens=12, ignore_eos=True)
-    results = llm.generate(prompts[:1], settings) + llm.generate(prompts[1:], settings)
-    assert llm.engine.statistics.cached_prompt_tokens >= 32 * 5
-    assert_greedy(reference, prompts, [result.token_ids for result in results])
 
 
 def test_a_sampled_request_gets_the_same_tokens_alone_and_among_others(reference: torch.nn.Module) -> None:
