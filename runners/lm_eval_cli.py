@@ -16,6 +16,9 @@ def main() -> None:
 
     try:
         check_installed()
+        from runners.transformers_import import import_transformers
+
+        import_transformers()  # for --model hf
         from lm_eval.__main__ import cli_evaluate
 
         import runners.evaluation.lm  # noqa: F401 (registers the model)

@@ -11,6 +11,7 @@ import torch
 from graph_model.errors import UserError
 from runners.bench.timing import Runner, Timing
 from runners.load import LoadedModel
+from runners.transformers_import import import_transformers
 
 
 def make_peers(names: list[str], loaded: LoadedModel) -> list[Runner]:
@@ -69,13 +70,12 @@ class TransformersRunner:
 
 
 def _transformers_model(loaded: LoadedModel) -> Any:
-    from transformers import GemmaConfig, GemmaForCausalLM
-
+    transformers = import_transformers()
     recipe = loaded.model.recipe
+    config = transformers.GemmaConfig(**recipe.config.to_json())
     with torch.device("meta"):
-        names = [name for name, _ in GemmaForCausalLM(GemmaConfig(**recipe.config.to_json())).named_parameters()]
+        names = [name for name, _ in transformers.GemmaForCausalLM(config).named_parameters()]
     state = {name: loaded.read(name).to(recipe.dtype) for name in names}
-    config = GemmaConfig(**recipe.config.to_json())
-    model = GemmaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=recipe.dtype)
+    model = transformers.GemmaForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=recipe.dtype)
     model.to(recipe.backend.device)  # type: ignore[arg-type]
     return model.eval()

@@ -95,15 +95,16 @@ def _with_transformers(
     settings: Any, texts: Texts, max_new_tokens: int
 ) -> tuple[Texts, list[list[int]], list[np.ndarray]]:
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+
+    from runners.transformers_import import import_transformers
 
     if settings.checkpoint_dir is None or settings.random_weights:
         raise UserError("transformers needs a checkpoint: give model.path, without weights=random.")
     if settings.config.quantize is not None:
         raise UserError("transformers does not read quantised checkpoints of ModelSlim's; compare with our own.")
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
+    transformers = import_transformers()
+    transformers.utils.logging.disable_progress_bar()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         settings.checkpoint_dir,
         dtype=getattr(torch, settings.dtype),
         local_files_only=True,

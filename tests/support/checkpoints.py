@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,7 @@ from safetensors.torch import save_file
 
 from graph_model.checkpoint import expected_tensors
 from graph_model.config import GemmaConfig
+from runners.transformers_import import import_transformers
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def make_model(
     config: GemmaConfig, seed: int = 0, dtype: torch.dtype = torch.float32, gains: Gains | None = None
 ) -> Any:
     """A transformers GemmaForCausalLM with random weights, in eval mode; SENSITIVE in float32, else CALM."""
-    transformers = transformers_gemma()
+    transformers = import_transformers()
     model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**config.to_json())).eval()
     randomise(model, seed, gains or (SENSITIVE if dtype == torch.float32 else CALM))
     # Parameters only: from_pretrained leaves the rotary frequencies, a buffer, in float32.
@@ -97,29 +94,3 @@ def randomise(model: torch.nn.Module, seed: int, gains: Gains) -> None:
         else:
             std = factors.get(kind, 1.0) * weight.shape[1] ** -0.5
         weight.copy_(torch.randn(weight.shape, generator=generator) * std)
-
-
-def transformers_gemma() -> Any:
-    """transformers' Gemma module, also where torch_npu is installed without the libraries it needs."""
-    with _torch_npu_hidden():
-        import transformers
-        from transformers.models.gemma import modeling_gemma  # noqa: F401 (imports what would look for torch_npu)
-
-        transformers.GemmaForCausalLM  # noqa: B018 (a lazy attribute, resolved here)
-    return transformers
-
-
-@contextmanager
-def _torch_npu_hidden() -> Iterator[None]:
-    """transformers imports an installed torch_npu to ask for its devices, and fails where CANN is absent.
-
-    It remembers the answer, so hiding torch_npu during the import is enough; a test may load it for real later.
-    """
-    if "torch_npu" in sys.modules or importlib.util.find_spec("torch_npu") is None:
-        yield
-        return
-    sys.modules["torch_npu"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["torch_npu"]

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoints import make_checkpoint, make_model, transformers_gemma
+from support.checkpoints import make_checkpoint, make_model
 from support.configs import TINY_CONFIGS
 
 from graph_model.config import GemmaConfig, read_config
+from runners.transformers_import import import_transformers
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -43,7 +44,7 @@ def test_transformers_reads_the_config_json_that_we_write(tmp_path: Path) -> Non
     config = replace(TINY_CONFIGS["rope_and_eps"], dtype="bfloat16", eos_token_ids=(1, 107), tie_word_embeddings=False)
     (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
 
-    theirs = transformers_gemma().GemmaConfig.from_pretrained(tmp_path)
+    theirs = import_transformers().GemmaConfig.from_pretrained(tmp_path)
 
     same = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
     same += ["num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "attention_bias"]

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkpoints import make_model, transformers_gemma
+from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 
 from graph_model.checkpoint import open_checkpoint, save_checkpoint, writer
 from graph_model.config import read_config
 from graph_model.errors import UserError
+from runners.transformers_import import import_transformers
 
 CONFIG = TINY_CONFIGS["grouped_kv_heads"]
 
@@ -47,7 +48,7 @@ def test_written_checkpoint_loads_here_and_in_transformers(tensors: dict[str, An
     assert (target / "b.bin").read_bytes() == b"\x00\x01"
     assert read_config(target) == CONFIG
     assert_holds(target, tensors)
-    theirs = transformers_gemma().GemmaForCausalLM.from_pretrained(target)
+    theirs = import_transformers().GemmaForCausalLM.from_pretrained(target)
     assert all(torch.equal(p, tensors[name]) for name, p in theirs.named_parameters())
     usual = tmp_path / "usual"
     usual.mkdir()
@@ -67,7 +68,7 @@ def test_above_the_size_limit_it_is_sharded(tensors: dict[str, Any], tmp_path: P
     index = json.loads((tmp_path / "c" / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())
     assert_holds(tmp_path / "c", tensors)
-    theirs = transformers_gemma().GemmaForCausalLM.from_pretrained(tmp_path / "c")
+    theirs = import_transformers().GemmaForCausalLM.from_pretrained(tmp_path / "c")
     assert all(torch.equal(p, tensors[name]) for name, p in theirs.named_parameters())
 
 
