@@ -82,16 +82,27 @@ def _timed(llm: Any, job: Callable[[Any], list[TaskReport]]) -> list[TaskReport]
     compiling, start = llm.loaded.model.report.seconds, time.perf_counter()
     reports = job(llm)
     seconds = time.perf_counter() - start - (llm.loaded.model.report.seconds - compiling)
-    total = sum(len(report.samples) for report in reports)
-    for report in reports:
-        report.seconds = seconds * len(report.samples) / total
+    tasks = [report for report in reports if report.samples]  # not the groups of tasks
+    total = sum(report.count for report in tasks)
+    for report in tasks:
+        report.seconds = seconds * report.count / total
     return reports
 
 
 def _configuration(model: ModelSettings, backend: str, limit: int | None) -> dict[str, Any]:
-    names = ("dtype", "block_size", "max_batch_size", "max_prefill_batch_size", "max_prefill_tokens", "max_seq_len")
-    path = model.checkpoint_dir
-    arguments = {"model.path": None if path is None else str(path), **{name: getattr(model, name) for name in names}}
+    """What decides the figures, under the names of the settings."""
+    quantisation, path = model.quantisation, model.checkpoint_dir
+    names = ("dtype", "norm", "world_size", "block_size", "max_batch_size", "max_prefill_batch_size")
+    arguments = {
+        "model.path": None if path is None else str(path),
+        "weights": "random" if model.random_weights else "checkpoint",
+        "backend": model.backend,
+        "soc": None if model.soc is None else model.soc.name,
+        "quant.scheme": None if quantisation is None else quantisation.scheme,
+        "quant.linears": [] if quantisation is None else list(quantisation.linears),
+        "quant.kv8": quantisation is not None and quantisation.kv8,
+        **{name: getattr(model, name) for name in (*names, "max_prefill_tokens", "max_seq_len")},
+    }
     return {"model": "graph_gemma", "model_args": arguments, "backend": backend, "limit": limit}
 
 

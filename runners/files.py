@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,8 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def time_stamp() -> str:
+    """Now, for file names that no other run has: 2026-11-26T03-14-07.123456, as lm-evaluation-harness writes it."""
+    return datetime.now().isoformat(timespec="microseconds").replace(":", "-")

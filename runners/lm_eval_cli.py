@@ -1,6 +1,8 @@
 """lm-evaluation-harness's own command line with the model `graph_gemma` and the demo's tasks:
 
 python runners/lm_eval_cli.py run --model graph_gemma --model_args dtype=float32 --tasks demo_comprehension
+
+Installed, it is the command graph-gemma-lm-eval. The harness's own command lm-eval does not know the model.
 """
 
 from __future__ import annotations
@@ -11,7 +13,10 @@ from graph_model.errors import UserError
 
 
 def main() -> None:
-    """All arguments are the harness's; --model_args takes the settings of runners/infer.py."""
+    """All arguments are the harness's; --model_args takes the settings of runners/infer.py.
+
+    An --include_path of the user's takes the place of ours, which holds the demo's tasks.
+    """
     from runners.evaluation.harness import TASKS_DIR, check_installed
 
     try:
@@ -23,7 +28,8 @@ def main() -> None:
 
         import runners.evaluation.lm  # noqa: F401 (registers the model)
 
-        if "--tasks" in sys.argv and "--include_path" not in sys.argv:
+        given = {argument.partition("=")[0] for argument in sys.argv[1:]}
+        if given & {"--tasks", "-t"} and "--include_path" not in given:
             sys.argv += ["--include_path", str(TASKS_DIR)]
         cli_evaluate()
     except UserError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from graph_model.errors import UserError
 from runners.evaluation.report import TaskReport
+from runners.evaluation.task_data import data_of, offline_if_unreachable, unreachable
 from runners.llm import LLM
 
 TASKS_DIR = Path(__file__).resolve().parent / "tasks"  # tasks that come with this package
@@ -26,7 +27,10 @@ def check_installed() -> None:
 
 
 def run_tasks(llm: LLM, names: Sequence[str], limit: int | None) -> list[TaskReport]:
-    """Run tasks by their names in the harness, or by the path of a task's YAML file. Raises UserError."""
+    """Run tasks, groups or tags by their names in the harness, or by the path of a YAML file. Raises UserError.
+
+    A report per task, in the harness's order, and behind them one per group that has a figure of its own.
+    """
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
@@ -39,47 +43,45 @@ def run_tasks(llm: LLM, names: Sequence[str], limit: int | None) -> list[TaskRep
             near = difflib.get_close_matches(name, known, 5) or [task for task in sorted(known) if name in task][:5]
             hint = f"Near names: {', '.join(near)}." if near else "`lm-eval ls tasks` lists them."
             raise UserError(f"tasks: lm-evaluation-harness has no task {name!r}, and no file has that path. {hint}")
+    data = data_of(manager.task_index, names)
     try:
-        found: Any = simple_evaluate(
-            GraphGemmaLM(llm), tasks=list(names), limit=limit, task_manager=manager, log_samples=True
-        )
+        with offline_if_unreachable(data):
+            found: Any = simple_evaluate(
+                GraphGemmaLM(llm), tasks=list(names), limit=limit, task_manager=manager, log_samples=True
+            )
     except UserError:
         raise
     except Exception as error:
-        raise unreachable(names, error) from error
+        raise unreachable(names, data, error) from error
+    return _reports(found)
+
+
+def _reports(found: dict[str, Any]) -> list[TaskReport]:
+    from lm_eval.utils import hash_string
+
     samples = found.pop("samples")
+    found["task_hashes"] = {
+        name: hash_string("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows))
+        for name, rows in samples.items()
+    }
     reports = [
-        TaskReport(name, dict(_metrics(found["results"][name])), [_row(sample) for sample in rows])
+        TaskReport(
+            name,
+            _metrics(found["results"][name]),
+            [_row(sample) for sample in rows],
+            found["n-samples"][name]["effective"],
+            harness={},
+        )
         for name, rows in samples.items()
     ]
+    for name, values in found.get("groups", {}).items():
+        reports.append(TaskReport(name, _metrics(values), [], values.get("sample_len", 0), harness={}))
     reports[0].harness = found
-    for report in reports[1:]:
-        report.harness = {}
     return reports
 
 
-def unreachable(names: Sequence[str], error: Exception) -> Exception:
-    """A UserError if a task's data could not be loaded, else the error itself."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
-        chain.append(cause)
-    words = " ".join(f"{type(one).__name__} {one}" for one in chain)
-    signs = ("ConnectionError", "LocalEntryNotFound", "DatasetNotFound", "Offline", "ConnectError", "Max retries")
-    if not any(sign in words for sign in signs):
-        return error
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    reason = " ".join(str(error).split())[:200]
-    return UserError(
-        f"tasks: the data of {', '.join(names)} must be downloaded, and that failed ({type(error).__name__}: "
-        f"{reason}). On a machine with network run `hf download --repo-type dataset NAME`, NAME being dataset_path in "
-        f"the task's YAML file, copy the folder datasets--* that it leaves in its cache to {HF_HUB_CACHE}, and set "
-        "HF_HUB_OFFLINE=1; or give local data with dataset=FILE.jsonl."
-    )
-
-
-def _metrics(results: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in results.items() if "," in name]
+def _metrics(results: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in results.items() if "," in name}
 
 
 def _row(sample: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +89,7 @@ def _row(sample: dict[str, Any]) -> dict[str, Any]:
     arguments = [list(argument) for argument in sample["arguments"]]
     row = {
         "doc_id": sample["doc_id"],
+        "filter": sample["filter"],
         "prompt": arguments[0][0] if arguments else "",
         "target": sample["target"],
         "resps": sample["filtered_resps"],

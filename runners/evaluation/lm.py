@@ -85,10 +85,11 @@ class GraphGemmaLM(TemplateLM):
             context, options = request.args
             options = normalize_gen_kwargs(options)
             room = min(options["max_gen_toks"], self.max_length - 1)
+            usual = 1.0 if options.get("do_sample") else 0.0
             prompts.append(self.tok_encode(context)[-(self.max_length - room) :])
             sampling.append(
                 SamplingParams(
-                    temperature=float(options.get("temperature") or 0.0),
+                    temperature=float(options.get("temperature", usual) or 0.0),
                     top_k=int(options.get("top_k") or 0),
                     top_p=float(options.get("top_p") or 1.0),
                     seed=len(prompts),

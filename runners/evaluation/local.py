@@ -52,7 +52,7 @@ def boolq(llm: LLM, name: str, items: list[BoolQItem]) -> TaskReport:
     metrics: dict[str, object] = {"acc,none": accuracy, "acc_stderr,none": "N/A"}
     if len(hits) > 1:
         metrics["acc_stderr,none"] = math.sqrt(sum((hit - accuracy) ** 2 for hit in hits) / (len(hits) - 1) / len(hits))
-    return TaskReport(name, metrics, samples)
+    return TaskReport(name, metrics, samples, len(items))
 
 
 def perplexity(llm: LLM, path: Path) -> TaskReport:
@@ -82,4 +82,4 @@ def perplexity(llm: LLM, path: Path) -> TaskReport:
         "byte_perplexity,none": math.exp(-total / len(text.encode())),
         "bits_per_byte,none": -total / len(text.encode()) / math.log(2),
     }
-    return TaskReport(path.name, metrics, samples)
+    return TaskReport(path.name, metrics, samples, len(samples))

@@ -6,10 +6,8 @@ import csv
 import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,10 +18,10 @@ from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
 from support.tokenizers import BOS, UNK, ids_of, make_tokenizer
 
-from graph_model import demo
 from graph_model.errors import UserError
+from runners import evaluation
 from runners.evaluate import evaluate
-from runners.evaluation.harness import unreachable
+from runners.evaluation.task_data import data_of, unreachable
 
 CONFIG = TINY_CONFIGS["untied_head"]
 ITEMS = [
@@ -58,6 +56,17 @@ def run(
     return call
 
 
+def written(tmp_path: Path, pattern: str) -> Path:
+    """The one file of the results whose name, without the time in it, is as given."""
+    (path,) = (tmp_path / "results").glob(pattern)
+    return path
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def write_items(path: Path, lines: list[object]) -> Path:
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
     return path
@@ -81,8 +90,7 @@ def test_items_and_a_text(reference: tuple[Path, torch.nn.Module], tmp_path: Pat
     result = run(f"dataset={items}", f"perplexity={tmp_path / 'text.txt'}")
     assert result.status == 0, result
     model = reference[1]
-    with (tmp_path / "results" / "samples_items.jsonl.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table(written(tmp_path, "samples_items.jsonl_*.csv"))
     hits = []
     for item, row in zip(ITEMS, rows, strict=True):
         # The tokenizer of characters has no line break: it is <unk>, one for both.
@@ -93,7 +101,7 @@ def test_items_and_a_text(reference: tuple[Path, torch.nn.Module], tmp_path: Pat
         assert row["choice"] == ("yes" if yes > no else "no")
         hits.append(float((yes > no) == item["answer"]))
         assert float(row["acc"]) == hits[-1]
-    found = json.loads((tmp_path / "results" / "results.json").read_text())
+    found = json.loads(written(tmp_path, "results_*.json").read_text())
     mean = sum(hits) / 4
     assert found["results"]["items.jsonl"]["acc,none"] == mean
     deviation = torch.tensor(hits).std().item()
@@ -107,7 +115,76 @@ def test_items_and_a_text(reference: tuple[Path, torch.nn.Module], tmp_path: Pat
         total += logprob(model, ids[max(0, end - 128) : end], end - first)
     perplexity = found["results"]["text.txt"]["token_perplexity,none"]
     assert perplexity == pytest.approx(math.exp(-total / 300), rel=1e-3)
-    assert "samples/s" in result.stdout
+    # 60 words; a byte is a character.
+    metrics = found["results"]["text.txt"]
+    assert metrics["word_perplexity,none"] == pytest.approx(math.exp(-total / 60), rel=1e-2)
+    assert metrics["byte_perplexity,none"] == pytest.approx(perplexity, rel=1e-6)
+    assert metrics["bits_per_byte,none"] == pytest.approx(math.log2(perplexity), rel=1e-6)
+    # The summary says the same, and how fast it was.
+    summary = {(row["task"], row["metric"]): row for row in table(written(tmp_path, "summary_*.csv"))}
+    assert list(summary) == [
+        ("items.jsonl", "acc"),
+        *(("text.txt", f"{name}_perplexity") for name in ("token", "word", "byte")),
+        ("text.txt", "bits_per_byte"),
+    ]
+    accuracy = summary["items.jsonl", "acc"]
+    assert (float(accuracy["value"]), accuracy["samples"], accuracy["filter"]) == (mean, "4", "none")
+    assert float(accuracy["stderr"]) == pytest.approx(deviation / 2)
+    assert float(summary["text.txt", "token_perplexity"]["value"]) == perplexity
+    assert all(float(row["samples_per_s"]) > 0 for row in summary.values())
+    assert f"items.jsonl:             acc {mean:.4f} ± {deviation / 2:.4f}" in result.stdout
+    assert f"4 samples, {float(accuracy['samples_per_s']):.1f} samples/s" in result.stdout
+
+
+def test_an_earlier_runs_files_stay_and_the_configuration_is_told(tmp_path: Path, run: Run) -> None:
+    items = write_items(tmp_path / "items.jsonl", ITEMS)
+    assert run(f"dataset={items}").status == 0
+    first = {path: path.read_text() for path in (tmp_path / "results").iterdir()}
+    assert run(f"dataset={items}", "quant=w8a16", "quant.kv8=true", "limit=2").status == 0
+    paths = set((tmp_path / "results").iterdir())
+    assert len(paths) == 2 * len(first) == 6
+    assert {path: path.read_text() for path in first} == first
+    (path,) = (path for path in paths - set(first) if path.name.startswith("results_"))
+    config = json.loads(path.read_text())["config"]
+    assert (config["model"], config["limit"]) == ("graph_gemma", 2)
+    told = {name: config["model_args"][name] for name in ("weights", "dtype", "norm", "world_size", "soc", "backend")}
+    assert told == {
+        "weights": "checkpoint",
+        "dtype": "float32",
+        "norm": "exact",
+        "world_size": 1,
+        "soc": None,
+        "backend": "eager",
+    }
+    assert (config["model_args"]["quant.scheme"], config["model_args"]["quant.kv8"]) == ("w8a16", True)
+    assert "model.layers.0.self_attn.q_proj" in config["model_args"]["quant.linears"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "smallest", "largest"),
+    [
+        (["quant=w8a16"], 1e-4, 0.3),
+        (["quant=w8a8_dynamic"], 1e-4, 0.5),
+        pytest.param(["backend=inductor"], 0.0, 1e-4, marks=pytest.mark.slow),
+    ],
+)
+def test_every_backend_and_quantisation_gives_nearly_transformers_log_probabilities(
+    settings: list[str],
+    smallest: float,
+    largest: float,
+    reference: tuple[Path, torch.nn.Module],
+    tmp_path: Path,
+    run: Run,
+) -> None:
+    """smallest, largest: the largest difference per token, in nats; a model that is quantised must differ."""
+    assert run(f"dataset={write_items(tmp_path / 'items.jsonl', ITEMS)}", *settings).status == 0
+    differences = []
+    for item, row in zip(ITEMS, table(written(tmp_path, "samples_*.csv")), strict=True):
+        prompt = f"{item['title']} -- {item['passage']}|Question: {item['question']}?|Answer:"
+        for name, answer in (("logprob_yes", " yes"), ("logprob_no", " no")):
+            expected = logprob(reference[1], encode(prompt + answer), len(answer))
+            differences.append(abs(float(row[name]) - expected) / len(answer))
+    assert smallest <= max(differences) <= largest
 
 
 @pytest.mark.parametrize(
@@ -154,15 +231,50 @@ def test_a_missing_harness_is_named_with_the_pip_line(run: Run, monkeypatch: pyt
     assert "pip install 'graph-gemma[evaluate]'" in result.stderr
 
 
-def test_a_download_that_fails_says_what_to_place_where() -> None:
-    pytest.importorskip("huggingface_hub")
+def test_a_download_that_fails_names_the_data_and_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     error = RuntimeError("task boolq")
     error.__cause__ = ConnectionError("no route")
-    refusal = unreachable(["boolq"], error)
+    refusal = unreachable(["boolq"], [("aps/super_glue", "boolq")], error)
     assert isinstance(refusal, UserError)
-    assert re.search(r"hf download --repo-type dataset .*datasets--\* .*hub", str(refusal))
+    assert "boolq needs the data set aps/super_glue (its configuration boolq)" in str(refusal)
+    assert "`hf download --repo-type dataset aps/super_glue --local-dir aps/super_glue`" in str(refusal)
+    assert f"copy the folder to {tmp_path}/aps/super_glue," in str(refusal)
     other = ValueError("a bug")
-    assert unreachable(["boolq"], other) is other
+    assert unreachable(["boolq"], [], other) is other
+
+
+@needs_harness
+def test_the_data_of_tasks_groups_and_tags_is_known_and_local_data_is_not_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.tasks import TaskManager
+
+    monkeypatch.chdir(tmp_path)
+    index = TaskManager(include_path=str(Path(evaluation.__file__).parent / "tasks")).task_index
+    assert data_of(index, ["demo_comprehension", "demo_stories", "no_such_task"]) == []
+    assert data_of(index, ["boolq"]) == [("aps/super_glue", "boolq")]
+    assert {path for path, _ in data_of(index, ["mmlu"])} == {"cais/mmlu"}
+    assert ("aps/super_glue", "boolq") in data_of(index, ["super-glue-lm-eval-v1"])
+    (tmp_path / "aps/super_glue").mkdir(parents=True)
+    assert data_of(index, ["boolq"]) == []
+
+
+@needs_harness
+def test_without_network_a_download_fails_at_once(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    from runners.evaluation import task_data
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setattr(task_data, "_is_reachable", lambda: False)
+    start = time.monotonic()
+    result = run("tasks=[boolq]")
+    assert time.monotonic() - start < 30, "it tried again and again"
+    assert result.status == 2
+    assert f"copy the folder to {tmp_path}/aps/super_glue," in result.stderr
+    assert not constants.HF_HUB_OFFLINE
 
 
 @needs_harness
@@ -172,31 +284,48 @@ def test_an_unknown_task_gets_the_near_names(run: Run) -> None:
     assert "Near names: demo_comprehension" in result.stderr
 
 
-@pytest.mark.slow
+GROUP = """
+group: two_halves
+task: [first_half, second_half]
+aggregate_metric_list:
+  - metric: acc
+    weight_by_size: true
+"""
+HALF = """
+task: NAME
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{title}} -- {{passage}}\nQuestion: {{question}}?\nAnswer:"
+doc_to_target: "{{answer | int}}"
+doc_to_choice: ["no", "yes"]
+metadata: {version: 1.0}
+"""
+
+
 @needs_harness
-def test_the_harness_our_command_and_transformers_agree_in_every_sample(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same items: evaluate.py's own way, the harness's command line on our model, and its HFLM."""
-    pytest.importorskip("accelerate")  # the harness's HFLM asks for it
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    common = [f"model.path={demo.CHECKPOINT_DIR}", "max_seq_len=256", "dtype=float32", "limit=100"]
-    assert run(*common).status == 0
-    with (tmp_path / "results" / "samples_demo.csv").open() as file:
-        own = [float(row["acc"]) for row in csv.DictReader(file)]
-    root = Path(evaluate.__code__.co_filename).parents[1]
-    choices = {}
-    for model, arguments in (
-        ("graph_gemma", "backend=eager,dtype=float32,max_seq_len=256"),
-        ("hf", f"pretrained={demo.CHECKPOINT_DIR},dtype=float32"),
-    ):
-        out = tmp_path / model
-        command = [sys.executable, str(root / "runners" / "lm_eval_cli.py"), "run", "--model", model, "--device", "cpu"]
-        command += ["--model_args", arguments, "--tasks", "demo_comprehension", "--limit", "100", "--log_samples"]
-        subprocess.run([*command, "--output_path", str(out)], check=True, env={**os.environ, "PYTHONPATH": str(root)})
-        (samples,) = out.rglob("samples_demo_comprehension_*.jsonl")
-        rows = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda row: row["doc_id"])
-        choices[model] = [(row["acc"], float(row["resps"][1][0][0]) > float(row["resps"][0][0][0])) for row in rows]
-    assert choices["graph_gemma"] == choices["hf"]
-    assert [acc for acc, _ in choices["graph_gemma"]] == own
-    assert len(own) == 100
+def test_a_group_has_its_own_figure(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from runners.evaluation import harness
+
+    monkeypatch.setattr(harness, "TASKS_DIR", tmp_path / "tasks")
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks/group.yaml").write_text(GROUP)
+    for name, items in (("first_half", ITEMS[:1]), ("second_half", ITEMS[1:])):
+        file = write_items(tmp_path / f"{name}.jsonl", items)
+        (tmp_path / f"tasks/{name}.yaml").write_text(HALF.replace("NAME", name).replace("FILE", str(file)))
+    result = run("tasks=[two_halves]")
+    assert result.status == 0, result.stderr
+    rows = [row for row in table(written(tmp_path, "summary_*.csv")) if row["metric"] == "acc"]
+    assert [(row["task"], row["samples"]) for row in rows] == [
+        ("first_half", "1"),
+        ("second_half", "3"),
+        ("two_halves", "4"),
+    ]
+    first, second, both = (float(row["value"]) for row in rows)
+    assert both == pytest.approx((first + 3 * second) / 4)
+    assert f"two_halves:              acc {both:.4f}" in result.stdout
+    found = json.loads(written(tmp_path, "results_*.json").read_text())
+    assert found["groups"]["two_halves"]["acc,none"] == both
+    assert found["group_subtasks"]["two_halves"] == ["first_half", "second_half"]
+    assert len(list((tmp_path / "results").glob("samples_*"))) == 2
