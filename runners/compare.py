@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 import tempfile
@@ -13,8 +12,7 @@ from graph_model.errors import UserError
 from runners.entry import main
 
 if TYPE_CHECKING:
-    from runners.comparison.divergence import Divergence
-    from runners.comparison.side import Side, Texts
+    from runners.comparison.side import Side
 
 
 def compare(settings: Any) -> None:
@@ -23,61 +21,35 @@ def compare(settings: Any) -> None:
     import numpy as np
     from hydra.core.hydra_config import HydraConfig
 
-    from runners.comparison import divergence
-    from runners.comparison.side import Texts, run_side
+    from runners.comparison import divergence, report, side
+    from runners.engine.sampling_params import SamplingParams
     from runners.inputs import read_inputs
-    from runners.settings import resolve_settings
+    from runners.settings import resolve_settings, writable_directory
 
     given = HydraConfig.get().overrides.task
-    common = [text for text in given if text.partition("=")[0] not in ("a", "b")]
+    common = [text for text in given if text.partition("=")[0] not in ("a", "b", "results_dir")]
     sides = [_side(name, settings[name], common) for name in ("a", "b")]
     if sides[0].peer == sides[1].peer and sides[0].overrides == sides[1].overrides:
         raise UserError("a and b are the same configuration. Give a=[SETTING=VALUE,...] or b=[...], or b=transformers.")
     inputs = read_inputs(settings, resolve_settings(settings))
+    sampling = SamplingParams(max_new_tokens=settings.max_new_tokens, ignore_eos=settings.ignore_eos)
+    directory = writable_directory("results_dir", settings.results_dir)
     prompts = [prompt.token_ids for prompt in inputs.prompts]
-    texts = Texts(prompts, [len(prompt) for prompt in prompts])
+    texts = side.Texts(prompts, [len(prompt) for prompt in prompts])
     with tempfile.TemporaryDirectory() as folder:
-        texts, a = run_side(sides[0], texts, settings.max_new_tokens, Path(folder) / "a.npy")
-        texts, b = run_side(sides[1], texts, settings.max_new_tokens, Path(folder) / "b.npy")
-        rows_a, rows_b = (np.load(outcome.logprobs, mmap_mode="r") for outcome in (a, b))
-        if rows_a.shape != rows_b.shape:
-            raise UserError(
-                f"a has a vocabulary of {rows_a.shape[1]} tokens and b one of {rows_b.shape[1]}; only models with the "
-                "same vocabulary can be compared."
-            )
-        found = divergence.compare(rows_a, rows_b, list(map(len, texts.answers)), a.answers, b.answers)
-    print_comparison(sides, texts, found, inputs.tokenizer)
-    if a.precision != b.precision:
-        print("rule:             none, the sides differ in precision")
-        return
-    verdict = "holds" if found.passes else "BROKEN"
-    print(
-        f"rule:             {verdict} (same precision: largest KL <= {divergence.MAX_KL:g}, share above "
-        f"{divergence.SMALL_KL:g} <= {divergence.MAX_SHARE:.1%})"
-    )
-    if not found.passes:
+        outcomes = []
+        for one in sides:
+            texts, outcome = side.run_side(one, texts, sampling, Path(folder) / f"{one.name}.npy")
+            outcomes.append(outcome)
+        rows_a, rows_b = (np.load(outcome.logprobs, mmap_mode="r") for outcome in outcomes)
+        answers_a, answers_b = (outcome.answers for outcome in outcomes)
+        found = divergence.compare(rows_a, rows_b, list(map(len, texts.answers)), answers_a, answers_b)
+    verdict = report.rule(found, outcomes)
+    report.print_comparison(sides, texts, found, verdict, inputs.tokenizer)
+    files = report.write_comparison(directory, sides, outcomes, texts, found, verdict)
+    print(f"written to {directory}: {', '.join(file.name for file in files)}")
+    if verdict == "broken":
         sys.exit(1)
-
-
-def print_comparison(sides: list[Side], texts: Texts, found: Divergence, tokenizer: Any) -> None:
-    for side in sides:
-        print(f"{side.name + ':':17} {str(side).strip() or 'the settings as they are'}")
-    print(f"compared:         {found.positions} next-token distributions behind {found.texts} prompts")
-    print(f"token agreement:  {found.agreement:.2%} on the same prefixes, {found.same_answers} answers alike")
-    kl = found.kl
-    print(f"KL(a || b):       mean {kl.mean():.2e}, largest {kl.max():.2e}, share above 1e-4 {found.share:.2%}")
-
-    def shown(ids: list[int]) -> str:
-        return repr(tokenizer.decode(ids)) if tokenizer is not None else str(ids)
-
-    if not found.first:
-        print("divergence:       none, the likeliest tokens are equal everywhere")
-    for place in found.first[:1]:
-        ids, start = texts.token_ids[place.text], texts.prompt_lengths[place.text]
-        print(f"first divergence: prompt {place.text}, token {place.step} of the answer, behind")
-        print(f"  {shown(ids[max(0, start + place.step - 16) : start + place.step])}")
-        for name, token, at_a, at_b in zip("ab", place.tokens, place.logprobs_a, place.logprobs_b, strict=True):
-            print(f"  {name} takes {shown([token])}: probability {math.exp(at_a):.4f} in a, {math.exp(at_b):.4f} in b")
 
 
 def _side(name: str, value: Any, common: list[str]) -> Side:

@@ -7,35 +7,40 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from graph_model.errors import UserError
+
 MAX_KL = 1e-3
 SMALL_KL = 1e-4
 MAX_SHARE = 0.005
 
 
 @dataclass
-class Position:
-    """A place where the sides' likeliest tokens differ: text, number of the answer's token, both tokens with both
-    sides' log-probabilities."""
-
-    text: int
-    step: int
-    tokens: tuple[int, int]
-    logprobs_a: tuple[float, float]
-    logprobs_b: tuple[float, float]
-
-
-@dataclass
 class Divergence:
-    """positions: compared places. agreement: share where both sides' likeliest tokens are equal, on the same prefix.
-    first: the first place in each text where they differ. kl: KL(a || b) of each place, in nats. same_answers: texts
-    that both sides, left alone, answer alike."""
+    """What is compared is P places: the next token behind every prefix of each text's answer.
 
-    positions: int = 0
-    agreement: float = 1.0
-    same_answers: int = 0
-    texts: int = 0
-    first: list[Position] = field(default_factory=list)
-    kl: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    texts, steps: [P], which text, and which token of its answer. kl: [P], KL(a || b) in nats. best: [P, 2], the
+    likeliest token of a and of b. logprobs_a, logprobs_b: [P, 2], what each side gives those two tokens.
+    num_texts, same_answers: texts, and how many of them both sides, left alone, answer alike.
+    """
+
+    texts: np.ndarray
+    steps: np.ndarray
+    kl: np.ndarray
+    best: np.ndarray
+    logprobs_a: np.ndarray
+    logprobs_b: np.ndarray
+    num_texts: int
+    same_answers: int
+    first: int | None = field(init=False)  # the first place where the likeliest tokens differ
+
+    def __post_init__(self) -> None:
+        differ = np.flatnonzero(self.best[:, 0] != self.best[:, 1])
+        self.first = int(differ[0]) if len(differ) else None
+
+    @property
+    def agreement(self) -> float:
+        """Share of the places where both sides' likeliest tokens are equal, on the same prefix."""
+        return float((self.best[:, 0] == self.best[:, 1]).mean())
 
     @property
     def share(self) -> float:
@@ -62,23 +67,22 @@ def kl_divergence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def compare(
     a: np.ndarray, b: np.ndarray, lengths: Sequence[int], answers_a: list[list[int]], answers_b: list[list[int]]
 ) -> Divergence:
-    """a, b: log-probabilities [sum of lengths, vocab]; lengths: compared places of each text."""
-    best_a, best_b = a.argmax(-1), b.argmax(-1)
-    first = []
-    start = 0
-    for text, length in enumerate(lengths):
-        differ = np.flatnonzero(best_a[start : start + length] != best_b[start : start + length])
-        if len(differ):
-            place = start + int(differ[0])
-            tokens = (int(best_a[place]), int(best_b[place]))
-            at_a, at_b = (tuple(float(side[place, token]) for token in tokens) for side in (a, b))
-            first.append(Position(text, int(differ[0]), tokens, at_a, at_b))  # type: ignore[arg-type]
-        start += length
+    """a, b: log-probabilities [sum of lengths, vocab]; lengths: compared places of each text. Raises UserError."""
+    if not len(a):
+        raise UserError("There is nothing to compare: the answers are empty.")
+    if a.shape != b.shape:
+        raise UserError(
+            f"a has a vocabulary of {a.shape[1]} tokens and b one of {b.shape[1]}; only models with the same "
+            "vocabulary can be compared."
+        )
+    best = np.stack([a.argmax(-1), b.argmax(-1)], axis=-1)
     return Divergence(
-        positions=len(a),
-        agreement=float((best_a == best_b).mean()),
-        same_answers=sum(x == y for x, y in zip(answers_a, answers_b, strict=True)),
-        texts=len(lengths),
-        first=first,
+        texts=np.repeat(np.arange(len(lengths)), lengths),
+        steps=np.concatenate([np.arange(length) for length in lengths]),
         kl=kl_divergence(a, b),
+        best=best,
+        logprobs_a=np.take_along_axis(a, best, axis=-1),
+        logprobs_b=np.take_along_axis(b, best, axis=-1),
+        num_texts=len(lengths),
+        same_answers=sum(x == y for x, y in zip(answers_a, answers_b, strict=True)),
     )

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
 from graph_model.errors import UserError
+
+if TYPE_CHECKING:
+    from runners.engine import SamplingParams, TokenEvent
+    from runners.settings import ModelSettings
 
 TRANSFORMERS = "transformers"
 
@@ -50,49 +56,67 @@ class Outcome:
     precision: str
 
 
-def run_side(side: Side, texts: Texts, max_new_tokens: int, path: Path) -> tuple[Texts, Outcome]:
+def run_side(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> tuple[Texts, Outcome]:
     """Compute a side in a new process; returns the texts, with its greedy answers behind the bare prompts.
 
-    max_new_tokens: length of its answers. Texts that have answers already keep them. path: for the distributions.
-    Raises UserError.
+    sampling: of its answers, greedy. Texts that have answers already keep them. path: for the distributions. Bars show
+    the progress. Raises UserError, and ChildProcessError if the process dies.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_compute, side, texts, max_new_tokens, path).result()
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(compute, side, texts, sampling, path).result()
+    except BrokenProcessPool:
+        raise ChildProcessError(f"The process that computed {side.name} died; its memory may have run out.") from None
 
 
-def _compute(side: Side, texts: Texts, max_new_tokens: int, path: Path) -> tuple[Texts, Outcome]:
+def compute(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> tuple[Texts, Outcome]:
+    """As `run_side`, in this process."""
     from runners.entry import compose
     from runners.settings import resolve_settings
 
     # The error of a side must not look like the other's.
     try:
         settings = resolve_settings(compose("infer", side.overrides))
-        compute = _with_transformers if side.peer else _with_engine
-        texts, answers, rows = compute(settings, texts, max_new_tokens)
+        run = _with_transformers if side.peer else _with_engine
+        texts, answers, rows = run(settings, texts, sampling, side.name)
     except UserError as error:
         raise UserError(f"{side.name}: {error}") from None
     np.save(path, np.concatenate(rows))
     return texts, Outcome(path, answers, f"{settings.dtype} {settings.quantisation or settings.config.quantize}")
 
 
-def _with_engine(settings: Any, texts: Texts, max_new_tokens: int) -> tuple[Texts, list[list[int]], list[np.ndarray]]:
-    from runners.engine import SamplingParams, ScoreRequest
+def _with_engine(
+    settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str
+) -> tuple[Texts, list[list[int]], list[np.ndarray]]:
+    from runners.engine import ScoreRequest
     from runners.llm import LLM
+
+    def bar_of(what: str) -> tuple[tqdm[Any], Callable[[int, TokenEvent], None]]:
+        bar = tqdm(total=len(texts.token_ids), desc=f"{name}: {what}", unit="prompt")
+
+        def follow(index: int, event: TokenEvent) -> None:
+            if event.result is not None:
+                bar.update()
+
+        return bar, follow
 
     with LLM(settings) as llm:
         prompts = [ids[:length] for ids, length in zip(texts.token_ids, texts.prompt_lengths, strict=True)]
-        results = llm.generate(prompts, SamplingParams(max_new_tokens=max_new_tokens))
-        answers = [result.token_ids for result in results]
+        bar, follow = bar_of("answers")
+        with bar:
+            answers = [result.token_ids for result in llm.generate(prompts, sampling, follow)]
         texts = _complete(texts, answers)
         requests = [
             ScoreRequest(ids[:-1], list(range(length - 1, len(ids) - 1)))
             for ids, length in zip(texts.token_ids, texts.prompt_lengths, strict=True)
         ]
-        return texts, answers, [scores.logprobs for scores in llm.score(requests)]
+        bar, follow = bar_of("distributions")
+        with bar:
+            return texts, answers, [scores.logprobs for scores in llm.score(requests, follow)]
 
 
 def _with_transformers(
-    settings: Any, texts: Texts, max_new_tokens: int
+    settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str
 ) -> tuple[Texts, list[list[int]], list[np.ndarray]]:
     import torch
 
@@ -111,20 +135,24 @@ def _with_transformers(
         trust_remote_code=False,
         attn_implementation="eager",
     ).eval()
+    # In the model's own configuration: generate replaces an eos_token_id of None by that.
+    model.generation_config.eos_token_id = None if sampling.ignore_eos else list(settings.config.eos_token_ids)
+
+    def answer(prompt: list[int]) -> list[int]:
+        ids = torch.tensor([prompt])
+        room = min(sampling.max_new_tokens, settings.max_seq_len - len(prompt))
+        mask = torch.ones_like(ids)
+        whole = model.generate(ids, attention_mask=mask, max_new_tokens=room, do_sample=False, pad_token_id=0)
+        return whole[0, len(prompt) :].tolist()
+
     with torch.no_grad():
-        answers = [
-            model.generate(
-                torch.tensor([ids[:length]]),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=list(settings.config.eos_token_ids),
-            )[0, length:].tolist()
-            for ids, length in zip(texts.token_ids, texts.prompt_lengths, strict=True)
-        ]
+        prompts = [ids[:length] for ids, length in zip(texts.token_ids, texts.prompt_lengths, strict=True)]
+        answers = [answer(prompt) for prompt in tqdm(prompts, desc=f"{name}: answers", unit="prompt")]
         texts = _complete(texts, answers)
+        pairs = list(zip(texts.token_ids, texts.prompt_lengths, strict=True))
         rows = [
             model(torch.tensor([ids[:-1]])).logits[0, length - 1 :].float().log_softmax(-1).numpy()
-            for ids, length in zip(texts.token_ids, texts.prompt_lengths, strict=True)
+            for ids, length in tqdm(pairs, desc=f"{name}: distributions", unit="prompt")
         ]
     return texts, answers, rows
 
@@ -133,4 +161,6 @@ def _complete(texts: Texts, answers: Sequence[list[int]]) -> Texts:
     """Bare prompts get the answers; texts that have answers stay."""
     if any(texts.answers):
         return texts
+    if not all(answers):
+        raise UserError("a prompt has an empty answer, behind which there is nothing to compare. Leave it out.")
     return Texts([ids + answer for ids, answer in zip(texts.token_ids, answers, strict=True)], texts.prompt_lengths)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from graph_model.errors import UserError
 from runners.compare import quote_sides
 from runners.comparison.divergence import compare, kl_divergence
 
@@ -23,19 +24,30 @@ def test_kl_divergence_is_torchs() -> None:
     assert kl_divergence(a, a).max() == 0.0
 
 
-def test_the_first_divergence_of_each_text_is_found() -> None:
+def test_the_first_divergence_is_found() -> None:
     a = logprobs(10, 3)
     b = a.copy()
     second = a[6].argsort()[-2]
     b[6, second] = 0.0  # place 2 of the second text
     b[8, a[8].argsort()[-3]] = 0.0
     found = compare(a, b, [4, 6], [[1], [2]], [[1], [3]])
-    assert (found.positions, found.texts, found.same_answers) == (10, 2, 1)
+    assert (len(found.kl), found.num_texts, found.same_answers) == (10, 2, 1)
     assert found.agreement == pytest.approx(0.8)
-    (place,) = found.first
-    assert (place.text, place.step, place.tokens) == (1, 2, (int(a[6].argmax()), int(second)))
-    assert place.logprobs_b[1] == 0.0
+    assert found.first == 6
+    assert (found.texts.tolist(), found.steps.tolist()) == ([0] * 4 + [1] * 6, [0, 1, 2, 3, 0, 1, 2, 3, 4, 5])
+    assert found.best[6].tolist() == [int(a[6].argmax()), int(second)]
+    assert found.logprobs_a[6].tolist() == [a[6].max(), a[6, second]]
+    assert found.logprobs_b[6, 1] == 0.0
     assert not found.passes
+    assert compare(a, a, [4, 6], [[], []], [[], []]).first is None
+
+
+def test_nothing_to_compare_and_different_vocabularies_are_refused() -> None:
+    a = logprobs(2, 1)
+    with pytest.raises(UserError, match="nothing to compare: the answers are empty"):
+        compare(a[:0], a[:0], [0], [[]], [[]])
+    with pytest.raises(UserError, match="a has a vocabulary of 50 tokens and b one of 40"):
+        compare(a, a[:, :40], [2], [[]], [[]])
 
 
 @pytest.mark.parametrize(
