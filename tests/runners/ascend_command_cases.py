@@ -1,13 +1,16 @@
-"""runners/export.py, verify.py and inspect_graph.py over the stand-in: the script of all their cases."""
+"""runners/export.py, verify.py, inspect_graph.py, evaluate.py and compare.py over the stand-in: the script of all their
+cases."""
 
 from __future__ import annotations
 
+import accuracy_cases
 import export_cases
 import inspect_cases
 import verify_cases
 from support.standin_cases import Cases
 
-CASES = Cases({**export_cases.CASES, **verify_cases.CASES, **inspect_cases.CASES})
+PARTS = (accuracy_cases, export_cases, inspect_cases, verify_cases)
+CASES = Cases({name: case for part in PARTS for name, case in part.CASES.items()})
 
 if __name__ == "__main__":
     CASES.main()

@@ -1,4 +1,4 @@
-"""runners/export.py, verify.py and inspect_graph.py over the stand-in."""
+"""runners/export.py, verify.py, inspect_graph.py, evaluate.py and compare.py over the stand-in."""
 
 from __future__ import annotations
 
