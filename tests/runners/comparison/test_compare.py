@@ -92,7 +92,7 @@ def test_ours_and_transformers(run: Run, tmp_path: Path) -> None:
     assert (summary["a"]["computed_by"], summary["b"]["computed_by"]) == ("graph_gemma", "transformers")
     assert (summary["rule"], summary["first_divergence"], summary["prompts"]) == ("holds", None, 2)
     assert summary["positions"] == len(positions) == sum(row["prompt"] in "01" for row in positions)
-    assert max(float(row["kl"]) for row in positions) == summary["kl_max"] < 1e-8
+    assert max(float(row["kl"]) for row in positions) == summary["kl_max"] < 1e-6
 
 
 @torch.no_grad()
@@ -132,8 +132,9 @@ def test_a_broken_rule_ends_with_status_1_and_shows_where(
     assert f"first divergence: prompt {text}, token {step} of the answer, behind" in result.stdout
     assert f"probability {math.exp(probabilities[0]):.4f} in a, {math.exp(probabilities[1]):.4f} in b" in result.stdout
     assert summary["first_divergence"]["token_ids"] == list(best)
-    behind = [BOS, *ids_of(PROMPTS[text])]
-    assert summary["first_divergence"]["behind_token_ids"][: len(behind)] == behind[-16:]
+    answer = [int(row["token_id"]) for row in positions if row["prompt"] == str(text)]
+    behind = [BOS, *ids_of(PROMPTS[text]), *answer[:step]][-16:]
+    assert summary["first_divergence"]["behind_token_ids"] == behind
 
 
 @pytest.mark.parametrize("b", ["[quant=w8a16]", "[dtype=bfloat16]", "[transformers,dtype=float16]"])
@@ -149,9 +150,9 @@ def test_sides_of_different_precision_have_no_rule(b: str, run: Run, tmp_path: P
     [
         (["b=[]"], "a and b are the same configuration"),
         (["a=[dtype=float16]", "b=[dtype=float16]"], "a and b are the same configuration"),
-        (["b=[1]"], "b holds 1; it must be a list of settings"),
+        (["b=[1]"], "b holds '1'; it must be a list of settings"),
         (["b=vllm"], "b holds 'vllm'; it must be a list of settings"),
-        (["b=[backend=fast]"], "b: backend is 'fast'"),
+        (["b=[backend=fast]"], "b: backend: 'fast' is unknown"),
         (["b=[no_such=1]"], "b: The settings"),
         (["b=transformers", "results_dir=/dev/null/x"], "results_dir: /dev/null/x cannot be created"),
         (["b=[transformers,weights=random]"], "b: transformers needs a checkpoint"),
