@@ -8,48 +8,37 @@ from runners.entry import main
 
 if TYPE_CHECKING:
     from runners.bench.request import Request
-    from runners.bench.results import Row
-    from runners.llm import LLM
 
 
 def benchmark(settings: Any) -> None:
-    """Run the phase that the settings name, print what was found, and write benchmark.csv and benchmark.html."""
+    """Run the phase that the settings name, print what was found, and write its files."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
-    from runners.bench.getting_ready import getting_ready
+    from runners.bench.phases import run_phase
     from runners.bench.request import read_request
-    from runners.engine.host_time import print_host_time
-    from runners.llm import LLM
 
     request = read_request(settings)
-    if request.phase == "host":
-        print_host_time()
-    elif request.phase == "compile":
-        print("\n".join(getting_ready(request)))
-    else:
-        with LLM(request.model) as llm:
-            _measure(request, llm)
+    if not _follows(request):
+        run_phase(request)
 
 
-def _measure(request: Request, llm: LLM) -> None:
-    from graph_model.ascend import standin
-    from runners.bench.results import write_results
-    from runners.bench.speed import SpeedTest, largest_batches
-    from runners.bench.standin import estimates
+def _follows(request: Request) -> bool:
+    """Whether this process is a rank that torchrun started and that follows rank 0, which it has done then."""
+    from graph_model.errors import UserError
+    from runners.ranks.group import find_place, join
+    from runners.ranks.leader import follow
+    from runners.settings import check_place
 
-    if request.model.soc is not None and standin.is_standin():
-        print("\n".join(estimates(request, request.model.soc, llm.loaded.model)))
-        return
-    test = SpeedTest(request, llm)
-    rows: list[Row] = []
-    lines: list[str] = []
-    if request.phase == "max_batch":
-        rows, lines = largest_batches(test, request)
-    else:
-        for case in request.cases:
-            rows += test.measure(case)
-    print("\n".join([*(row.line() for row in rows), *lines, f"backend: {llm.loaded.backend}"]))
-    for path in write_results(request.results_dir, rows):
-        print(path)
+    place = find_place()
+    if place is None:
+        return False
+    check_place(request.model, place.world_size)
+    if request.phase != "speed":
+        raise UserError(f"phase is {request.phase}, which starts its ranks itself. Run it without torchrun.")
+    if place.rank == 0:
+        return False
+    with join(request.model, place):
+        follow(request.model)
+    return True
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def load_model(
     that the KV cache is sized for; None: what is free on this one. Raises UserError.
     """
     shard = _shard(settings)
-    read = _reader(settings, resources)
+    read = open_weights(settings, resources)
     backend, description = select_backend(
         settings.backend, settings.cache_dir, settings.soc, settings.norm, settings.dump_dir, check
     )
@@ -97,7 +97,8 @@ def bucket_table(settings: ModelSettings) -> BucketTable:
     )
 
 
-def _reader(settings: ModelSettings, resources: ExitStack) -> Read:
+def open_weights(settings: ModelSettings, resources: ExitStack) -> Read:
+    """A reader of the checkpoint's tensors, which `resources` keeps open, or of random ones."""
     if settings.random_weights:
         return random_weights(settings.config, settings.quantisation)
     assert settings.checkpoint_dir is not None

@@ -19,8 +19,7 @@ def free_memory(device: torch.device) -> int:
     """
     if (accelerator := _accelerator(device)) is not None:
         return int(accelerator.mem_get_info(device)[0])
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
+    available = int(_fields("/proc/meminfo")["MemAvailable"].split()[0]) * 1024
     limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
     return available if limit is None or used is None else max(0, min(available, limit - used))
 
@@ -29,8 +28,12 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes that this process held at once, on `device`."""
     if (accelerator := _accelerator(device)) is not None:
         return int(accelerator.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    try:
+        # Not getrusage: there a process starts with the peak of the one that started it.
+        return int(_fields("/proc/self/status")["VmHWM"].split()[0]) * 1024
+    except (OSError, KeyError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def on_host(device: torch.device) -> bool:
@@ -41,6 +44,10 @@ def on_host(device: torch.device) -> bool:
 def _accelerator(device: torch.device) -> Any:
     """torch's module for a device that has memory of its own, torch.cuda or torch.npu; None if it has none."""
     return None if on_host(device) else getattr(torch, device.type)
+
+
+def _fields(path: str) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in Path(path).read_text().splitlines())
 
 
 def _number(path: Path) -> int | None:

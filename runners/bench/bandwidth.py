@@ -1,50 +1,63 @@
-"""The bound of a decode step: the bytes that it must read, by the bandwidth that this machine shows now."""
+"""The read bandwidth of the machine now: what the bound of a decode step is made of."""
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 
+import numpy as np
 import torch
 
-from graph_model.compile import CompiledModel
-from graph_model.quantisation import HEAD
-from runners.bench.timing import Case
-from runners.load import cache_token_bytes
-
-_PROBE_BYTES = 256 << 20
+_CPU_BYTES = 1 << 30
+_DEVICE_BYTES = 4 << 30
+_SLICE_BYTES = 16 << 20  # what a thread takes at once: threads then read at places of their own, and end together
+_READS = 3
 
 
 class ReadProbe:
-    """Measures how fast all threads together read memory, by summing an array far larger than the caches."""
+    """Reads an array far larger than the caches, with all threads at once.
 
-    def __init__(self, device: torch.device) -> None:
-        self._array = torch.ones(_PROBE_BYTES // 4, device=device)
+    On a CPU each thread forms scalar products of slices with themselves: of numpy's kernels the one that waits for
+    memory only.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        """What one `read` reads."""
-        return self._array.nbytes
+    def __init__(self, device: str, threads: int, num_bytes: int | None = None) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        if device == "cpu":
+            array = np.ones((num_bytes or _CPU_BYTES) // 4, np.float32)
+            self.nbytes = array.nbytes
+            self._slices = np.array_split(array, max(threads, array.nbytes // _SLICE_BYTES))
+            self._pool = ThreadPoolExecutor(threads)
+        else:
+            self._array = torch.ones((num_bytes or _DEVICE_BYTES) // 4, device=device)
+            self.nbytes = self._array.nbytes
+        self.read()  # the first touches the memory, and counts for nothing
 
-    def read(self) -> None:
-        self._array.sum().item()
+    def read(self) -> float:
+        """Read all of it once; returns the sum of its squares, or its sum on a device."""
+        if self._pool is None:
+            return self._array.sum().item()
+        return float(sum(self._pool.map(_square_sum, self._slices)))
 
-    def bytes_per_s(self) -> float:
-        """The best of three reads."""
-        return max(self._once() for _ in range(3))
+    def measure(self) -> list[float]:
+        """The bandwidth of a few reads, bytes/s."""
+        found = []
+        for _ in range(_READS):
+            start = time.perf_counter()
+            self.read()
+            found.append(self.nbytes / (time.perf_counter() - start))
+        return found
 
-    def _once(self) -> float:
-        start = time.perf_counter()
-        self.read()
-        return self.nbytes / (time.perf_counter() - start)
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
 
 
-def decode_step_bytes(model: CompiledModel, case: Case) -> int:
-    """What a decode step in the middle of the answers reads: the weights once, and each request's keys and values."""
-    config, element = model.recipe.config, model.recipe.dtype.itemsize
-    quantisation = model.recipe.quantisation
-    weights = model.weight_bytes
-    if not config.tie_word_embeddings or (quantisation is not None and HEAD in quantisation.linears):
-        # Of an embedding that is not the head, a step reads one row per request.
-        weights -= config.vocab_size * config.hidden_size * element
-    context = case.prompt + case.answer // 2
-    return weights + case.batch * context * cache_token_bytes(config, element, quantisation)
+def spread(bandwidths: list[float]) -> tuple[float, float, float]:
+    """Median, smallest and largest."""
+    return median(bandwidths), min(bandwidths), max(bandwidths)
+
+
+def _square_sum(values: np.ndarray) -> float:
+    return float(np.dot(values, values))

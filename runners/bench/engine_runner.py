@@ -3,34 +3,111 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 
-from runners.bench.timing import Timing
+import torch
+
+from graph_model.compile import CompiledModel
+from graph_model.quantisation import HEAD, Quantisation
+from runners.bench.runner import Facts
+from runners.bench.timing import Case, Timing, random_prompts
 from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
+from runners.load import cache_token_bytes
+from runners.memory import peak_memory
+from runners.settings import ModelSettings
+
+
+def start(settings: ModelSettings, cases: Sequence[Case]) -> EngineRunner:
+    """Load the model and compile what the cases need. Under torchrun this process becomes rank 0. Raises UserError."""
+    from runners.ranks.group import find_place, join
+
+    with ExitStack() as resources:
+        place = find_place()
+        if place is not None:
+            resources.enter_context(join(settings, place))
+        llm = resources.enter_context(LLM(settings))
+        for case in cases:
+            prompts = random_prompts(case, settings.config.vocab_size, seed=0)
+            llm.warm_up(prompts, SamplingParams(max_new_tokens=case.answer), once=True)
+        return EngineRunner(llm, resources.pop_all())
 
 
 class EngineRunner:
-    """Times the engine's steps; all requests arrive at once."""
+    """Times the engine's steps; all requests arrive at once. The model must be warm."""
 
     name = "ours"
 
-    def __init__(self, llm: LLM) -> None:
+    def __init__(self, llm: LLM, resources: ExitStack | None = None) -> None:
+        model = llm.loaded.model
         self.llm = llm
+        self.facts = Facts(
+            precision=precision(llm.settings.dtype, llm.settings.quantisation),
+            weight_bytes=model.weight_bytes,
+            step_bytes=step_weight_bytes(model),
+            token_bytes=model.recipe.shard.world_size
+            * cache_token_bytes(
+                model.recipe.config, model.recipe.dtype.itemsize, model.recipe.quantisation, model.recipe.shard
+            ),
+            details=f"{llm.loaded.backend}; torch {torch.__version__}",
+        )
+        self._resources = resources
 
     def run(self, prompts: list[list[int]], answer: int) -> Timing:
-        engine = self.llm.engine
+        engine, statistics = self.llm.engine, self.llm.engine.statistics
         sampling = SamplingParams(max_new_tokens=answer, ignore_eos=True)
+        preemptions, prefill_s = statistics.preemptions, statistics.prefill_s
         start = last = time.perf_counter()
-        waiting = {engine.add_request(prompt, sampling) for prompt in prompts}
-        steps: list[float] = []
-        first_s = 0.0
+        answers: dict[int, list[int]] = {engine.add_request(prompt, sampling): [] for prompt in prompts}
+        first_s: dict[int, float] = {}
+        step_s: list[float] = []
+        partial_steps = 0
         while engine.has_unfinished():
+            decode_steps = statistics.decode_steps
             events = engine.step()
             now = time.perf_counter()
-            if waiting:
-                waiting.difference_update(event.request_id for event in events)
-                first_s = now - start
-            else:
-                steps.append(now - last)
+            for event in events:
+                if event.token_id is not None:
+                    first_s.setdefault(event.request_id, now - start)
+                    answers[event.request_id].append(event.token_id)
+            if statistics.decode_steps > decode_steps:
+                if len(events) == len(prompts):
+                    step_s.append(now - last)
+                else:
+                    partial_steps += 1
             last = now
-        return Timing(first_s, steps)
+        return Timing(
+            total_s=last - start,
+            first_s=list(first_s.values()),
+            prefill_s=statistics.prefill_s - prefill_s,
+            step_s=step_s,
+            partial_steps=partial_steps,
+            preemptions=statistics.preemptions - preemptions,
+            answers=list(answers.values()),
+        )
+
+    def peak_bytes(self) -> int:
+        return peak_memory(self.llm.loaded.model.recipe.backend.device)
+
+    def close(self) -> None:
+        if self._resources is not None:
+            self._resources.close()
+
+
+def precision(dtype: str, quantisation: Quantisation | None) -> str:
+    """What the model computes with: bfloat16; bfloat16 w8a16 kv8."""
+    scheme = None if quantisation is None else quantisation.scheme
+    parts = [dtype, scheme, "kv8" if quantisation is not None and quantisation.kv8 else None]
+    return " ".join(part for part in parts if part)
+
+
+def step_weight_bytes(model: CompiledModel) -> int:
+    """Bytes of the weights that a decode step reads, each once, on all ranks."""
+    recipe = model.recipe
+    config, quantisation, world_size = recipe.config, recipe.quantisation, recipe.shard.world_size
+    weights = model.weight_bytes * world_size
+    if not config.tie_word_embeddings or (quantisation is not None and HEAD in quantisation.linears):
+        # Of an embedding that is not the head, a step reads one row per request.
+        weights -= config.vocab_size * config.hidden_size * recipe.dtype.itemsize
+    return weights

@@ -1,110 +1,135 @@
-"""The files of a benchmark: benchmark.csv with the reference's columns first, and benchmark.html with a plot."""
+"""The rows of benchmark.csv: the reference's columns first (docs/benchmark.md explains all of them)."""
 
 from __future__ import annotations
 
-import csv
-import html
-import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import mean
+from typing import Any
 
+from runners.bench.runner import Facts
 from runners.bench.timing import Summary
-from runners.files import write_text
+
+STEP_RATE = "Non-first token Throughput(Tokens/s)"
+RATE = "Throughput(Tokens/s)"
+AVERAGES = ("Non-first token Throughput Average(Tokens/s)", "E2E Throughput Average(Tokens/s)")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the results. bytes_per_s: what the median step read; bandwidth: what the machine can (None: unknown).
-
-    peak_bytes: most memory that this process had held when the runner was warm; None where others share the process.
+    """A case by a runner. bandwidth: median, smallest and largest that the machine read with while it was measured,
+    bytes/s. peak_bytes: most memory that the runner's process has held. equal_tokens: the share of the answers before
+    the first token that differs from ours; None in our own rows. round: rows of one round took turns.
     """
 
     model: str
+    runner: str
     summary: Summary
-    bytes_per_s: float | None
-    bandwidth: float | None
-    peak_bytes: int | None
+    facts: Facts
+    bandwidth: tuple[float, float, float]
+    peak_bytes: int
+    equal_tokens: float | None = None
+    round: int = 1
+
+    @property
+    def achieved(self) -> float | None:
+        """Bytes/s that the median step must have read."""
+        step_s = self.summary.step_s
+        return self.facts.decode_step_bytes(self.summary.case) / step_s if step_s else None
+
+    @property
+    def share_of_bound(self) -> float | None:
+        return self.achieved / self.bandwidth[0] if self.achieved else None
+
+    @property
+    def tokens_per_s(self) -> float:
+        case = self.summary.case
+        return case.batch * case.answer / self.summary.total_s
+
+    @property
+    def step_tokens_per_s(self) -> float | None:
+        return self.summary.case.batch / self.summary.step_s if self.summary.step_s else None
 
     def cells(self) -> dict[str, str]:
-        """Column -> text. The first nine columns are those of MindIE-LLM's performance tests."""
-        s, case = self.summary, self.summary.case
-        tokens = case.batch * case.answer
+        """Column -> text; `cells_of` fills the averages in."""
+        s, case, facts = self.summary, self.summary.case, self.facts
+        step_range, percentiles = s.step_range_s or (None, None), s.step_percentiles_s or (None, None, None)
         return {
             "Model": self.model,
             "Batchsize": str(case.batch),
             "In_seq": str(case.prompt),
             "Out_seq": str(case.answer),
             "Total time(s)": f"{s.total_s:.4f}",
-            "First token time(ms)": f"{s.first_s * 1e3:.3f}",
-            "Non-first token time(ms)": f"{s.step_s * 1e3:.3f}",
-            "Non-first token Throughput(Tokens/s)": f"{case.batch / s.step_s:.3f}" if s.step_s else "",
-            "Throughput(Tokens/s)": f"{tokens / s.total_s:.3f}",
-            "Runner": s.runner,
-            "Prefill(Tokens/s)": f"{case.batch * case.prompt / s.first_s:.1f}",
-            "First token min(ms)": f"{s.first_range_s[0] * 1e3:.3f}",
-            "First token max(ms)": f"{s.first_range_s[1] * 1e3:.3f}",
-            "Non-first token min(ms)": f"{s.step_range_s[0] * 1e3:.3f}",
-            "Non-first token max(ms)": f"{s.step_range_s[1] * 1e3:.3f}",
-            "Step p50(ms)": f"{s.step_percentiles_s[0] * 1e3:.3f}",
-            "Step p90(ms)": f"{s.step_percentiles_s[1] * 1e3:.3f}",
-            "Step p99(ms)": f"{s.step_percentiles_s[2] * 1e3:.3f}",
-            "Achieved(GB/s)": _giga(self.bytes_per_s),
-            "Read bandwidth(GB/s)": _giga(self.bandwidth),
-            "Share of bound": f"{self.bytes_per_s / self.bandwidth:.2f}" if self.bytes_per_s and self.bandwidth else "",
-            "Peak memory(MB)": "" if self.peak_bytes is None else f"{self.peak_bytes / 1e6:.0f}",
+            "First token time(ms)": _milli(s.first_s),
+            "Non-first token time(ms)": _milli(s.step_s),
+            STEP_RATE: _number(self.step_tokens_per_s, 3),
+            RATE: _number(self.tokens_per_s, 3),
+            **dict.fromkeys(AVERAGES, ""),
+            "Runner": self.runner,
+            "Precision": facts.precision,
+            "Round": str(self.round),
+            "Prefill(Tokens/s)": f"{case.batch * case.prompt / s.prefill_s:.1f}",
+            "First token min(ms)": _milli(s.first_range_s[0]),
+            "First token max(ms)": _milli(s.first_range_s[1]),
+            "First token mean of requests(ms)": _milli(s.first_mean_s),
+            "Non-first token min(ms)": _milli(step_range[0]),
+            "Non-first token max(ms)": _milli(step_range[1]),
+            "Step p50(ms)": _milli(percentiles[0]),
+            "Step p90(ms)": _milli(percentiles[1]),
+            "Step p99(ms)": _milli(percentiles[2]),
+            "Step reads(MB)": f"{facts.decode_step_bytes(case) / 1e6:.1f}",
+            "Achieved(GB/s)": _giga(self.achieved),
+            "Read bandwidth(GB/s)": _giga(self.bandwidth[0]),
+            "Read bandwidth min(GB/s)": _giga(self.bandwidth[1]),
+            "Read bandwidth max(GB/s)": _giga(self.bandwidth[2]),
+            "Share of bound": _number(self.share_of_bound, 3),
+            "Weights(MB)": f"{facts.weight_bytes / 1e6:.1f}",
+            "Peak memory(MB)": f"{self.peak_bytes / 1e6:.0f}",
+            "Peak / weights": f"{self.peak_bytes / facts.weight_bytes:.2f}",
+            "Equal tokens": _number(self.equal_tokens, 3),
+            "Note": s.note,
+            "Details": facts.details,
         }
 
     def line(self) -> str:
         """The figures in one line, for the terminal."""
-        s, case = self.summary, self.summary.case
+        s = self.summary
+        low, high = s.first_range_s
         text = (
-            f"{s.runner}, batch {case.batch}, {case.prompt} + {case.answer}: first token {s.first_s * 1e3:.1f} ms "
-            f"({s.first_range_s[0] * 1e3:.1f} to {s.first_range_s[1] * 1e3:.1f})"
+            f"{self.runner} ({self.facts.precision}), {s.case}: first token {s.first_s * 1e3:.1f} ms "
+            f"({low * 1e3:.1f} to {high * 1e3:.1f})"
         )
-        if s.step_s:
+        if s.step_s is not None and s.step_range_s is not None:
+            low, high = s.step_range_s
+            text += f", then {s.step_s * 1e3:.1f} ms per token ({low * 1e3:.1f} to {high * 1e3:.1f}), "
             text += (
-                f", then {s.step_s * 1e3:.1f} ms per token ({s.step_range_s[0] * 1e3:.1f} to "
-                f"{s.step_range_s[1] * 1e3:.1f}), {case.batch / s.step_s:.1f} tokens/s"
+                f"{self.step_tokens_per_s:.1f} tokens/s, reads {_giga(self.achieved)} of {_giga(self.bandwidth[0])} "
             )
-        if self.bytes_per_s and self.bandwidth:
-            text += f", reads {_giga(self.bytes_per_s)} of {_giga(self.bandwidth)} GB/s"
-        return text
+            text += f"GB/s ({self.share_of_bound:.0%})"
+        text += f"; peak {self.peak_bytes / 1e6:.0f} MB, {self.peak_bytes / self.facts.weight_bytes:.2f} x the weights"
+        return f"{text}; {s.note}" if s.note else text
 
 
-def write_results(directory: Path, rows: list[Row]) -> list[Path]:
-    """Write both files, each at once or not at all; returns their paths."""
+def cells_of(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """The rows' cells. As the reference does, the last row of a runner and batch size has the averages over its cases."""
     cells = [row.cells() for row in rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(cells[0]))
-    writer.writeheader()
-    writer.writerows(cells)
-    files = {directory / "benchmark.csv": text.getvalue(), directory / "benchmark.html": _page(cells)}
-    for path, content in files.items():
-        write_text(path, content)
-    return list(files)
+    groups: dict[Any, list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault((row.runner, row.round, row.summary.case.batch), []).append(index)
+    for indices in groups.values():
+        rates = [rate for index in indices if (rate := rows[index].step_tokens_per_s) is not None]
+        cells[indices[-1]][AVERAGES[0]] = _number(mean(rates) if rates else None, 3)
+        cells[indices[-1]][AVERAGES[1]] = _number(mean(rows[index].tokens_per_s for index in indices), 3)
+    return cells
+
+
+def _milli(value: float | None) -> str:
+    return "" if value is None else f"{value * 1e3:.3f}"
 
 
 def _giga(value: float | None) -> str:
     return "" if value is None else f"{value / 1e9:.2f}"
 
 
-def _page(cells: list[dict[str, str]]) -> str:
-    """A page with one bar per row, of its throughput after the first token, and the table."""
-    values = [float(row["Non-first token Throughput(Tokens/s)"] or 0) for row in cells]
-    scale = 500 / (max(values) or 1)
-    bars = []
-    for index, (row, value) in enumerate(zip(cells, values, strict=True)):
-        label = html.escape(f"{row['Runner']}, batch {row['Batchsize']}, {row['In_seq']} + {row['Out_seq']}")
-        y = 24 * index
-        bars.append(f'<text x="0" y="{y + 15}">{label}</text>')
-        bars.append(f'<rect x="320" y="{y + 2}" width="{value * scale:.1f}" height="18" fill="steelblue"/>')
-        bars.append(f'<text x="{325 + value * scale:.1f}" y="{y + 15}">{value:.1f}</text>')
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in cells[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in row.values()) + "</tr>" for row in cells)
-    return (
-        '<!doctype html><meta charset="utf-8"><title>Benchmark</title>\n'
-        "<style>body,svg{font:13px sans-serif}td,th{padding:2px 8px;text-align:right}</style>\n"
-        "<h1>Tokens per second after the first token</h1>\n"
-        f'<svg width="900" height="{24 * len(cells)}">{"".join(bars)}</svg>\n'
-        f"<table><tr>{head}</tr>{body}</table>\n"
-    )
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

@@ -1,78 +1,172 @@
-"""phase=speed and phase=max_batch: cases run by our engine and its peers in turn."""
+"""phase=speed: cases run by our engine and its peers in turn."""
 
 from __future__ import annotations
 
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
-from statistics import median
+from pathlib import Path
+from statistics import mean
 
-from runners.bench.bandwidth import ReadProbe, decode_step_bytes
-from runners.bench.engine_runner import EngineRunner
-from runners.bench.peers import make_peers
+from tqdm import tqdm
+
+from graph_model.errors import UserError
+from runners.bench import engine_runner, peers
+from runners.bench.bandwidth import ReadProbe, spread
+from runners.bench.peers.weights import write_weights
 from runners.bench.request import Request
 from runners.bench.results import Row
-from runners.bench.timing import Case, Runner, Timing, random_prompts, summarise
-from runners.engine.sampling_params import SamplingParams
-from runners.llm import LLM
-from runners.memory import peak_memory
+from runners.bench.timing import Case, Timing, equal_share, random_prompts, summarise
+from runners.bench.worker import Worker, WorkerError, in_new_process
+
+OURS = "ours"
 
 
+@dataclass
 class SpeedTest:
-    """Runs cases. Every run has new prompts; runners take turns, so that a change of the machine's speed hits all."""
+    """Measures cases by runners that take turns, each in a process of its own, so that a change of the machine's speed
+    hits all of them. Every repeat has prompts of its own, the same for every runner.
 
-    def __init__(self, request: Request, llm: LLM) -> None:
-        self._request = request
-        self._llm = llm
-        self._device = llm.loaded.model.recipe.backend.device
-        self._seeds = count()
-        self._warm_up(request.cases)
-        self._peak_bytes = peak_memory(self._device)  # before peers and probe take memory
-        self._runners: list[Runner] = [EngineRunner(llm), *make_peers(request.peers, llm.loaded)]
-        self._probe = ReadProbe(self._device)
+    report: called with the rows of each case as soon as it is measured.
+    """
 
-    def measure(self, case: Case) -> list[Row]:
-        """A row per runner; each is run once before it counts."""
-        for runner in self._runners:
-            self._run(runner, case)
-        timings: dict[str, list[Timing]] = {runner.name: [] for runner in self._runners}
-        bandwidths = []
-        for _ in range(self._request.repeats):
-            for runner in self._runners:
-                timings[runner.name].append(self._run(runner, case))
-                bandwidths.append(self._probe.bytes_per_s())
-        return [self._row(case, name, found, median(bandwidths)) for name, found in timings.items()]
+    request: Request
+    threads: int
+    device: str
+    report: Callable[[list[Row]], None]
+    _seeds: count[int] = field(default_factory=count)
 
-    def _row(self, case: Case, runner: str, timings: list[Timing], bandwidth: float) -> Row:
-        summary = summarise(case, runner, timings)
-        step_bytes = decode_step_bytes(self._llm.loaded.model, case)
-        return Row(
-            model=self._request.name,
-            summary=summary,
-            bytes_per_s=step_bytes / summary.step_s if summary.step_s else None,
-            bandwidth=bandwidth,
-            peak_bytes=self._peak_bytes if runner == EngineRunner.name else None,
+    def run(self) -> None:
+        """Raises UserError if our own engine cannot run; a peer that cannot is reported and left out."""
+        request = self.request
+        with ExitStack() as stack:
+            ours = stack.enter_context(self._start_ours())
+            probe = ReadProbe(self.device, self.threads)
+            stack.callback(probe.close)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-weights-")))
+            names = self._usable_peers(folder)
+            together = max(1, request.at_once - 1)
+            groups = [names[i : i + together] for i in range(0, len(names), together)] or [[]]
+            turns = len(request.cases) * (request.repeats + 1) * (len(names) + len(groups))
+            bar = stack.enter_context(tqdm(total=turns, unit="run", file=sys.stderr, dynamic_ncols=True))
+            for number, group in enumerate(groups, 1):
+                with ExitStack() as alive:
+                    workers = [ours]
+                    for name in group:
+                        worker = self._start_peer(name, folder)
+                        if worker is not None:
+                            workers.append(alive.enter_context(worker))
+                    for case in request.cases:
+                        self.report(self.measure(case, workers, probe, number, bar.update))
+
+    def measure(
+        self,
+        case: Case,
+        workers: list[Worker],
+        probe: ReadProbe,
+        number: int = 1,
+        done: Callable[[], object] = lambda: None,
+    ) -> list[Row]:
+        """A row per worker, ours first. A peer that fails is taken out of `workers`."""
+        timings: dict[str, list[Timing]] = {worker.name: [] for worker in workers}
+        bandwidths: list[float] = []
+        for repeat in range(self.request.repeats + 1):  # the first run does not count
+            prompts = random_prompts(case, self.request.model.config.vocab_size, next(self._seeds))
+            for worker in workers[:]:
+                timing = _attempt(worker, lambda w=worker: w.call("run", prompts, case.answer))  # type: ignore[misc]
+                done()
+                if timing is None:
+                    workers.remove(worker)
+                    del timings[worker.name]
+                elif repeat:
+                    timings[worker.name].append(timing)
+                    bandwidths += probe.measure()
+        if self.device != "cpu":  # every rank has a device of its own, and the memory of it
+            bandwidths = [value * self.request.model.world_size for value in bandwidths]
+        rows = []
+        for worker in workers:
+            found = timings[worker.name]
+            shares = [
+                equal_share(case, ours.answers, theirs.answers)
+                for ours, theirs in zip(timings[OURS], found, strict=True)
+            ]
+            rows.append(
+                Row(
+                    model=self.request.name,
+                    runner=worker.name,
+                    summary=summarise(case, found),
+                    facts=worker.get("facts"),
+                    bandwidth=spread(bandwidths),
+                    peak_bytes=worker.call("peak_bytes"),
+                    equal_tokens=None if worker.name == OURS else mean(shares),
+                    round=number,
+                )
+            )
+        return rows
+
+    def _start_ours(self) -> Worker:
+        start = partial(engine_runner.start, self.request.model, self.request.cases)
+        return Worker(OURS, start, self.threads)
+
+    def _usable_peers(self, folder: Path) -> list[str]:
+        """The peers that are installed, with their weights written to `folder`."""
+        request, names = self.request, []
+        for name in request.peers:
+            missing = peers.missing_packages(name)
+            if missing:
+                _say(f"peers: {name} is left out, as it is not installed: pip install {' '.join(missing)}")
+            else:
+                names.append(name)
+        if names and request.model.config.quantize is not None and not request.model.random_weights:
+            _say(
+                f"peers: {', '.join(names)} left out: the checkpoint is quantised, and the floating-point original "
+                "that they need is not in it. Give the original with quant=..., or weights=random."
+            )
+            return []
+        if names:
+            try:
+                in_new_process("weights", partial(write_weights, request.model, folder / "weights"), self.threads)
+            except (WorkerError, UserError) as error:
+                _say(f"peers: {', '.join(names)} left out: their weights could not be written ({error})")
+                return []
+        return names
+
+    def _start_peer(self, name: str, folder: Path) -> Worker | None:
+        request = self.request
+        job = peers.PeerJob(
+            config=request.model.config,
+            dtype=request.model.dtype,
+            int8=request.model.quantisation is not None and request.model.quantisation.scheme is not None,
+            directory=folder / "weights",
+            converted=folder / name,
+            max_batch_size=max(case.batch for case in request.cases),
+            max_seq_len=max(case.prompt + case.answer for case in request.cases),
+            threads=self.threads,
+            device=self.device,
         )
+        try:
+            if peers.PEERS[name].converts:
+                in_new_process(f"{name} (conversion)", partial(peers.convert, name, job), self.threads)
+            return Worker(name, partial(peers.start, name, job), self.threads)
+        except (WorkerError, UserError) as error:
+            _say(f"peers: {name} is left out: {error}")
+            return None
 
-    def _run(self, runner: Runner, case: Case) -> Timing:
-        return runner.run(random_prompts(case, self._request.model.config.vocab_size, next(self._seeds)), case.answer)
 
-    def _warm_up(self, cases: list[Case]) -> None:
-        for case in cases:
-            prompts = random_prompts(case, self._request.model.config.vocab_size, next(self._seeds))
-            self._llm.warm_up(prompts, SamplingParams(max_new_tokens=case.answer), once=True)
+def _attempt(worker: Worker, run: Callable[[], Timing]) -> Timing | None:
+    """What a worker measured; None if it is a peer and failed, which is said."""
+    try:
+        return run()
+    except (WorkerError, UserError) as error:
+        if worker.name == OURS:
+            raise
+        _say(f"peers: {worker.name} is dropped: {error}")
+        return None
 
 
-def largest_batches(test: SpeedTest, request: Request) -> tuple[list[Row], list[str]]:
-    """The rows measured, and for each length a line that names the largest batch within the latency limit."""
-    rows: list[Row] = []
-    lines = []
-    for prompt, answer in dict.fromkeys((case.prompt, case.answer) for case in request.cases):
-        best = None
-        for batch in sorted({case.batch for case in request.cases}):
-            measured = test.measure(Case(batch, prompt, answer))
-            rows += measured
-            if measured[0].summary.step_s > request.latency_limit_s:
-                break
-            best = batch
-        found = "no batch" if best is None else f"batch {best}"
-        lines.append(f"{prompt} + {answer} tokens: {found} is within {request.latency_limit_s * 1e3:g} ms per token")
-    return rows, lines
+def _say(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)

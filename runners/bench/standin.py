@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from graph_model.ascend import standin
 from graph_model.ascend.cost import estimate
 from graph_model.ascend.lower import lower
 from graph_model.ascend.soc import Soc
 from graph_model.bucket import Bucket
 from graph_model.compile import CompiledModel
 from runners.bench.request import Request
+from runners.llm import LLM
+from runners.settings import ModelSettings
+
+
+def on_standin(settings: ModelSettings) -> bool:
+    """Whether the model's graphs run on the stand-in, whose speed says nothing of a chip's."""
+    if settings.soc is None:
+        return False
+    standin.load(settings.soc, settings.cache_dir / "cann_standin")
+    return standin.is_standin()
+
+
+def print_estimates(request: Request) -> None:
+    assert request.model.soc is not None
+    with LLM(request.model) as llm:
+        print("\n".join(estimates(request, request.model.soc, llm.loaded.model)))
 
 
 def estimates(request: Request, soc: Soc, model: CompiledModel) -> list[str]:

@@ -14,6 +14,7 @@ from runners.compare import compare
 from runners.evaluate import evaluate
 
 CASES = Cases()
+PROMPTS = [[5, 6, 7], list(range(3, 80))]
 SERVING = ("max_prefill_tokens=64", "max_prefill_batch_size=1", "max_batch_size=1", "max_seq_len=128")
 
 
