@@ -56,7 +56,7 @@ class SpeedTest:
             for number, group in enumerate(groups, 1):
                 with ExitStack() as alive:
                     workers = [ours]
-                    for name in group:
+                    for name in [name for name in group if self._convert(name, folder)]:
                         worker = self._start_peer(name, folder)
                         if worker is not None:
                             workers.append(alive.enter_context(worker))
@@ -135,9 +135,27 @@ class SpeedTest:
                 return []
         return names
 
+    def _convert(self, name: str, folder: Path) -> bool:
+        """Whether the peer can be started: before any other is, as converting takes memory too."""
+        if not peers.PEERS[name].converts:
+            return True
+        try:
+            in_new_process(f"{name} (conversion)", partial(peers.convert, name, self._job(name, folder)), self.threads)
+        except (WorkerError, UserError) as error:
+            _say(f"peers: {name} is left out: {error}")
+            return False
+        return True
+
     def _start_peer(self, name: str, folder: Path) -> Worker | None:
+        try:
+            return Worker(name, partial(peers.start, name, self._job(name, folder)), self.threads)
+        except (WorkerError, UserError) as error:
+            _say(f"peers: {name} is left out: {error}")
+            return None
+
+    def _job(self, name: str, folder: Path) -> peers.PeerJob:
         request = self.request
-        job = peers.PeerJob(
+        return peers.PeerJob(
             config=request.model.config,
             dtype=request.model.dtype,
             int8=request.model.quantisation is not None and request.model.quantisation.scheme is not None,
@@ -148,13 +166,6 @@ class SpeedTest:
             threads=self.threads,
             device=self.device,
         )
-        try:
-            if peers.PEERS[name].converts:
-                in_new_process(f"{name} (conversion)", partial(peers.convert, name, job), self.threads)
-            return Worker(name, partial(peers.start, name, job), self.threads)
-        except (WorkerError, UserError) as error:
-            _say(f"peers: {name} is left out: {error}")
-            return None
 
 
 def _attempt(worker: Worker, run: Callable[[], Timing]) -> Timing | None:

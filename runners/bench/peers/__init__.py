@@ -45,6 +45,8 @@ class Peer:
 PEERS = {
     "transformers": Peer("transformers_eager", {"transformers": "transformers"}, converts=False),
     "transformers_compiled": Peer("transformers_compiled", {"transformers": "transformers"}, converts=False),
+    "llama_cpp": Peer("llama_cpp", {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}),
+    "openvino": Peer("openvino", {"openvino": "openvino"}),
 }
 
 

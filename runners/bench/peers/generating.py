@@ -24,9 +24,9 @@ def timed_generate(
         times.append(time.perf_counter())
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
-    config = transformers.GenerationConfig(
-        max_new_tokens=answer, min_new_tokens=answer, do_sample=False, pad_token_id=0, eos_token_id=None, **settings
-    )
+    # What the model says of its ends would fill in what is not set here, and keep its tokens from being chosen.
+    model.generation_config = transformers.GenerationConfig()
+    config = transformers.GenerationConfig(max_new_tokens=answer, do_sample=False, pad_token_id=0, **settings)
     ids = torch.tensor(prompts, device=model.device)
     synchronise()
     start = time.perf_counter()
