@@ -56,7 +56,9 @@ def measure_host(request: Request) -> list[HostTime]:
         found = []
         for number, case in enumerate(request.cases):
             seed = number * (request.repeats + 1)
-            llm.warm_up(random_prompts(case, settings.config.vocab_size, seed), SamplingParams(max_new_tokens=case.answer))
+            llm.warm_up(
+                random_prompts(case, settings.config.vocab_size, seed), SamplingParams(max_new_tokens=case.answer)
+            )
             result = HostTime(case, [], [])
             for repeat in range(request.repeats + 1):
                 if repeat == 1:

@@ -46,7 +46,9 @@ def started(name: str, job: PeerJob) -> peers.Runner:
     return peers.start(name, job)
 
 
-@pytest.mark.parametrize("config", [CONFIG, replace(TINY_CONFIGS["wide_heads"], hidden_size=64)], ids=["grouped", "wide"])
+@pytest.mark.parametrize(
+    "config", [CONFIG, replace(TINY_CONFIGS["wide_heads"], hidden_size=64)], ids=["grouped", "wide"]
+)
 @pytest.mark.parametrize("name", ["transformers", "llama_cpp", "openvino"])
 def test_tokens_of_peers_are_ours(name: str, config: GemmaConfig, tmp_path: Path) -> None:
     write(tmp_path / "original", config)
