@@ -111,7 +111,7 @@ class Row:
 
 
 def cells_of(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """The rows' cells. As the reference does, the last row of a runner and batch size has the averages over its cases."""
+    """The rows' cells. As in the reference, the last row of a runner and batch size has the averages over its cases."""
     cells = [row.cells() for row in rows]
     groups: dict[Any, list[int]] = {}
     for index, row in enumerate(rows):

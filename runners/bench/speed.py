@@ -77,7 +77,7 @@ class SpeedTest:
         for repeat in range(self.request.repeats + 1):  # the first run does not count
             prompts = random_prompts(case, self.request.model.config.vocab_size, next(self._seeds))
             for worker in workers[:]:
-                timing = _attempt(worker, lambda w=worker: w.call("run", prompts, case.answer))  # type: ignore[misc]
+                timing = _attempt(worker, prompts, case.answer)
                 done()
                 if timing is None:
                     workers.remove(worker)
@@ -168,10 +168,11 @@ class SpeedTest:
         )
 
 
-def _attempt(worker: Worker, run: Callable[[], Timing]) -> Timing | None:
+def _attempt(worker: Worker, prompts: list[list[int]], answer: int) -> Timing | None:
     """What a worker measured; None if it is a peer and failed, which is said."""
     try:
-        return run()
+        timing: Timing = worker.call("run", prompts, answer)
+        return timing
     except (WorkerError, UserError) as error:
         if worker.name == OURS:
             raise

@@ -1,4 +1,4 @@
-"""What a user would run instead of this project, on the same weights: each peer in a module and a process of its own."""
+"""What a user would run instead, on the same weights: each peer in a module and a process of its own."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def start(job: PeerJob) -> OpenVinoRunner:
 
 
 class OpenVinoRunner:
-    """All requests are rows of one call. What the plugin chooses by default is left to it, the cache's precision too."""
+    """All requests are rows of one call. What the plugin chooses by itself is left to it, as its cache's precision."""
 
     def __init__(self, job: PeerJob) -> None:
         import openvino

@@ -40,13 +40,13 @@ def peak_kilobytes() -> int:
 def test_an_object_keeps_its_state_between_calls_and_its_errors_leave_it_alive() -> None:
     with Worker("counter", partial(Counter, 3)) as worker:
         assert worker.call("add", 2) == 5
-        with pytest.raises(WorkerError, match="^ValueError: first line$"):
+        with pytest.raises(WorkerError, match=r"^ValueError: first line$"):
             worker.call("fail", "value")
-        with pytest.raises(UserError, match="^a setting$"):
+        with pytest.raises(UserError, match=r"^a setting$"):
             worker.call("fail", "user")
         assert worker.call("add", 1) == 6
         assert worker.get("count") == 6
-        with pytest.raises(WorkerError, match="SIGKILL.*memory"):
+        with pytest.raises(WorkerError, match=r"SIGKILL.*memory"):
             worker.call("die")
         with pytest.raises(WorkerError):
             worker.call("add", 1)
