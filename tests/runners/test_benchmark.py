@@ -106,20 +106,41 @@ def test_results_have_the_reference_columns_and_agree_with_themselves(run: Run, 
 
 
 @pytest.mark.slow
-def test_the_largest_batch_within_a_latency_limit_is_named(run: Run) -> None:
-    arguments = ("phase=max_batch", "lengths=[[8,4]]", "batch_sizes=[1,2]", "repeats=1")
-    assert "batch 2 is within 100000 ms" in run(*arguments, "latency_limit_ms=1e5").stdout
-    assert "no batch is within 0.0001 ms" in run(*arguments, "latency_limit_ms=1e-4").stdout
+def test_the_largest_batch_within_a_latency_limit_is_named(run: Run, tmp_path: Path) -> None:
+    arguments = ("phase=max_batch", "lengths=[[8,16]]", "largest_batch=3", "repeats=1")
+    found = run(*arguments, "latency_limit_ms=1e5")
+    assert "batch 3 is the largest within 100000 ms per token; the search ends at largest_batch=3" in found.stdout
+    with (tmp_path / "results" / "max_batch.csv").open(newline="") as file:
+        assert [row["Batchsize"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+    assert "no batch is the largest within 0.0001 ms per token; latency" in run(*arguments, "latency_limit_ms=1e-4").stdout
 
 
 @pytest.mark.slow
-def test_getting_ready_is_timed(run: Run, tmp_path: Path) -> None:
-    result = run("phase=compile", "lengths=[[8,4]]")
-    assert result.status == 0, result.stderr
-    seconds = {line.split(":")[0]: float(line.split(":")[1].split()[0]) for line in result.stdout.splitlines()}
-    assert list(seconds) == ["capture", "passes", "ready to run, cold", "ready to run, warm"]
-    assert 0 < seconds["capture"] < 60
-    assert not list((tmp_path / "results").iterdir())
+def test_start_up_and_host_time_are_written(run: Run, tmp_path: Path) -> None:
+    for phase in ("compile", "host"):
+        result = run(f"phase={phase}", "lengths=[[8,4]]")
+        assert result.status == 0, result.stderr
+        with (tmp_path / "results" / f"{phase}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["Model"] for row in rows] == ["tiny"] * (2 if phase == "compile" else 1)
+        assert rows[0]["Machine"]
+
+
+@pytest.mark.slow
+def test_two_ranks_are_measured_as_one_model(run: Run, tmp_path: Path) -> None:
+    """The bytes of a step are those of all ranks: each has half of the weights, and its copy of the one KV head."""
+    step_mb = {}
+    for world_size in (1, 2):
+        result = run(f"world_size={world_size}", "ranks.master_port=null", "lengths=[[8,4]]", "repeats=1")
+        assert result.status == 0, result.stderr
+        with (tmp_path / "results" / "benchmark.csv").open(newline="") as file:
+            (row,) = csv.DictReader(file)
+        assert row["World size"] == str(world_size)
+        step_mb[world_size] = float(row["Step reads(MB)"])
+        weights_mb = float(row["Weights(MB)"])
+    assert step_mb[1] < step_mb[2] < 1.3 * step_mb[1]  # norms, keys and values are on both
+    assert weights_mb < 0.7 * step_mb[1]
+    assert run("world_size=2", "ranks.master_port=null", "phase=compile", "lengths=[[8,4]]").status == 0
 
 
 @pytest.mark.parametrize(
