@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
@@ -76,5 +77,5 @@ def start(name: str, job: PeerJob) -> Runner:
     return runner
 
 
-def _module(name: str) -> object:
+def _module(name: str) -> Any:
     return importlib.import_module(f"{__name__}.{PEERS[name].module}")
