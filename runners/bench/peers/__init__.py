@@ -48,6 +48,7 @@ PEERS = {
     "transformers_compiled": Peer("transformers_compiled", {"transformers": "transformers"}, converts=False),
     "llama_cpp": Peer("llama_cpp", {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}),
     "openvino": Peer("openvino", {"openvino": "openvino"}),
+    "ctranslate2": Peer("ctranslate2", {"ctranslate2": "ctranslate2"}),
 }
 
 

@@ -49,7 +49,7 @@ def started(name: str, job: PeerJob) -> peers.Runner:
 @pytest.mark.parametrize(
     "config", [CONFIG, replace(TINY_CONFIGS["wide_heads"], hidden_size=64)], ids=["grouped", "wide"]
 )
-@pytest.mark.parametrize("name", ["transformers", "llama_cpp", "openvino"])
+@pytest.mark.parametrize("name", ["transformers", "llama_cpp", "openvino", "ctranslate2"])
 def test_tokens_of_peers_are_ours(name: str, config: GemmaConfig, tmp_path: Path) -> None:
     write(tmp_path / "original", config)
     settings = [f"model.path={tmp_path / 'original'}", "backend=eager", f"cache_dir={tmp_path / 'cache'}"]
@@ -66,7 +66,7 @@ def test_tokens_of_peers_are_ours(name: str, config: GemmaConfig, tmp_path: Path
     assert runner.run(prompts, CASE.answer).answers == timing.answers  # nothing is left of the run before
 
 
-@pytest.mark.parametrize(("name", "bytes_per_weight"), [("llama_cpp", 34 / 32), ("openvino", 1)])
+@pytest.mark.parametrize(("name", "bytes_per_weight"), [("llama_cpp", 34 / 32), ("openvino", 1), ("ctranslate2", 1)])
 def test_int8_peers_hold_int8_weights_and_their_first_tokens_are_mostly_ours(
     name: str, bytes_per_weight: float, tmp_path: Path
 ) -> None:
