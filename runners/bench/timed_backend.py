@@ -27,8 +27,8 @@ class TimedBackend:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self.name = backend.name  # type: ignore[misc]
-        self.leaves_artifacts = backend.leaves_artifacts  # type: ignore[misc]
+        self.name = backend.name
+        self.leaves_artifacts = backend.leaves_artifacts
         self.device = backend.device
         self.lowering_s = 0.0
         self.runs: list[float] = []

@@ -27,7 +27,7 @@ class TransformersRunner:
         self._settings = settings
         self._device = torch.device(job.device)
         model = transformers.GemmaForCausalLM.from_pretrained(job.directory, dtype=dtype)
-        self.model = model.to(self._device).eval()  # type: ignore[arg-type]
+        self.model = model.to(self._device).eval()
         parameters = {name: parameter.nbytes for name, parameter in self.model.named_parameters()}
         held = sum(parameters.values())
         c = job.config

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ _TOKENIZER_CONFIG = json.dumps(
 def _tokenizer(vocab_size: int) -> bytes:
     vocabulary = {word(index): index for index in range(vocab_size)}
     vocabulary[_UNKNOWN] = vocabulary.pop(word(0))
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
