@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-from support.ascend_commands import TINY, checkpoint, command
+from standin_commands import TINY, checkpoint, command
 from support.standin_cases import A2, Cases
 from support.tokenizers import make_tokenizer
 

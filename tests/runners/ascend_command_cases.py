@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import accuracy_cases
 import export_cases
+import export_round_trip_cases
 import inspect_cases
 import verify_cases
 from support.standin_cases import Cases
 
-PARTS = (accuracy_cases, export_cases, inspect_cases, verify_cases)
+PARTS = (accuracy_cases, export_cases, export_round_trip_cases, inspect_cases, verify_cases)
 CASES = Cases({name: case for part in PARTS for name, case in part.CASES.items()})
 
 if __name__ == "__main__":

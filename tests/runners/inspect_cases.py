@@ -8,7 +8,7 @@ from pathlib import Path
 
 import graph_model  # noqa: F401  (before torch)
 
-from support.ascend_commands import TINY, checkpoint, command  # isort: skip
+from standin_commands import TINY, checkpoint, command  # isort: skip
 from support.standin_cases import A2, DUO, Case, Cases
 
 from graph_model.ascend import standin
@@ -84,4 +84,4 @@ def inspect_live(soc: str, folder: Path) -> None:
 
 
 for _soc in (A2, DUO):
-    CASES[f"inspecting_live_on_{_soc}"] = Case(_soc, lambda folder, soc=_soc: inspect_live(soc, folder))
+    CASES[f"inspecting_live_on_{_soc}"] = Case(_soc, lambda folder, soc=_soc: inspect_live(soc, folder), _soc == DUO)

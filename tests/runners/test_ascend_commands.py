@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ascend_command_cases
 import pytest
 from ascend_command_cases import CASES
-from support.standin_cases import A2, DUO, run_cases
+from support.standin_cases import A2, run_cases
 
 SCRIPT = Path(ascend_command_cases.__file__)
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    directory = tmp_path_factory.mktemp("commands")
-    with ThreadPoolExecutor() as pool:
-        results = list(pool.map(lambda soc: run_cases(SCRIPT, soc, directory), (A2, DUO)))
-    return {**results[0], **results[1]}
+    return run_cases(SCRIPT, A2, tmp_path_factory.mktemp("commands"))
 
 
 @pytest.mark.parametrize("name", CASES.params(slow=False))

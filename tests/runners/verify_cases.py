@@ -14,7 +14,7 @@ import pytest
 import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
-from support.ascend_commands import checkpoint, command
+from standin_commands import checkpoint, command
 from support.standin_cases import A2, DUO, Cases
 
 from graph_model.ascend import acceptance, standin

@@ -37,16 +37,14 @@ class StepCase:
     norm: str = "exact"
     scheme: str | None = None  # w8a8 is read from a quantised checkpoint, others are made when weights are loaded
     kv8: bool = False
-    outputs: str = "logits"  # or the tokens of a "greedy" or "sample" step
-    logprobs: int = -1  # beside its tokens
     seed: int = 0  # of the random weights
+    sampled: bool = False  # the graph returns drawn tokens with log-probabilities, else logits
 
     @property
     def bucket(self) -> Bucket:
         decode, prefill = self.phase == "decode", self.phase == "prefill"
-        selection = "sample" if self.outputs == "sample" else "greedy"
         shape = (3, 1 if decode else CHUNK, 0 if prefill else WIDTH)
-        return Bucket(self.phase, *shape, selection, self.logprobs)  # type: ignore[arg-type]
+        return Bucket(self.phase, *shape, *(("sample", 2) if self.sampled else ()))  # type: ignore[arg-type]
 
     @property
     def quantisation(self) -> Quantisation | None:
@@ -60,7 +58,7 @@ class StepCase:
         pages = Pages(num_blocks=8, block_size=self.block_size)
         graph = capture(self.config, self.bucket, pages, self.dtype, self.quantisation)
         run_passes(graph, [cls() for cls in DEFAULT_PASSES])
-        if self.outputs == "logits":
+        if not self.sampled:
             graph.set_outputs(graph.outputs[0].args[0])  # type: ignore[arg-type]
             graph.clean()
         return graph
@@ -108,8 +106,7 @@ def filled_caches(case: StepCase, graph: ModelGraph, inputs: dict[str, Tensor]) 
     caches = []
     placeholders = graph.placeholders("cache")
     for node in placeholders[: len(placeholders) // (2 if case.kv8 else 1)]:
-        fake = node.meta["val"].transpose(1, 2) if case.kv8 else node.meta["val"]
-        cache = torch.full(fake.shape, torch.nan)
+        cache = torch.full(node.meta["val"].shape, torch.nan)
         cache[0] = 0
         for row in range(2):
             blocks = cache[inputs["block_table"][row]].flatten(0, 1)
@@ -122,7 +119,7 @@ def filled_caches(case: StepCase, graph: ModelGraph, inputs: dict[str, Tensor]) 
     scales = [cache.float().abs().amax(-1) / 127 for cache in caches]
     pairs = zip(caches, scales, strict=True)
     rounded = [(cache / scale[..., None]).nan_to_num().round().to(torch.int8) for cache, scale in pairs]
-    return [*(cache.transpose(1, 2).contiguous() for cache in rounded), *(scale.mT.contiguous() for scale in scales)]
+    return [*rounded, *(scale.mT.contiguous() for scale in scales)]
 
 
 @dataclass
@@ -151,7 +148,7 @@ def run_lowered(
     own = [cache.to("npu") for cache in caches]
     arguments = [weight.to("npu") for weight in weights_of(graph, case)] + own
     arguments += [inputs[node.name].to("npu") for node in graph.placeholders("input")]
-    logits = lowered.load()(*arguments)[0].cpu()
+    logits = lowered.load(arguments)(*arguments)[0].cpu()
     return StepResult(logits[:2], logits[2], _contents(case, [cache.cpu() for cache in own]))
 
 
@@ -161,7 +158,7 @@ def _contents(case: StepCase, caches: list[Tensor]) -> list[Tensor]:
         return caches
     layers = len(caches) // 2
     pairs = zip(caches[:layers], caches[layers:], strict=True)
-    return [(cache.float() * scales[..., None]).transpose(1, 2) for cache, scales in pairs]
+    return [cache.float() * scales.mT[..., None] for cache, scales in pairs]
 
 
 def difference(expected: StepResult, found: StepResult) -> float:

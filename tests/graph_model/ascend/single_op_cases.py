@@ -23,10 +23,7 @@ from graph_model.ascend.soc import find_soc
 CASES = Cases()
 HALF, BRAIN = torch.float16, torch.bfloat16
 TINY = replace(steps.BASE, num_hidden_layers=1)
-FLOAT = (
-    steps.StepCase(TINY, HALF, 64, "extend"),
-    steps.StepCase(TINY, HALF, 64, "decode", outputs="sample", logprobs=2),
-)
+FLOAT = (steps.StepCase(TINY, HALF, 64, "extend"), steps.StepCase(TINY, HALF, 64, "decode", sampled=True))
 QUANTISED = {
     A2: (
         steps.StepCase(TINY, HALF, 64, "decode", scheme="w8a8"),

@@ -32,8 +32,8 @@ LISTED: dict[str, dict[str, steps.StepCase]] = {
 }
 DECODE = steps.StepCase(TINY, HALF, 64, "decode")
 LISTED[A2] |= {
-    "decode-bfloat16-greedy": replace(DECODE, dtype=BRAIN, outputs="greedy"),
-    "decode-sample": replace(DECODE, outputs="sample"),
+    "decode-bfloat16": replace(DECODE, dtype=BRAIN),
+    "decode-sampled": replace(DECODE, sampled=True),
     "decode-w8a8": replace(DECODE, scheme="w8a8"),
     "decode-kv8": replace(DECODE, kv8=True),
     "extend-blocks_of_128": steps.StepCase(TINY, HALF, 128, "extend"),

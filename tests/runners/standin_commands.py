@@ -1,4 +1,4 @@
-"""Commands over the stand-in, run in this process, on a small checkpoint."""
+"""What cases of commands over the stand-in share: running a command in this process, and small checkpoints."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import graph_model  # noqa: F401  (before torch)
+
+import torch  # isort: skip
+from support import torchair_steps as steps  # isort: skip
+from support.checkpoints import make_checkpoint
 
 from runners.entry import main as run_command
-from support import torchair_steps as steps
-from support.checkpoints import make_checkpoint
 
 TINY = replace(steps.BASE, num_hidden_layers=1)
 
@@ -34,7 +36,7 @@ def command(run: Callable[[Any], None], name: str, *arguments: str) -> tuple[int
     return status, out.getvalue(), err.getvalue()
 
 
-def checkpoint(folder: Path, dtype: torch.dtype = torch.float16) -> list[str]:
+def checkpoint(folder: Path) -> list[str]:
     """Settings that name a small checkpoint."""
-    make_checkpoint(folder / "checkpoint", TINY, dtype=dtype)
+    make_checkpoint(folder / "checkpoint", TINY, dtype=torch.float16)
     return [f"model.path={folder / 'checkpoint'}", f"cache_dir={folder / 'cache'}"]

@@ -1,0 +1,84 @@
+"""runners/export.py over chips, dtypes, quantisation and sampling: what was exported gives the same tokens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import graph_model  # noqa: F401  (before torch)
+
+import torch  # isort: skip
+from standin_commands import checkpoint, command
+from support.standin_cases import A2, DUO, Cases
+
+from graph_model.ascend import standin
+from graph_model.ascend.bundle import read_bundle
+from graph_model.ascend.exported_model import ExportedModel
+from graph_model.ascend.graph_file import read_graph_file
+from graph_model.ascend.listing import list_graph
+from graph_model.ascend.origins import Target, target_of
+from runners import load
+from runners.engine.llm import LLM as EngineLLM
+from runners.engine.sampling_params import SamplingParams
+from runners.export import export
+from runners.infer import infer
+
+CASES = Cases()
+PROMPTS = [[5, 6, 7], list(range(3, 80))]
+SERVING = ("max_prefill_tokens=64", "max_prefill_batch_size=1", "max_batch_size=1", "max_seq_len=128")
+
+
+def round_trip(folder: Path, soc: str, dtype: torch.dtype, *settings: str) -> None:
+    """What was exported gives, loaded back, the tokens of serving under the same settings; greedy and sampled."""
+    sample = "sample=true" in settings
+    name = str(dtype).removeprefix("torch.")
+    shared = [*checkpoint(folder), *SERVING, f"soc={soc}", f"dtype={name}"]
+    shared += [setting for setting in settings if setting != "sample=true"]
+    bundle, output = folder / "bundle", folder / "answers"
+    with pytest.MonkeyPatch.context() as patch:  # the cache has the size that the chip has room for
+        patch.setattr(load, "free_memory", lambda device: 0)
+        status, _, err = command(export, "export", *shared, f"export_dir={bundle}", f"sample={str(sample).lower()}")
+    assert status == 0, err
+    steps = read_bundle(bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert (manifest["soc"]["name"], manifest["dtype"]) == (soc, name)
+    assert {bucket.selection for bucket in steps.steps} == ({"greedy", "sample"} if sample else {"greedy"})
+    for bucket in steps.steps:
+        graph = steps.graph(bucket)
+        assert target_of(graph) == Target(soc, standin.BANNER)
+        assert list_graph(read_graph_file(bundle / f"{bucket}.pbtxt")) == list_graph(graph)
+    model = EngineLLM(ExportedModel(steps))
+    chosen = [SamplingParams(max_new_tokens=6, ignore_eos=True)]
+    if sample:
+        chosen.append(replace(chosen[0], temperature=0.9, top_k=30, seed=5))
+    found: list[list[list[int]]] = []
+    for params in chosen:
+        generate = [f"prompt_token_ids={json.dumps(PROMPTS)}", "max_new_tokens=6", "ignore_eos=true"]
+        generate += ["backend=torchair", f"sampling.temperature={params.temperature}", f"sampling.top_k={params.top_k}"]
+        generate += [f"sampling.seed={params.seed}"] if params.seed is not None else []
+        status, _, err = command(infer, "infer", *shared, *generate, f"output_file={output}")
+        assert status == 0, err
+        answers = sorted(map(json.loads, output.read_text().splitlines()), key=lambda answer: answer["index"])
+        seeds = [None if params.seed is None else params.seed + index for index in range(len(PROMPTS))]
+        results = [model.generate([ids], replace(params, seed=s))[0] for ids, s in zip(PROMPTS, seeds, strict=True)]
+        found.append([result.token_ids for result in results])
+        assert found[-1] == [answer["token_ids"] for answer in answers]
+    assert len(found) == 1 or found[0] != found[1]
+
+
+@CASES.add(DUO, slow=True)
+def an_export_for_the_duo_gives_the_same_tokens(folder: Path) -> None:
+    round_trip(folder, DUO, torch.float16)
+
+
+@CASES.add(A2, slow=True)
+def a_quantised_sampling_export_in_bfloat16_gives_the_same_tokens(folder: Path) -> None:
+    round_trip(folder, A2, torch.bfloat16, "sample=true", "quant=w8a8_dynamic")
+
+
+@CASES.add(A2, slow=True)
+def a_w8a16_export_gives_the_same_tokens(folder: Path) -> None:
+    round_trip(folder, A2, torch.float16, "quant=w8a16")
