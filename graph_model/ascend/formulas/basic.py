@@ -158,6 +158,11 @@ def _reshape(x: Inputs, a: Attrs) -> list[Tensor]:
     return [torch.from_numpy(np.ascontiguousarray(x["x"].numpy()).ravel().reshape(_ints(x["shape"])))]
 
 
+@formula("Transpose")
+def _transpose(x: Inputs, a: Attrs) -> list[Tensor]:
+    return [torch.from_numpy(np.transpose(x["x"].numpy(), x["perm"].tolist()).copy())]
+
+
 @formula("Unsqueeze")
 def _unsqueeze(x: Inputs, a: Attrs) -> list[Tensor]:
     rank = x["x"].dim() + len(a["axes"])

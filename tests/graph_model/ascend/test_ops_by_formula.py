@@ -84,6 +84,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("GatherV2", {"x": h, "indices": i[:, :2], "axis": t([0])}, {}),
     ("GatherV2", {"x": h, "indices": t(1), "axis": t(1)}, {}),
     ("Reshape", {"x": h, "shape": t([7, -1])}, {}),
+    ("Transpose", {"x": h[:, None], "perm": t([2, 0, 1])}, {}),
     ("Identity", {"x": b}, {}),
     ("Cos", {"x": x * 100}, {}),
     ("Sin", {"x": x * 100}, {}),
