@@ -24,6 +24,7 @@ from passes.select_token import SAMPLING_INPUTS
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 _PAGES = Pages(num_blocks=8, block_size=16)
+_INT8_PAGES = Pages(num_blocks=8, block_size=32)  # the smallest that an int8 cache may have on Ascend
 BUCKETS = (
     Bucket("prefill", batch=2, chunk=8, table_width=0),
     Bucket("extend", batch=2, chunk=8, table_width=2),
@@ -45,8 +46,9 @@ def check_passes(
     `read` gives the checkpoint's tensors. Raises PassError naming the first pass that breaks its tier.
     """
     checker = PassChecker(read)
+    pages = _INT8_PAGES if quantisation is not None and quantisation.kv8 else _PAGES
     for bucket in buckets:
-        run_passes(capture(config, bucket, _PAGES, dtype, quantisation), passes, observe=checker)
+        run_passes(capture(config, bucket, pages, dtype, quantisation), passes, observe=checker)
     return checker.comparisons
 
 
