@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ class PassChecker:
         own_caches = [c.to(node.meta["val"].dtype, copy=True) for c, node in zip(caches, placeholders, strict=False)]
         names = [node.name for node in graph.placeholders("input")]
         with torch.no_grad():
-            run = graph.module if recorder is None else recorder.run
+            run: Callable[..., Any] = graph.module if recorder is None else recorder.run
             outputs = run(*weights, *own_caches, *(inputs[name] for name in names))
             if graph.calls(ops.sharded_sample_token):
                 sampling = [inputs[name] for name, _ in SAMPLING_INPUTS]

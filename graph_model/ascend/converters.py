@@ -171,18 +171,19 @@ def _dynamic_quant_scatter(cache: Tensor, scales: Tensor, places: Tensor, rows: 
 @torch.library.impl(_LIBRARY, "dynamic_quant_scatter_", "Functionalize")
 def _functional_dynamic_quant_scatter(cache: Tensor, scales: Tensor, places: Tensor, rows: Tensor) -> None:
     """How torch.func.functionalize writes the op that writes in place as the one that does not."""
+    private: Any = torch  # what functionalisation is made of is not typed
     written = (cache, scales)
     plain = []
     for tensor in (*written, places, rows):
-        torch._sync(tensor)
-        plain.append(torch._from_functional_tensor(tensor))
+        private._sync(tensor)
+        plain.append(private._from_functional_tensor(tensor))
     functionalize = torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize)
     with torch._C._ExcludeDispatchKeyGuard(functionalize):
         results = torch.ops.ascend.dynamic_quant_scatter(*plain)
     for tensor, result in zip(written, results, strict=True):
-        torch._functionalize_replace(tensor, result)
-        torch._functionalize_commit_update(tensor)
-        torch._sync(tensor)
+        private._functionalize_replace(tensor, result)
+        private._functionalize_commit_update(tensor)
+        private._sync(tensor)
 
 
 def register_converters() -> None:

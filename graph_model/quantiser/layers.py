@@ -37,7 +37,7 @@ def run_layer(
     total = sum(len(states) for states in hidden)
     step = max(1, -(-total // KEPT_TOKENS))
     kept = {
-        name: torch.empty(-(-total // step), layer.get_submodule(name).in_features)
+        name: torch.empty(-(-total // step), weights[f"{name}.weight"].shape[1])
         for name in OBSERVED
         if name in observed
     }
