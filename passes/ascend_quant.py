@@ -15,7 +15,7 @@ from graph_model.ascend.soc import MAX_QUANTISED_SIZE, Soc
 from graph_model.graph import ModelGraph
 from graph_model.quantised_weights import ChannelScale, DeqScale
 from graph_model.weights import Concat, Constant, Expression, OnePlus, Rounded, Slice, Source, rows_of
-from passes.contract import NearMiss, Pass, Tier, argument, operand, sole_user
+from passes.contract import NearMiss, Pass, Tier, argument, operand
 from passes.integers import IntegerBound
 
 aten = torch.ops.aten
@@ -99,15 +99,14 @@ class AscendQuant(Pass):
             _int8_linear(graph, candidate)
         elif candidate.target == ops.int8_weight_linear:
             _int8_weight_linear(graph, candidate)
-        elif candidate.target == ops.int_linear:
+        elif candidate.target == ops.int_linear and any(user.target == ops.all_reduce for user in candidate.users):
             self._share_of_integers(graph, candidate)
-        elif candidate.target == ops.dequantise:
+        elif candidate.target == ops.dequantise and operand(candidate, 0).target == ops.all_reduce:
             self._sum_of_integers(graph, candidate)
         else:
             raise NearMiss(candidate, "the chip has no such op by itself; leave passes.fold_dequantise enabled")
 
     def _share_of_integers(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        sole_user(candidate, ops.all_reduce)
         if not self.soc.int32_products:
             return  # `_sum_of_integers` replaces it
         q, weight, int_bias = candidate.args
