@@ -24,6 +24,7 @@ def infer(settings: Any) -> None:
 
 
 def _answer(settings: Any, model_settings: ModelSettings, check: bool) -> None:
+    from graph_model.backends.base import Check
     from runners.answer import answer, name_failures
     from runners.check import check_answers, check_model_passes, report_checked_steps
     from runners.inputs import read_inputs
@@ -32,7 +33,7 @@ def _answer(settings: Any, model_settings: ModelSettings, check: bool) -> None:
     from runners.report import print_report
 
     inputs = read_inputs(settings, model_settings)
-    checking = "stop" if check else "no"
+    checking: Check = "stop" if check else "no"
     with OutputFile(settings.output_file) as output, LLM(model_settings, inputs.tokenizer, checking) as llm:
         if check:
             check_model_passes(llm.loaded)

@@ -75,7 +75,8 @@ def _kinds(settings: Sequence[SamplingParams]) -> list[Kind]:
     """
     numbers = sorted({-1 if s.logprobs is None else s.logprobs for s in settings})
     kinds: list[Kind] = []
-    for selection in ("greedy", "sample"):
+    selections: tuple[Selection, ...] = ("greedy", "sample")
+    for selection in selections:
         own = {-1 if s.logprobs is None else s.logprobs for s in settings if s.greedy == (selection == "greedy")}
         # A row that samples may share its step with any other; a greedy step has greedy rows only.
         reached = own if selection == "greedy" else [number for number in numbers if own and number >= min(own)]
