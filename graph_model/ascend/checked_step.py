@@ -71,7 +71,7 @@ class CheckedStep:
         self._caches = len(graph.placeholders("cache"))
         self._host_weights: list[Tensor] = []
         choices = graph.calls(ops.greedy_token, ops.sample_token)
-        self._logits = choices[0].args[0].name if choices else ""  # type: ignore[union-attr]
+        self._logits: str = choices[0].all_input_nodes[0].name if choices else ""
 
     def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
         try:

@@ -40,7 +40,7 @@ def _exported(config: GemmaConfig, tokens: int, dtype: torch.dtype) -> fx.GraphM
     from transformers import GemmaForCausalLM
 
     with FakeTensorMode(), default_dtype(dtype):
-        settings = TransformersConfig(**config.to_json(), attn_implementation="eager")
+        settings = TransformersConfig(**config.to_json(), attn_implementation="eager")  # type: ignore[call-arg]
         model = _Logits(GemmaForCausalLM(settings).eval().requires_grad_(False))
         token_ids = torch.zeros((1, tokens), dtype=torch.int64)
         mask = torch.zeros((1, 1, tokens, tokens))

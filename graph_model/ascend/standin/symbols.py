@@ -72,7 +72,9 @@ class _Elf:
 def _read_elf(path: Path) -> _Elf:
     try:
         from elftools.common.exceptions import ELFError
+        from elftools.elf.dynamic import DynamicSection
         from elftools.elf.elffile import ELFFile
+        from elftools.elf.sections import SymbolTableSection
     except ImportError:
         raise UserError(
             "The package pyelftools is not installed; the CANN stand-in reads torch_npu's shared objects with it. "
@@ -87,12 +89,12 @@ def _read_elf(path: Path) -> _Elf:
             elf = ELFFile(file)
             dynamic = elf.get_section_by_name(".dynamic")
             symbols = elf.get_section_by_name(".dynsym")
-            if dynamic is None or symbols is None:
+            if not isinstance(dynamic, DynamicSection) or not isinstance(symbols, SymbolTableSection):
                 return _Elf(frozenset(), frozenset(), frozenset(), frozenset())
             for section in elf.iter_sections():
                 if section.name.startswith(".rodata"):
                     looked_up.update(name.decode() for name in _LOOKED_UP.findall(section.data()))
-            needed.update(tag.needed for tag in dynamic.iter_tags("DT_NEEDED"))
+            needed.update(vars(tag)["needed"] for tag in dynamic.iter_tags("DT_NEEDED"))
             for symbol in symbols.iter_symbols():
                 if symbol["st_shndx"] != "SHN_UNDEF":
                     defined.add(symbol.name)

@@ -58,8 +58,8 @@ def matmul_all_reduce(
     Each rank's product is rounded to 16 bit, as it travels. Source: prototype; torch_npu's document of
     npu_mm_all_reduce_base, which allows neither a transposed x1 nor another reduction.
     """
-    unused = (bias, x3, antiquant_scale, antiquant_offset, dequant_scale, pertoken_scale)
-    unused += (comm_quant_scale_1, comm_quant_scale_2)
+    unused = [bias, x3, antiquant_scale, antiquant_offset, dequant_scale, pertoken_scale]
+    unused += [comm_quant_scale_1, comm_quant_scale_2]
     require(all(tensor is None for tensor in unused), "MatmulAllReduce with a bias, scales or a summand")
     require(not antiquant_group_size and not group_size and not comm_quant_mode, "MatmulAllReduce of quantised inputs")
     require(reduce_op == "sum" and not is_trans_a and y_dtype == _AS_X1, "MatmulAllReduce other than a sum of products")
