@@ -91,7 +91,7 @@ def load(directory: Path, scheme: str, place: str) -> list[tuple[int, int, int]]
     command = [sys.executable, "-c", LOAD, str(directory), scheme, place, *map(str, WORLD_SIZES)]
     run = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert run.returncode == 0, run.stderr
-    return [tuple(json.loads(line)) for line in run.stdout.splitlines()]
+    return [(peak, read, held) for peak, read, held in map(json.loads, run.stdout.splitlines())]
 
 
 @pytest.mark.slow
