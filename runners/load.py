@@ -137,8 +137,7 @@ def _num_blocks(
     """Blocks of the cache, scratch blocks included; the same number on all ranks."""
     scratch = num_scratch_blocks(buckets, settings.block_size)
     if memory is None:
-        # Ranks share the host's memory; a device's own belongs to one rank.
-        memory = free_memory(device) / (shard.world_size if on_host(device) else 1)
+        memory = _memory_of_a_rank(device, shard)
     if settings.num_blocks is None:
         num_blocks = scratch + _affordable_blocks(settings, shard, scratch, memory)
     else:
@@ -150,16 +149,21 @@ def _num_blocks(
     return num_blocks
 
 
+def _memory_of_a_rank(device: torch.device, shard: Shard) -> float:
+    """Free bytes: ranks share the host's memory, a device's own belongs to one rank."""
+    return free_memory(device) / (shard.world_size if on_host(device) else 1)
+
+
 def _given_blocks(settings: ModelSettings, shard: Shard, scratch: int, memory: float) -> int:
     """The setting num_blocks, which must serve one sequence and fit in the memory, all of it."""
     usable = settings.num_blocks
     assert usable is not None
     if usable < _blocks_of_a_sequence(settings):
         raise _too_few(settings, "num_blocks", usable, "raise num_blocks")
-    largest = _blocks_that_fit(settings, shard, memory) - scratch
+    largest = max(0.0, _blocks_that_fit(settings, shard, memory) - scratch)
     if usable > largest:
         raise UserError(
-            f"num_blocks is {usable}; beside the weights there is free memory for at most {max(largest, 0):.0f} blocks "
+            f"num_blocks is {usable}; beside the weights there is free memory for at most {int(largest)} blocks "
             f"of {settings.block_size} tokens. Lower num_blocks, or leave it out: memory_fraction then decides."
         )
     return usable
@@ -193,12 +197,12 @@ def _too_few(settings: ModelSettings, limit: str, usable: int, way_out: str) -> 
 
 
 def _blocks_that_fit(settings: ModelSettings, shard: Shard, memory: float) -> float:
-    """Blocks that so many bytes hold beside the weights."""
+    """Blocks that so many bytes hold beside the weights; whole ones and a part."""
     element = torch.empty((), dtype=getattr(torch, settings.dtype)).element_size()
     config = settings.config
     token = cache_token_bytes(config, element, settings.quantisation, shard)
     room = memory - weight_bytes(config, element, settings.quantisation, shard)
-    return max(0.0, room // (token * settings.block_size))
+    return max(0.0, room / (token * settings.block_size))
 
 
 def cache_token_bytes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -229,8 +229,8 @@ def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantisat
 
 
 def _check_matmul_all_reduce(settings: Any, soc: Soc | None, world_size: int) -> None:
-    options = settings.passes.get("ascend_matmul_all_reduce")
-    if not options or not options.get("enabled"):
+    options = group("passes", settings).get("ascend_matmul_all_reduce")
+    if not isinstance(options, Mapping) or not options.get("enabled"):
         return
     if soc is None:
         raise UserError(

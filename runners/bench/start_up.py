@@ -79,7 +79,7 @@ def measure_start(kind: str, settings: ModelSettings, cases: Sequence[Case], sta
         model.recipe, backend = timed_recipe(model.recipe)
         for case in cases:
             prompts = random_prompts(case, settings.config.vocab_size, seed=0)
-            llm.warm_up(prompts, SamplingParams(max_new_tokens=case.answer))
+            llm.warm_up(prompts, SamplingParams(max_new_tokens=case.answer), once=True)
         return StartUp(
             kind=kind,
             steps=model.report.compiled + model.report.from_cache,

@@ -121,10 +121,7 @@ def test_a_rank_has_its_heads_of_an_int8_cache(scheme: Scheme | None, phase: str
     assert {cache.dtype for cache in held} == {torch.int8, torch.float32}
 
     def of_rank(cache: Tensor, rank: int) -> Tensor:
-        heads = (
-            2 if cache.dtype == torch.int8 else 1
-        )  # [blocks, block_size, heads, head_dim]; [blocks, heads, block_size]
-        return cache.narrow(heads, rank, 1).clone()
+        return cache.narrow(1, rank, 1).clone()  # [blocks, heads, block_size, head_dim]; [blocks, heads, block_size]
 
     own = [[of_rank(cache, rank) for cache in held] for rank in range(2)]
     for part, mine in zip(parts, own, strict=True):

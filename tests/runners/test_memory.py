@@ -8,12 +8,9 @@ import pytest
 import torch
 
 from graph_model.ascend import standin
-from graph_model.config import GEMMA_2B
 from graph_model.shard import Shard
 from runners import load
-from runners.entry import compose
 from runners.memory import free_memory, peak_memory
-from runners.settings import resolve_settings
 
 NPU = SimpleNamespace(type="npu")  # torch has no such device where torch_npu is not loaded
 
@@ -38,8 +35,5 @@ def test_ranks_share_the_hosts_memory_and_no_device(
 ) -> None:
     monkeypatch.setattr(standin, "is_standin", lambda: on_standin)
     monkeypatch.setattr(load, "free_memory", lambda device: 40 << 30)
-    settings = resolve_settings(compose("infer", ["model=gemma_2b", "weights=random", "dtype=float16", "world_size=2"]))
     shard = Shard(1, 2)
-    blocks = load._blocks_that_fit(settings, SimpleNamespace(type=type_), shard)  # type: ignore[arg-type]
-    room = settings.memory_fraction * (40 << 30) / divided - 2 * load.num_parameters(GEMMA_2B, shard)
-    assert blocks == int(room // (load.cache_token_bytes(GEMMA_2B, 2, shard=shard) * settings.block_size))
+    assert load._memory_of_a_rank(SimpleNamespace(type=type_), shard) == (40 << 30) / divided  # type: ignore[arg-type]

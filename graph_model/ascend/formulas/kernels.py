@@ -112,12 +112,13 @@ def _scatter_nd(x: Inputs, a: Attrs) -> list[Tensor]:
 
 @formula("DynamicQuantUpdateScatter")
 def _dynamic_quant_update_scatter(x: Inputs, a: Attrs) -> list[Tensor]:
-    integers, scales = x["var"].clone(), x["var_scale"].clone()
+    """The integers before they are rounded."""
+    integers, scales = x["var"].double(), x["var_scale"].clone()
     for (first, start), update in zip(x["indices"].tolist(), x["updates"], strict=True):
         for offset in range(update.shape[-2]):
             row = update[..., offset, :]
             step = row.abs().amax(-1, keepdim=True) / 127
-            integers[first, ..., start + offset, :] = torch.where(step > 0, row / step, 0).round().to(integers.dtype)
+            integers[first, ..., start + offset, :] = torch.where(step > 0, row / step, 0)
             scales[first, ..., start + offset, :] = step
     return [integers, scales]
 

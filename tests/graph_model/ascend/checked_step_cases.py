@@ -95,7 +95,7 @@ def loading_a_step_warns_of_nothing(folder: Path) -> None:
     step = prepared(A2, "decode")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        step.lowered.load(step.arguments())
+        step.lowered.load()
 
 
 def ops(proto: Any, op_type: str) -> list[Any]:

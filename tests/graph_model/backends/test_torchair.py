@@ -14,7 +14,6 @@ import pytest
 import torch
 import torchair_cases
 from listing_cases import LISTED
-from support.checkpoints import transformers_gemma
 from support.standin_cases import A2, DUO, NEEDS_TORCH_NPU, ROOT, run_cases
 from support.token_rule import check_greedy
 from torchair_cases import CASES
@@ -26,6 +25,7 @@ from graph_model.errors import UserError
 from passes.manager import build_kernel_options, build_passes
 from runners.entry import CONF
 from runners.settings import resolve_settings
+from runners.transformers_import import import_transformers
 
 FUSED = "passes.ascend_matmul_all_reduce.enabled=true"
 GOLDEN = Path(__file__).parent / "golden"
@@ -83,7 +83,7 @@ def test_the_demos_answers_are_those_of_the_default_backend_and_of_transformers(
     assert standin.BANNER in " ".join(written["printed"].split())
     assert [answer["text"] for answer in written["answers"]] == [answer["text"] for answer in inductors_answers]
     assert len(written["answers"]) == len(demo_prompts())
-    model = transformers_gemma().GemmaForCausalLM.from_pretrained(CHECKPOINT_DIR).to(torch.float16).eval()
+    model = import_transformers().GemmaForCausalLM.from_pretrained(CHECKPOINT_DIR).to(torch.float16).eval()
     total = sum(len(answer["token_ids"]) for answer in written["answers"])
     excused = sum(check_greedy(model, a["prompt_token_ids"], a["token_ids"]) for a in written["answers"])
     assert total > 200

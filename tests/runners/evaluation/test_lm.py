@@ -39,10 +39,10 @@ def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
 
 @torch.no_grad()
 def greedy(reference: Any, ids: list[int], count: int) -> list[int]:
-    ids = list(ids)
-    for _ in range(count):
+    begin, ids = len(ids), list(ids)
+    while len(ids) < begin + count and (len(ids) == begin or ids[-1] != CONFIG.eos_token_ids[0]):
         ids.append(int(reference(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[-count:]
+    return ids[begin:]
 
 
 def test_generation_stops_and_cuts_as_asked(models: tuple[Any, Any]) -> None:
