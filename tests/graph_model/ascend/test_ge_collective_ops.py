@@ -52,7 +52,7 @@ dist.destroy_process_group()
 """
 
 
-@covers("HcomAllReduce", "HcomAllGather", "HcomReduceScatter", "HcomBroadcast")
+@covers("HcomAllReduce", "HcomAllGather", "HcomReduceScatter", "HcomBroadcast", "MatmulAllReduce")
 def test_collectives_of_two_ranks(tmp_path: Path) -> None:
     command = [sys.executable, "-c", RANK]
     ranks = [

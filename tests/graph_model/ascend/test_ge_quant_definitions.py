@@ -157,6 +157,22 @@ def test_int8_products_in_64_bit_integers(output: torch.dtype, transposed: bool,
     assert found[0].item() == math.inf  # 600 * 127 * 127
 
 
+@covers("DequantBias")
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 70), (0, 5)], ids=str)
+def test_dequant_bias_scales_int32_and_rounds_once(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    x = torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int64, generator=torch.Generator().manual_seed(1))
+    x, scale = x.to(torch.int32), torch.rand(shape[1], generator=torch.Generator().manual_seed(2)) * 1e-6
+    (found,) = run_op("DequantBias", {"x": x, "weight_scale": scale}, output_dtype=GE[dtype])
+    assert found.dtype is dtype
+    assert_rounded(found, wide(x) * wide(scale))
+    for wrong in ({"x": x.float()}, {"bias": scale}, {"activate_scale": scale}):
+        with pytest.raises(GeGraphError):
+            run_op("DequantBias", {"x": x, "weight_scale": scale, **wrong}, output_dtype=GE[dtype])
+    with pytest.raises(GeGraphError, match="16-bit floats"):
+        run_op("DequantBias", {"x": x, "weight_scale": scale}, output_dtype=GE[torch.float32])
+
+
 @covers("AscendQuantV2", "Quantize")
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("per_tensor", [False, True])
