@@ -88,7 +88,6 @@ def run_cases(script: Path, soc: str, directory: Path, *names: str, timeout: flo
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", script.parent)))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
-    print(process.stdout)
     assert process.returncode == 0, process.stdout + process.stderr
     print(process.stdout)  # times, for pytest -s
     outcomes: dict[str, str] = json.loads(results.read_text(encoding="utf-8"))
