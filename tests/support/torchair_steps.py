@@ -105,7 +105,8 @@ def filled_caches(case: StepCase, graph: ModelGraph, inputs: dict[str, Tensor]) 
     caches = []
     placeholders = graph.placeholders("cache")
     for node in placeholders[: len(placeholders) // (2 if case.kv8 else 1)]:
-        cache = torch.full(node.meta["val"].shape, torch.nan)
+        fake = node.meta["val"].transpose(1, 2) if case.kv8 else node.meta["val"]
+        cache = torch.full(fake.shape, torch.nan)
         cache[0] = 0
         for row in range(2):
             blocks = cache[inputs["block_table"][row]].flatten(0, 1)
@@ -118,7 +119,7 @@ def filled_caches(case: StepCase, graph: ModelGraph, inputs: dict[str, Tensor]) 
     scales = [cache.float().abs().amax(-1) / 127 for cache in caches]
     pairs = zip(caches, scales, strict=True)
     rounded = [(cache / scale[..., None]).nan_to_num().round().to(torch.int8) for cache, scale in pairs]
-    return [*rounded, *(scale.mT.contiguous() for scale in scales)]
+    return [*(cache.transpose(1, 2).contiguous() for cache in rounded), *(scale.mT.contiguous() for scale in scales)]
 
 
 @dataclass
@@ -147,7 +148,7 @@ def run_lowered(
     own = [cache.to("npu") for cache in caches]
     arguments = [weight.to("npu") for weight in weights_of(graph, case)] + own
     arguments += [inputs[node.name].to("npu") for node in graph.placeholders("input")]
-    logits = lowered.load(arguments)(*arguments)[0].cpu()
+    logits = lowered.load()(*arguments)[0].cpu()
     return StepResult(logits[:2], logits[2], _contents(case, [cache.cpu() for cache in own]))
 
 
@@ -157,7 +158,7 @@ def _contents(case: StepCase, caches: list[Tensor]) -> list[Tensor]:
         return caches
     layers = len(caches) // 2
     pairs = zip(caches[:layers], caches[layers:], strict=True)
-    return [cache.float() * scales.mT[..., None] for cache, scales in pairs]
+    return [(cache.float() * scales[..., None]).transpose(1, 2) for cache, scales in pairs]
 
 
 def difference(expected: StepResult, found: StepResult) -> float:

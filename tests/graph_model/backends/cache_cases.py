@@ -52,7 +52,7 @@ def start(
     common += ["max_prefill_tokens=64", "max_prefill_batch_size=1", "max_batch_size=2", "max_seq_len=128"]
     llm = LLM([*common, *settings], check=check)
     sampling = SamplingParams(max_new_tokens=4, ignore_eos=True)
-    llm.warm_up(prompts, sampling)
+    llm.warm_up(prompts, sampling, once=True)
     return llm, [result.token_ids for result in llm.generate(prompts, sampling)]
 
 

@@ -184,7 +184,9 @@ FAULTS: dict[str, Faults] = {
         "a gather of twice the blocks": ("gathers", double_a_gather),
         "paging with blocks of 64 in a chunk": (
             "legality",
-            lambda graph: first(graph, "FusedInferAttentionScore").inputs.append(Edge("block_table", "x", 0)),
+            lambda graph: first(graph, "FusedInferAttentionScore").inputs.append(
+                Edge("block_table", an_input(graph, "input").name, 0)
+            ),
         ),
         "another softmax scale": ("golden listing", set_attribute("FusedInferAttentionScore", "scale", 0.5)),
     },
