@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -9,13 +10,14 @@ from random import Random
 from typing import Protocol
 
 from graph_model.demo.comprehension import TITLES, draw_facts, draw_word, tell
-from graph_model.demo.facts import KINDS
+from graph_model.demo.facts import KINDS, PEOPLE
 from graph_model.demo.stories import Story
 from graph_model.demo.world import is_known, training_items, training_stories
 
 FACTS_WEIGHT = 0.05  # passages and questions: what they say is drawn at random, there is little to learn
 ANSWER_WEIGHT = 2.0
 STORY_WEIGHT = 0.3
+KEPT_WEIGHT = 2.0  # what a story must keep to: its words from their second time on, and that a new person is another
 QUESTIONS_PER_EXERCISE = 8
 SHARE_OF_OPEN_QUESTIONS = 0.25
 REQUESTS = (
@@ -53,7 +55,7 @@ def exercise_documents(seed: int | str) -> Iterator[Document]:
 
 def story_documents(seed: int | str) -> Iterator[Document]:
     for story in training_stories(seed):
-        yield [Piece(story.text, STORY_WEIGHT), EOS_PIECE]
+        yield [*_story_pieces(story, story.text), EOS_PIECE]
 
 
 def chat_documents(seed: int | str) -> Iterator[Document]:
@@ -64,7 +66,7 @@ def chat_documents(seed: int | str) -> Iterator[Document]:
         if turn % 2 == 0:
             item = next(items)
             request = f"{item.title} -- {item.passage}\nQuestion: {item.question}?"
-            yield _chat(request, "Yes." if item.answer else "No.", FACTS_WEIGHT, ANSWER_WEIGHT)
+            yield _chat(request, [Piece("Yes." if item.answer else "No.", ANSWER_WEIGHT)])
         else:
             yield _chat_story(rng, next(stories))
 
@@ -75,7 +77,7 @@ class Source(Protocol):
     def __call__(self, seed: int | str) -> Iterator[Document]: ...
 
 
-def mixed_documents(sources: Sequence[tuple[float, Source]], seed: int) -> Iterator[Document]:
+def mixed_documents(sources: Sequence[tuple[float, Source]], seed: int | str) -> Iterator[Document]:
     """Documents of several sources, each with a share of the draws."""
     rng = Random(f"mixed documents {seed}")
     weights = [share for share, _ in sources]
@@ -110,13 +112,27 @@ def _exercises(seed: str, fact_counts: Sequence[int]) -> Iterator[Document]:
 
 def _chat_story(rng: Random, story: Story) -> Document:
     request = rng.choice(REQUESTS).format(person=story.person, thing=story.thing)
-    return _chat(request, story.text, FACTS_WEIGHT, STORY_WEIGHT)
+    return _chat(request, _story_pieces(story, story.text, request))
 
 
-def _chat(request: str, answer: str, request_weight: float, answer_weight: float) -> Document:
+def _story_pieces(story: Story, text: str, before: str = "") -> list[Piece]:
+    """The text, cut around persons but the first, and words drawn for the story that it, or `before`, has had already."""
+    known = set(re.findall(r"\w+", before))
+    pieces: list[Piece] = []
+    begin = 0
+    for match in re.finditer(rf" (?:{'|'.join(story.words)})\b", text):
+        word = match[0][1:]
+        if word in known or (word in PEOPLE and story.person in known):
+            pieces += [Piece(text[begin : match.start()], STORY_WEIGHT), Piece(match[0], KEPT_WEIGHT)]
+            begin = match.end()
+        known.add(word)
+    return [piece for piece in [*pieces, Piece(text[begin:], STORY_WEIGHT)] if piece.text]
+
+
+def _chat(request: str, answer: list[Piece]) -> Document:
     return [
-        Piece(f"<start_of_turn>user\n{request}<end_of_turn>\n<start_of_turn>model\n", request_weight),
-        Piece(answer, answer_weight),
+        Piece(f"<start_of_turn>user\n{request}<end_of_turn>\n<start_of_turn>model\n", FACTS_WEIGHT),
+        *answer,
         Piece("<end_of_turn>", 1.0),
         Piece("\n<eos>", 0.0),
     ]

@@ -1,6 +1,6 @@
-"""How good a demo checkpoint is: held-out comprehension accuracy and held-out story perplexity.
+"""How good a demo checkpoint is: held-out comprehension accuracy, held-out story perplexity and coherence.
 
-``python -m graph_model.demo.evaluate [CHECKPOINT_DIR]`` prints both.
+``python -m graph_model.demo.evaluate [CHECKPOINT_DIR]`` prints them.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from graph_model.config import read_config
 from graph_model.demo import CHECKPOINT_DIR
+from graph_model.demo.coherence import is_coherent
 from graph_model.demo.comprehension import Item
 from graph_model.demo.tokenizer import EOS_ID, PAD_ID, load_tokenizer
 from graph_model.demo.world import held_out_items, held_out_stories
@@ -62,6 +63,16 @@ def measure_perplexity(model: GemmaForCausalLM, tokenizer: Tokenizer, texts: Seq
     return math.exp(sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses))
 
 
+def measure_coherence(model: GemmaForCausalLM, tokenizer: Tokenizer, stories: Sequence[str]) -> float:
+    """The share of stories that, continued greedily from their first sentence, the world could have told."""
+    told = continue_greedily(model, [tokenizer.encode(first_sentence(story)).ids for story in stories], 150)
+    return sum(is_coherent(tokenizer.decode(ids)) for ids in told) / len(stories)
+
+
+def first_sentence(story: str) -> str:
+    return story[: story.index(".") + 1]
+
+
 @torch.inference_mode()
 def right_answers(logits_of: Logits, tokenizer: Tokenizer, items: Sequence[Item], rows: int) -> list[bool]:
     """Whether the likelier of " yes" and " no" after each prompt is the answer; `rows` prompts at a time."""
@@ -94,14 +105,28 @@ def text_losses(logits_of: Logits, tokenizer: Tokenizer, texts: Sequence[str], r
     return losses
 
 
-@torch.inference_mode()
 def generate_greedily(model: GemmaForCausalLM, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
-    """Continue one prompt by the likeliest tokens up to and with a token that ends it; no cache, so short texts."""
-    ids = list(prompt_ids)
+    """What continues one prompt by the likeliest tokens, up to and with a token that ends it."""
+    return continue_greedily(model, [prompt_ids], max_new_tokens)[0][len(prompt_ids) :]
+
+
+@torch.inference_mode()
+def continue_greedily(
+    model: GemmaForCausalLM, prompts: Sequence[list[int]], max_new_tokens: int, rows: int = 32
+) -> list[list[int]]:
+    """Each prompt with its likeliest tokens, up to and with one that ends it; no cache, so short texts."""
     ends = model.model.config.eos_token_ids
-    while len(ids) < len(prompt_ids) + max_new_tokens and (len(ids) == len(prompt_ids) or ids[-1] not in ends):
-        ids.append(int(_forward(model, [ids])[0, -1].argmax()))
-    return ids[len(prompt_ids) :]
+    texts = [list(prompt) for prompt in prompts]
+    for start in range(0, len(texts), rows):
+        going = texts[start : start + rows]
+        for _ in range(max_new_tokens):
+            if not going:
+                break
+            logits = _forward(model, going)
+            for ids, row in zip(going, logits, strict=True):
+                ids.append(int(row[len(ids) - 1].argmax()))
+            going = [ids for ids in going if ids[-1] not in ends]
+    return texts
 
 
 def _forward(model: GemmaForCausalLM, sequences: list[list[int]]) -> Tensor:
@@ -133,7 +158,8 @@ def print_report(model: GemmaForCausalLM, tokenizer: Tokenizer, items: int, stor
     print(f"held-out items:   accuracy {accuracy.total:.4f} of {items}")
     for kind, share in accuracy.by_kind.items():
         print(f"  {kind:10} {share:.4f}")
-    print(f"held-out stories: perplexity {perplexity:.3f} of {stories}")
+    coherence = measure_coherence(model, tokenizer, held_out_stories(stories))
+    print(f"held-out stories: perplexity {perplexity:.3f}, coherence {coherence:.3f} of {stories}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ class Story:
     person: str  # whom the story is about
     thing: str
     combinations: tuple[Combination, ...]  # every person with the things and places; the first is what it is about
+    words: tuple[str, ...]  # that were drawn for it: persons, thing, places, colour, animal, food, weather
 
 
 Plot = list[tuple[str, ...]]  # a sentence a step, in one of several wordings
@@ -43,7 +44,7 @@ def draw_story(rng: Random, allowed: Callable[[tuple[Combination, ...]], bool]) 
         combinations = tuple((person, word) for person in (a, b) for word in (thing, place, other_place))
         if allowed(combinations):
             break
-    slots = {
+    drawn = {
         "a": a,
         "b": b,
         "thing": thing,
@@ -53,16 +54,15 @@ def draw_story(rng: Random, allowed: Callable[[tuple[Combination, ...]], bool]) 
         "animal": rng.choice(ANIMALS),
         "food": rng.choice(FOODS),
         "weather": rng.choice(WEATHER),
-        **_pronouns("a", a),
-        **_pronouns("b", b),
     }
+    slots = drawn | pronouns("a", a) | pronouns("b", b)
     steps = [*rng.choice(PLOTS), ENDINGS]
     sentences = [rng.choice(step) for step in steps]
     sentences[0] = f"{rng.choice(MORNINGS)} {sentences[0]}"
-    return Story(" ".join(sentences).format(**slots), a, thing, combinations)
+    return Story(" ".join(sentences).format(**slots), a, thing, combinations, tuple(drawn.values()))
 
 
-def _pronouns(role: str, name: str) -> dict[str, str]:
+def pronouns(role: str, name: str) -> dict[str, str]:
     words = ("he", "him", "his") if name in BOYS else ("she", "her", "her")
     small = {f"{role}_{slot}": word for slot, word in zip(("he", "him", "his"), words, strict=True)}
     large = {f"{role}_{slot}": word.capitalize() for slot, word in zip(("He", "Him", "His"), words, strict=True)}
