@@ -1,4 +1,4 @@
-"""runners/evaluate.py and compare.py over the stand-in. See support.standin_cases."""
+"""runners/evaluate.py over the stand-in. See support.standin_cases."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from standin_commands import TINY, checkpoint, command
 from support.standin_cases import A2, Cases
 from support.tokenizers import make_tokenizer
 
-from runners.compare import compare
 from runners.evaluate import evaluate
 
 CASES = Cases()
@@ -19,7 +18,7 @@ SERVING = ("max_prefill_tokens=64", "max_prefill_batch_size=1", "max_batch_size=
 
 
 @CASES.add(A2)
-def evaluate_and_compare_find_on_the_standin_what_they_find_on_the_cpu(folder: Path) -> None:
+def evaluate_finds_on_the_standin_what_it_finds_on_the_cpu(folder: Path) -> None:
     settings = [*checkpoint(folder), *SERVING]
     make_tokenizer(folder / "checkpoint", size=TINY.vocab_size)
     item = {"title": "T", "passage": "abc", "question": "is it", "answer": True}
@@ -37,12 +36,3 @@ def evaluate_and_compare_find_on_the_standin_what_they_find_on_the_cpu(folder: P
         assert soc == (None if backend == "eager" else A2)
     for name in ("logprob_yes", "logprob_no"):
         assert abs(float(found[0][name]) - float(found[1][name])) < 0.05, found
-
-    sides = ['a=["backend=eager"]', 'b=["backend=torchair"]']
-    given = [f"prompt_token_ids={json.dumps(PROMPTS)}", "max_new_tokens=6", "ignore_eos=true"]
-    status, out, err = command(compare, "compare", *settings, *sides, *given, f"results_dir={folder / 'compared'}")
-    assert status == 0, err
-    assert "compared:         12 next-token distributions behind 2 prompts" in out
-    assert "rule:             holds" in out
-    (summary,) = (folder / "compared").glob("comparison_*.json")
-    assert 0 < json.loads(summary.read_text())["kl_max"] < 1e-3, "two ways to compute it, not one"

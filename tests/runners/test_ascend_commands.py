@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import ascend_command_cases
 import pytest
+from accuracy_cases import PROMPTS, SERVING
 from ascend_command_cases import CASES
-from support.standin_cases import A2, run_cases
+from standin_commands import checkpoint
+from support.standin_cases import A2, NEEDS_TORCH_NPU, ROOT, run_cases
 
 SCRIPT = Path(ascend_command_cases.__file__)
 
@@ -26,3 +32,21 @@ def test_on_the_standin(name: str, outcomes: dict[str, str]) -> None:
 def test_slowly_on_the_standin(name: str, tmp_path: Path) -> None:
     outcome = run_cases(SCRIPT, CASES[name].soc, tmp_path, name)[name]
     assert not outcome, outcome
+
+
+@pytest.mark.parametrize("sides", [pytest.param(["a=[backend=eager]", "b=[backend=torchair]"], marks=NEEDS_TORCH_NPU)])
+def test_the_cpu_and_the_standin_keep_the_rule(sides: list[str], tmp_path: Path) -> None:
+    """As a user compares them: each side has a process of its own."""
+    settings = [*checkpoint(tmp_path), *SERVING, f"prompt_token_ids={json.dumps(PROMPTS)}", "max_new_tokens=6"]
+    command = [sys.executable, str(ROOT / "runners/compare.py"), *sides, *settings, "ignore_eos=true"]
+    done = subprocess.run(
+        [*command, f"results_dir={tmp_path / 'results'}"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "compared:         12 next-token distributions behind 2 prompts" in done.stdout
+    assert "rule:             holds" in done.stdout
+    (summary,) = (tmp_path / "results").glob("comparison_*.json")
+    assert json.loads(summary.read_text())["kl_max"] > 0, "two ways to compute it, not one"
