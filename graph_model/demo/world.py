@@ -58,7 +58,7 @@ def calibration_texts(n: int = 64) -> list[str]:
 def demo_prompts() -> list[str]:
     """Prompts that show what the model does: beginnings of stories, and a question about a passage."""
     return [
-        "One day Clara took a red kite to the meadow.",
+        "One day Ben took a red kite to the meadow.",
         "One morning Oscar and Ivy walked to the forest. There they heard a small sound.",
         "Early in the morning Sam wanted to give Nora a gift.",
         "A busy day -- Ella went to the kitchen. She took the key. She likes red.\n"

@@ -136,7 +136,8 @@ def add_kernels(graph: GeGraph) -> None:
 
 
 def lose_kernels(graph: GeGraph) -> None:
-    graph.nodes = [node for node in graph.nodes if node.type not in ("MatMulV2", "Add", "SplitV", "Cast", "Mul", "Neg")]
+    lost = ("MatMulV2", "Add", "SplitV", "Cast", "Mul", "Neg", "GemmaRmsNorm", "RotaryMul", "GeGluV2")
+    graph.nodes = [node for node in graph.nodes if node.type not in lost]
 
 
 def gather_once_more(graph: GeGraph) -> None:

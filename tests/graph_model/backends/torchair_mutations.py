@@ -165,6 +165,7 @@ def subtract_norm_offset(graph: ModelGraph) -> None:
 def swap_scattered_caches(graph: ModelGraph) -> None:
     """Keys are written where values belong, and the other way round."""
     first, second = calls(graph, "npu::npu_scatter_nd_update_")[:2]
+    second.append(first)  # what it writes comes after the first
     first.args, second.args = (second.args[0], *first.args[1:]), (first.args[0], *second.args[1:])
 
 
