@@ -116,7 +116,7 @@ def _chat_story(rng: Random, story: Story) -> Document:
 
 
 def _story_pieces(story: Story, text: str, before: str = "") -> list[Piece]:
-    """The text, cut around persons but the first, and words drawn for the story that it, or `before`, has had already."""
+    """The text, cut around persons but the first, and words drawn for the story that came before, also in `before`."""
     known = set(re.findall(r"\w+", before))
     pieces: list[Piece] = []
     begin = 0
