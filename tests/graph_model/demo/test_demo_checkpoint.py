@@ -14,7 +14,13 @@ from tokenizers import Tokenizer
 from graph_model.config import read_config
 from graph_model.demo import CHECKPOINT_DIR
 from graph_model.demo.documents import chat_documents
-from graph_model.demo.evaluate import generate_greedily, load_model, measure_accuracy, measure_perplexity
+from graph_model.demo.evaluate import (
+    generate_greedily,
+    load_model,
+    measure_accuracy,
+    measure_coherence,
+    measure_perplexity,
+)
 from graph_model.demo.facts import KINDS
 from graph_model.demo.tokenizer import END_OF_TURN_ID, EOS_ID, load_tokenizer
 from graph_model.demo.world import demo_prompts, held_out_items, held_out_stories, training_stories
@@ -132,3 +138,9 @@ def test_chat_turns_are_answered_and_end(model: GemmaForCausalLM, tokenizer: Tok
         assert tokenizer.decode(generated).endswith(".")
         if "Question:" in document[0].text:
             assert tokenizer.decode(generated) == document[1].text
+
+
+def test_stories_are_told_to_their_end_with_the_words_they_began_with(
+    model: GemmaForCausalLM, tokenizer: Tokenizer
+) -> None:
+    assert measure_coherence(model, tokenizer, held_out_stories(40)) > 0.4
