@@ -84,7 +84,7 @@ def test_compare(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_benchmark(checkpoint: Path, tmp_path: Path) -> None:
     settings = [f"model.path={checkpoint}", "backend=eager", "lengths=[[4,2]]", "repeats=1", f"cache_dir={tmp_path}"]
-    assert "transformers, batch 1, 4 + 2:" in run(
+    assert "transformers (float32), batch 1, 4 + 2:" in run(
         tmp_path, str(RUNNERS / "benchmark.py"), "peers=[transformers]", *settings
     )
 
