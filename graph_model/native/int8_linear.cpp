@@ -5,19 +5,18 @@
 namespace {
 
 #if HAS_BYTE_PRODUCT
-// multiply() for q of int8: q + 128 is a byte from 0 on.
-template <class Finish>
-void multiply_int8(const int8_t* q, const int8_t* w, int64_t rows, int64_t n_size, int64_t k_size, Finish finish) {
+// result(m, n, sum_k q[m][k] * w[n][k]); q + 128 is a byte from 0 on.
+template <class Result>
+void multiply_int8(const int8_t* q, const int8_t* w, int64_t rows, int64_t n_size, int64_t k_size, Result result) {
   const int64_t stride = stride_of<ByteProduct>(k_size);
   uint8_t* x = arranged_rows<ByteProduct>(rows + 1, k_size);
   for (int64_t m = 0; m < rows; m++)
     for (int64_t k = 0; k < k_size; k++) x[m * stride + k] = uint8_t(q[m * k_size + k] + 128);
   std::fill_n(x + rows * stride, k_size, uint8_t(1));
-  multiply<ByteProduct>(x, w, rows + 1, n_size, k_size, [=](int64_t begin, int64_t end, int32_t* totals) {
+  multiply<ByteProduct>(x, w, rows + 1, n_size, k_size, [=](int64_t begin, int64_t end, const int32_t* totals) {
     const int32_t* weights = totals + rows * (end - begin);
     for (int64_t m = 0; m < rows; m++)
-      for (int64_t n = 0; n < end - begin; n++) totals[m * (end - begin) + n] -= 128 * weights[n];
-    finish(begin, end, totals);
+      for (int64_t n = begin; n < end; n++) result(m, n, *totals++ - 128 * weights[n - begin]);
   });
 }
 #else
@@ -45,9 +44,9 @@ struct Int8Product {
   }
 };
 
-template <class Finish>
-void multiply_int8(const int8_t* q, const int8_t* w, int64_t rows, int64_t n_size, int64_t k_size, Finish finish) {
-  multiply<Int8Product>(arrange<Int8Product>(q, rows, k_size), w, rows, n_size, k_size, finish);
+template <class Result>
+void multiply_int8(const int8_t* q, const int8_t* w, int64_t rows, int64_t n_size, int64_t k_size, Result result) {
+  multiply_each<Int8Product>(arrange<Int8Product>(q, rows, k_size), w, rows, n_size, k_size, result);
 }
 #endif
 
@@ -99,15 +98,11 @@ Tensor native_int8_linear(Tensor input, Tensor matrix, std::optional<Tensor> int
     using Number = decltype(number);
     auto* y_data = static_cast<Number*>(y.mutable_data_ptr());
     multiply_int8(static_cast<const int8_t*>(x.const_data_ptr()), static_cast<const int8_t*>(weight.const_data_ptr()),
-                  rows, n_size, k_size, [&](int64_t begin, int64_t end, const int32_t* totals) {
-                    for (int64_t m = 0; m < rows; m++)
-                      for (int64_t n = begin; n < end; n++) {
-                        const int32_t total = *totals++;
-                        float value = float(offset_data ? total + offset_data[n] : total) * scales[n];
-                        if (row_data) value *= row_data[m];
-                        if (!biases.empty()) value = rounded(value) + biases[n];
-                        y_data[m * n_size + n] = Number(value);
-                      }
+                  rows, n_size, k_size, [=, &biases](int64_t m, int64_t n, int32_t total) {
+                    float value = float(offset_data ? total + offset_data[n] : total) * scales[n];
+                    if (row_data) value *= row_data[m];
+                    if (!biases.empty()) value = rounded(value) + biases[n];
+                    y_data[m * n_size + n] = Number(value);
                   });
   });
   return y;
@@ -124,12 +119,8 @@ Tensor native_int_linear(Tensor input, Tensor matrix, std::optional<Tensor> bias
   Tensor y = new_result(x, weight, ScalarType::Int);
   auto* y_data = static_cast<int32_t*>(y.mutable_data_ptr());
   multiply_int8(static_cast<const int8_t*>(x.const_data_ptr()), static_cast<const int8_t*>(weight.const_data_ptr()),
-                rows, n_size, k_size, [&](int64_t begin, int64_t end, const int32_t* totals) {
-                  for (int64_t m = 0; m < rows; m++)
-                    for (int64_t n = begin; n < end; n++) {
-                      const int32_t total = *totals++;
-                      y_data[m * n_size + n] = offset_data ? total + offset_data[n] : total;
-                    }
+                rows, n_size, k_size, [=](int64_t m, int64_t n, int32_t total) {
+                  y_data[m * n_size + n] = offset_data ? total + offset_data[n] : total;
                 });
   return y;
 }

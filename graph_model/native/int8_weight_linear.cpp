@@ -56,16 +56,10 @@ void multiply_weights(const Number* x, const int8_t* w, int64_t rows, int64_t n_
                         });
 }
 #else
-// Elements of the weight are turned into float32 in registers.
-struct Int8WeightProduct {
+struct Int8WeightProduct : FloatProduct {
   using Element = int8_t;
-  using Value = float;
-  using Values = Floats;
-  using Total = float;
-  using Sums = Floats;
   typedef int8_t Raw __attribute__((vector_size(LANES)));
-  static constexpr int PARTS = 4, WIDTH = LANES, COLUMNS = LANES == 8 ? 3 : 4;
-  static Floats multiply_add(Floats sums, Floats x, Floats w) { return sums + x * w; }
+  static constexpr int PARTS = 4;
   static int source(int part, int lane) { return part * LANES + lane; }
   static Floats unpack(const Element* w, int part) {
     const Raw raw = load<Raw>(w + part * LANES);
@@ -82,11 +76,7 @@ struct Int8WeightProduct {
 // finish(m, n, sum_k x[m][k] * w[n][k]).
 template <class Number, class Finish>
 void multiply_weights(const Number* x, const int8_t* w, int64_t rows, int64_t n_size, int64_t k_size, Finish finish) {
-  multiply<Int8WeightProduct>(arrange<Int8WeightProduct>(x, rows, k_size), w, rows, n_size, k_size,
-                              [&](int64_t begin, int64_t end, const float* totals) {
-                                for (int64_t m = 0; m < rows; m++)
-                                  for (int64_t n = begin; n < end; n++) finish(m, n, *totals++);
-                              });
+  multiply_each<Int8WeightProduct>(arrange<Int8WeightProduct>(x, rows, k_size), w, rows, n_size, k_size, finish);
 }
 #endif
 

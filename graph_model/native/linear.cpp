@@ -4,16 +4,6 @@
 
 namespace {
 
-// Elements of the weight are turned into float32 in registers.
-struct FloatProduct {
-  using Value = float;
-  using Values = Floats;
-  using Total = float;
-  using Sums = Floats;
-  static constexpr int WIDTH = LANES, COLUMNS = LANES == 8 ? 3 : 4;
-  static Floats multiply_add(Floats sums, Floats x, Floats w) { return sums + x * w; }
-};
-
 #if defined(__AVX512BF16__)
 // The instruction multiplies pairs of neighbours and adds both products to a sum.
 struct BFloat16Product {
@@ -70,13 +60,11 @@ Tensor linear(const Tensor& input, const Tensor& matrix, const Tensor* bias) {
   Tensor y = new_result(x, weight, x.scalar_type());
   auto* y_data = static_cast<Number*>(y.mutable_data_ptr());
   const auto* bias_data = bias ? static_cast<const Number*>(bias->const_data_ptr()) : nullptr;
-  multiply<Product>(arrange<Product>(static_cast<const Number*>(x.const_data_ptr()), rows, k_size),
-                    static_cast<const typename Product::Element*>(weight.const_data_ptr()), rows, n_size, k_size,
-                    [=](int64_t begin, int64_t end, const float* totals) {
-                      for (int64_t m = 0; m < rows; m++)
-                        for (int64_t n = begin; n < end; n++)
-                          y_data[m * n_size + n] = Number(*totals++ + (bias_data ? float(bias_data[n]) : 0.f));
-                    });
+  multiply_each<Product>(arrange<Product>(static_cast<const Number*>(x.const_data_ptr()), rows, k_size),
+                         static_cast<const typename Product::Element*>(weight.const_data_ptr()), rows, n_size, k_size,
+                         [=](int64_t m, int64_t n, float total) {
+                           y_data[m * n_size + n] = Number(total + (bias_data ? float(bias_data[n]) : 0.f));
+                         });
   return y;
 }
 

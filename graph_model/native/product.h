@@ -288,6 +288,27 @@ void multiply(const typename Product::Value* x, const typename Product::Element*
   });
 }
 
+// multiply() with result(m, n, total) for each sum.
+template <class Product, class Result>
+void multiply_each(const typename Product::Value* x, const typename Product::Element* w, int64_t rows, int64_t n_size,
+                   int64_t k_size, Result result) {
+  using Total = typename Product::Total;
+  multiply<Product>(x, w, rows, n_size, k_size, [=](int64_t begin, int64_t end, const Total* totals) {
+    for (int64_t m = 0; m < rows; m++)
+      for (int64_t n = begin; n < end; n++) result(m, n, *totals++);
+  });
+}
+
+// Elements of the weight are turned into float32 in registers: the base of products that do.
+struct FloatProduct {
+  using Value = float;
+  using Values = Floats;
+  using Total = float;
+  using Sums = Floats;
+  static constexpr int WIDTH = LANES, COLUMNS = LANES == 8 ? 3 : 4;
+  static Floats multiply_add(Floats sums, Floats x, Floats w) { return sums + x * w; }
+};
+
 // An empty result for rows of x times the rows of `weight`.
 inline Tensor new_result(const Tensor& x, const Tensor& weight, ScalarType dtype) {
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
