@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
-from engine_fakes import assert_nothing_held, byte_level_tokenizer
+from arrivals import Request, serve
+from engine_fakes import byte_level_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.checkpoints import make_model
@@ -44,14 +44,6 @@ def engine() -> Engine:
     return Engine(model(), TOKENIZER, EOS, CONFIG.vocab_size)
 
 
-@dataclass
-class Request:
-    arrival: int
-    prompt: list[int]
-    sampling: SamplingParams
-    abort_after: int | None  # steps after its arrival
-
-
 @st.composite
 def requests(draw: st.DrawFn) -> Request:
     # Few beginnings, longer than a block, so that prompts share blocks.
@@ -72,9 +64,9 @@ def requests(draw: st.DrawFn) -> Request:
 @settings(max_examples=15, deadline=None)
 @given(st.lists(requests(), min_size=3, max_size=10))
 def test_each_request_gets_the_answer_it_gets_alone(batch: list[Request]) -> None:
-    together = serve(batch)
+    together = results(batch)
     for request, result in zip(batch, together, strict=True):
-        (alone,) = serve([replace(request, arrival=0, abort_after=None)])
+        (alone,) = results([replace(request, arrival=0, abort_after=None)])
         if result.finish_reason == "abort":
             assert request.abort_after is not None
             assert result.token_ids == alone.token_ids[: len(result.token_ids)]
@@ -85,28 +77,5 @@ def test_each_request_gets_the_answer_it_gets_alone(batch: list[Request]) -> Non
         assert result.finish_reason == alone.finish_reason
 
 
-def serve(batch: list[Request]) -> list[RequestResult]:
-    """The results of requests that arrive at their steps, and are aborted at theirs."""
-    serving = engine()
-    ids: dict[int, int] = {}  # request id -> place in the batch
-    aborts: list[tuple[int, int]] = []
-    results: dict[int, Any] = {}
-    todo = sorted(range(len(batch)), key=lambda place: batch[place].arrival)
-    step = 0
-    while todo or serving.has_unfinished():
-        while todo and batch[todo[0]].arrival <= step:
-            place = todo.pop(0)
-            request_id = serving.add_request(batch[place].prompt, batch[place].sampling)
-            ids[request_id] = place
-            if (after := batch[place].abort_after) is not None:
-                aborts.append((step + after, request_id))
-        for when, request_id in aborts:
-            if when == step:
-                serving.abort(request_id)
-        for event in serving.step():
-            if event.result is not None:
-                results[ids[event.request_id]] = event.result
-        step += 1
-        assert step < 3000, "the requests come to no end"
-    assert_nothing_held(serving)
-    return [results[place] for place in range(len(batch))]
+def results(batch: list[Request]) -> list[RequestResult]:
+    return [answer.result for answer in serve(engine(), batch, most_steps=3000)]

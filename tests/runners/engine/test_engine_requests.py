@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from arrivals import Request, serve
 from engine_fakes import FakeModel, assert_nothing_held, expected_tokens, small_buckets
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,14 +14,6 @@ from runners.engine import Engine, SamplingParams
 
 MAX_SEQ_LEN = 40
 EOS = (3, 5)
-
-
-@dataclass
-class Request:
-    arrival: int
-    prompt: list[int]
-    sampling: SamplingParams
-    abort_after: int | None  # steps after its arrival
 
 
 @st.composite
@@ -74,37 +66,13 @@ def serve_and_check(
     model = FakeModel(buckets, block_size, usable, MAX_SEQ_LEN)
     engine = Engine(model, eos_token_ids=EOS)
     model.blocks = engine.blocks
-    ids: dict[int, Request] = {}
-    results = {}
-    received: dict[int, list[int]] = {}
-    todo = sorted(batch, key=lambda request: request.arrival)
-    aborts: list[tuple[int, int]] = []
-    step = 0
-    while todo or engine.has_unfinished():
-        while todo and todo[0].arrival <= step:
-            request = todo.pop(0)
-            request_id = engine.add_request(request.prompt, request.sampling)
-            ids[request_id] = request
-            if request.abort_after is not None:
-                aborts.append((step + request.abort_after, request_id))
-        for when, request_id in aborts:
-            if when == step:
-                engine.abort(request_id)
-        for event in engine.step():
-            assert event.request_id not in results, "news of a request after its end"
-            if event.token_id is not None:
-                received.setdefault(event.request_id, []).append(event.token_id)
-            if event.result is not None:
-                results[event.request_id] = event.result
-        step += 1
-        assert step < 5000, "the requests come to no end"
-    assert_nothing_held(engine)
-    assert results.keys() == ids.keys()
-    assert results[min(ids)].num_preemptions == 0, "the oldest is never preempted"
-    for request_id, request in ids.items():
-        result = results[request_id]
+    answers = serve(engine, batch, most_steps=5000)
+    oldest = min(range(len(batch)), key=lambda place: batch[place].arrival)
+    assert answers[oldest].result.num_preemptions == 0, "the oldest is never preempted"
+    for request, answer in zip(batch, answers, strict=True):
+        result = answer.result
         expected = expected_tokens(request.prompt, request.sampling, MAX_SEQ_LEN, EOS)
-        assert result.token_ids == received.get(request_id, [])
+        assert result.token_ids == answer.told
         if result.finish_reason == "abort":
             assert request.abort_after is not None
             expected = expected[: len(result.token_ids)]
