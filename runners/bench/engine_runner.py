@@ -14,9 +14,9 @@ from runners.bench.runner import Facts
 from runners.bench.timing import Case, Timing, random_prompts
 from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
-from runners.load import cache_token_bytes
 from runners.memory import peak_memory
 from runners.settings import ModelSettings
+from runners.sizes import cache_token_bytes
 
 
 def start(settings: ModelSettings, cases: Sequence[Case]) -> EngineRunner:

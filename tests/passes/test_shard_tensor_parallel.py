@@ -29,7 +29,7 @@ from passes.manager import DEFAULT_PASSES, build_passes, run_passes
 from runners.engine.llm import LLM
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scoring import ScoreRequest
-from runners.load import num_parameters
+from runners.sizes import num_parameters
 
 SETTINGS: dict[str, dict[str, bool]] = {cls.name: {} for cls in DEFAULT_PASSES}
 BIASED = Case(replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2), torch.float32)  # two key heads

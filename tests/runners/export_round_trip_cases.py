@@ -20,7 +20,7 @@ from graph_model.ascend.exported_model import ExportedModel
 from graph_model.ascend.graph_file import read_graph_file
 from graph_model.ascend.listing import list_graph
 from graph_model.ascend.origins import Target, target_of
-from runners import load
+from runners import sizes
 from runners.engine.llm import LLM as EngineLLM
 from runners.engine.sampling_params import SamplingParams
 from runners.export import export
@@ -39,7 +39,7 @@ def round_trip(folder: Path, soc: str, dtype: torch.dtype, *settings: str) -> No
     shared += [setting for setting in settings if setting != "sample=true"]
     bundle, output = folder / "bundle", folder / "answers"
     with pytest.MonkeyPatch.context() as patch:  # the cache has the size that the chip has room for
-        patch.setattr(load, "free_memory", lambda device: 0)
+        patch.setattr(sizes, "free_memory", lambda device: 0)
         status, _, err = command(export, "export", *shared, f"export_dir={bundle}", f"sample={str(sample).lower()}")
     assert status == 0, err
     steps = read_bundle(bundle)

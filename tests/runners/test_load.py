@@ -25,7 +25,8 @@ from graph_model.quantisation import Quantisation, select_linears
 from graph_model.shard import Shard
 from passes.dump import dump
 from passes.manager import PASSES, build_passes, run_passes
-from runners.load import bucket_table, weight_bytes
+from runners.load import bucket_table
+from runners.sizes import weight_bytes
 
 LARGE = GemmaConfig(
     vocab_size=36000,

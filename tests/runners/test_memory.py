@@ -9,7 +9,7 @@ import torch
 
 from graph_model.ascend import standin
 from graph_model.shard import Shard
-from runners import load
+from runners import sizes
 from runners.memory import free_memory, peak_memory
 
 NPU = SimpleNamespace(type="npu")  # torch has no such device where torch_npu is not loaded
@@ -34,6 +34,6 @@ def test_ranks_share_the_hosts_memory_and_no_device(
     type_: str, on_standin: bool, divided: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(standin, "is_standin", lambda: on_standin)
-    monkeypatch.setattr(load, "free_memory", lambda device: 40 << 30)
+    monkeypatch.setattr(sizes, "free_memory", lambda device: 40 << 30)
     shard = Shard(1, 2)
-    assert load._memory_of_a_rank(SimpleNamespace(type=type_), shard) == (40 << 30) / divided  # type: ignore[arg-type]
+    assert sizes._memory_of_a_rank(SimpleNamespace(type=type_), shard) == (40 << 30) / divided  # type: ignore[arg-type]

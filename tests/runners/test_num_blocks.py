@@ -11,8 +11,9 @@ import pytest
 from graph_model.compile import num_scratch_blocks
 from graph_model.errors import UserError
 from runners.entry import compose
-from runners.load import bucket_table, cache_token_bytes, load_model, num_parameters
+from runners.load import bucket_table, load_model
 from runners.settings import resolve_settings
+from runners.sizes import cache_token_bytes, num_parameters
 
 BLOCK = 16
 ONE = 16  # blocks of a sequence of max_seq_len
@@ -30,7 +31,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
         settings = resolve_settings(compose("infer", [*BASE, f"cache_dir={cache}", *overrides]))
         block = cache_token_bytes(settings.config, ELEMENT) * BLOCK
         memory = num_parameters(settings.config) * ELEMENT + int(room * block)
-        monkeypatch.setattr("runners.load.free_memory", lambda device: memory)
+        monkeypatch.setattr("runners.sizes.free_memory", lambda device: memory)
         with ExitStack() as resources:
             model = load_model(settings, resources, device_memory=device_memory).model
             return model.num_blocks - model.num_scratch_blocks

@@ -18,7 +18,7 @@ from support.modelslim import quantised_tensors, write_checkpoint
 from graph_model.config import GemmaConfig
 from graph_model.quantisation import linear_paths
 from graph_model.shard import Shard
-from runners.load import num_parameters
+from runners.sizes import num_parameters
 
 # Columns of a rank are whole pages: 32 kB in a row of the down projection, 4 kB in one of the output projection.
 CONFIG = GemmaConfig(
