@@ -71,14 +71,14 @@ def _step(graph: ModelGraph, lowered: LoweredStep) -> BundleStep:
     ge_graph = lowered.graph
     written = writers(ge_graph)
     inputs = []
-    for data, position in zip(ge_graph.inputs(), lowered.input_order, strict=True):
-        node = placeholders[position]
+    for data, item in zip(ge_graph.inputs(), lowered.inputs, strict=True):
+        node = placeholders[item.placeholder]
         kind = node.meta["kind"]
         inputs.append(
             BundleInput(
                 kind=kind,
                 name=str(node.meta["expression"]) if kind == "weight" else node.name,
-                shape=lowered.views.get(position, views_shape(node)),
+                shape=views_shape(node) if item.shape is None else item.shape,
                 dtype=str(node.meta["val"].dtype).removeprefix("torch."),
                 by_reference=data.name in written,
             )

@@ -92,8 +92,7 @@ class CheckedStep:
         with torch.no_grad():
             outputs = self._outputs = self._run(*arguments)
             recorded = Recorder(self._graph, self.lowered.module)
-            tensors = self.lowered.as_read([*self._host_weights, *given, *inputs])
-            results = self._program.run([tensors[i] for i in self.lowered.input_order], recorded)
+            results = self._program.run(self.lowered.as_read([*self._host_weights, *given, *inputs]), recorded)
             found = [results[i] for i in self.lowered.output_order]
             nodes = Synchronised(self._graph, recorded, self._hold)
             by_node = nodes.run(*self._host_weights, *local, *inputs)

@@ -16,7 +16,7 @@ from graph_model.ascend import standin
 from graph_model.ascend.engine import compiler_config
 from graph_model.ascend.ge_graph import GeGraph, read_graph
 from graph_model.ascend.origins import Target, annotate, note_target
-from graph_model.ascend.stored_step import LoadedStep, StoredStep, compile_options, stored_step
+from graph_model.ascend.stored_step import LoadedStep, StepInput, StoredStep, as_read, compile_options
 from graph_model.graph import ModelGraph
 
 aten = torch.ops.aten
@@ -56,14 +56,20 @@ class LoweredStep:
         return bytes(self.concrete.graph.SerializeToString())
 
     @property
-    def input_order(self) -> tuple[int, ...]:
-        """The position of the placeholder that each input of the graph is, by the input's index."""
-        return tuple(info.func.fx_input_idx for info in self.concrete._input_info_list)
+    def inputs(self) -> tuple[StepInput, ...]:
+        """Where the graph's inputs come from, by the input's index."""
+        functions = [info.func for info in self.concrete._input_info_list]
+        unknown = [type(function).__name__ for function in functions if type(function).__name__ != "_TensorInput"]
+        assert not unknown, f"inputs that are not tensors as they are given: {unknown}"
+        positions = [function.fx_input_idx for function in functions]
+        return tuple(StepInput(position, self.views.get(position)) for position in positions)
 
     @property
     def output_order(self) -> tuple[int, ...]:
         """The position among the graph's outputs of each of the step's."""
-        return tuple(index for _, index in sorted(self.concrete._fx_outputs_mapping.items()))
+        outputs = self.concrete._fx_outputs_mapping
+        assert sorted(outputs) == list(range(len(self.concrete._fx_outputs))), "outputs that the graph does not compute"
+        return tuple(outputs[index] for index in sorted(outputs))
 
     @property
     def options(self) -> dict[str, str]:
@@ -72,18 +78,16 @@ class LoweredStep:
 
     def stored(self) -> StoredStep:
         """What running the step takes, as data."""
-        return stored_step(self.concrete, self.views)
+        assigned = tuple(self.concrete._graph_output_ref_input.items())
+        return StoredStep(self.serialized, self.options, self.inputs, self.output_order, assigned)
 
     def load(self) -> LoadedStep:
         """Hand the graph to the engine, which compiles it."""
         return self.stored().load()
 
     def as_read(self, arguments: Sequence[Tensor]) -> list[Tensor]:
-        """The arguments as the graph reads them: caches under the graph's shape, over the same memory."""
-        return [
-            argument.view(self.views[index]) if index in self.views else argument
-            for index, argument in enumerate(arguments)
-        ]
+        """The graph's inputs among the placeholders' tensors."""
+        return as_read(self.inputs, arguments)
 
 
 def lower(graph: ModelGraph) -> LoweredStep:
@@ -110,7 +114,7 @@ def lower(graph: ModelGraph) -> LoweredStep:
     with fake_mode:
         concrete, module = lower_module(copy.module, fakes, compiler_config(), {aten.rsub.Scalar: _subtract_from})
     lowered = LoweredStep(concrete, module, views, _target())
-    annotate(concrete.graph._proto, module, graph, lowered.input_order)
+    annotate(concrete.graph._proto, module, graph, [item.placeholder for item in lowered.inputs])
     note_target(concrete.graph._proto, lowered.target)
     return lowered
 

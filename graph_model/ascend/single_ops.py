@@ -53,8 +53,8 @@ def cut_out_ops(lowered: LoweredStep, arguments: Sequence[Tensor]) -> dict[str, 
     tensors = lowered.as_read([argument.detach() for argument in arguments])
     known: dict[tuple[str, int], Tensor] = {}
     written = writers(graph)
-    for node, position in zip(graph.inputs(), lowered.input_order, strict=True):
-        known[node.name, 0] = tensors[position].clone() if node.name in written else tensors[position]
+    for node, tensor in zip(graph.inputs(), tensors, strict=True):
+        known[node.name, 0] = tensor.clone() if node.name in written else tensor
     known.update({(node.name, 0): node.attrs["value"] for node in graph.nodes if node.type == "Const"})
     found: dict[str, SingleOp] = {}
 
@@ -65,7 +65,7 @@ def cut_out_ops(lowered: LoweredStep, arguments: Sequence[Tensor]) -> dict[str, 
             found.setdefault(single.key, single)
         known.update({(node.name, i): v.clone() if i in by_reference else v for i, v in enumerate(values)})
 
-    Program(graph).run([tensors[position] for position in lowered.input_order], observe)
+    Program(graph).run(tensors, observe)
     return found
 
 

@@ -83,31 +83,15 @@ class LoadedStep:
 
     def __call__(self, *arguments: Tensor) -> tuple[Tensor, ...]:
         if len(arguments) != len(self._seen) or any(a is not b for a, b in zip(arguments, self._seen, strict=True)):
-            self._seen, self._tensors = arguments, self._as_read(arguments)
+            self._seen, self._tensors = arguments, as_read(self._step.inputs, arguments)
         results = self._graph.run(self._tensors, self._assigned)
         return tuple(results[index] for index in self._step.outputs)
 
-    def _as_read(self, arguments: Sequence[Tensor]) -> list[Tensor]:
-        """The graph's inputs: caches under the graph's shape, over the same memory."""
-        read = ((arguments[item.placeholder], item.shape) for item in self._step.inputs)
-        return [tensor if shape is None else tensor.view(shape) for tensor, shape in read]
 
-
-def stored_step(concrete: Any, views: dict[int, tuple[int, ...]]) -> StoredStep:
-    """The step that torchair's object `concrete` runs. views: as in LoweredStep."""
-    functions = [info.func for info in concrete._input_info_list]
-    unknown = [type(function).__name__ for function in functions if type(function).__name__ != "_TensorInput"]
-    assert not unknown, f"inputs that are not tensors as they are given: {unknown}"
-    outputs = concrete._fx_outputs_mapping
-    assert sorted(outputs) == list(range(len(concrete._fx_outputs))), "outputs that the graph does not compute"
-    positions = [function.fx_input_idx for function in functions]
-    return StoredStep(
-        bytes(concrete.graph.SerializeToString()),
-        compile_options(concrete),
-        tuple(StepInput(position, views.get(position)) for position in positions),
-        tuple(outputs[index] for index in sorted(outputs)),
-        tuple(concrete._graph_output_ref_input.items()),
-    )
+def as_read(inputs: Sequence[StepInput], arguments: Sequence[Tensor]) -> list[Tensor]:
+    """A graph's inputs among a step's arguments: caches under the graph's shape, over the same memory."""
+    read = ((arguments[item.placeholder], item.shape) for item in inputs)
+    return [tensor if shape is None else tensor.view(shape) for tensor, shape in read]
 
 
 def compile_options(concrete: Any) -> dict[str, str]:

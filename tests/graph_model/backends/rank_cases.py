@@ -87,8 +87,7 @@ def run_program(rank: Lowered, step: steps.StepCase, inputs: dict[str, Tensor], 
     """Logits of the rows that are no padding, by the interpreter."""
     arguments = [*steps.weights_of(rank.graph, step), *(cache.clone() for cache in caches)]
     arguments += [inputs[node.name] for node in rank.graph.placeholders("input")]
-    tensors = rank.step.as_read(arguments)
-    outputs = Program(rank.ge).run([tensors[position] for position in rank.step.input_order])
+    outputs = Program(rank.ge).run(rank.step.as_read(arguments))
     return outputs[rank.step.output_order[0]][:2]
 
 
