@@ -6,15 +6,13 @@ import csv
 import json
 from pathlib import Path
 
-from standin_commands import TINY, checkpoint, command
+from standin_commands import SERVING, TINY, checkpoint, command
 from support.standin_cases import A2, Cases
 from support.tokenizers import make_tokenizer
 
 from runners.evaluate import evaluate
 
 CASES = Cases()
-PROMPTS = [[5, 6, 7], list(range(3, 80))]
-SERVING = ("max_prefill_tokens=64", "max_prefill_batch_size=1", "max_batch_size=1", "max_seq_len=128")
 
 
 @CASES.add(A2)

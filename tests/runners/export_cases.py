@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standin_commands import checkpoint, command
+from standin_commands import PROMPTS, SERVING, checkpoint, command
 from support.standin_cases import A2, ROOT, Cases
 
 import graph_model  # noqa: F401  (before torch)
@@ -25,8 +25,6 @@ from runners.export import export
 from runners.infer import infer
 
 CASES = Cases()
-PROMPTS = [[5, 6, 7], list(range(3, 80))]
-SERVING = ("max_prefill_tokens=64", "max_prefill_batch_size=1", "max_batch_size=1", "max_seq_len=128")
 
 
 LOAD = """

@@ -19,6 +19,8 @@ from support.checkpoints import make_checkpoint
 from runners.entry import main as run_command
 
 TINY = replace(steps.BASE, num_hidden_layers=1)
+PROMPTS = [[5, 6, 7], list(range(3, 80))]
+SERVING = ("max_prefill_tokens=64", "max_prefill_batch_size=1", "max_batch_size=1", "max_seq_len=128")
 
 
 def command(run: Callable[[Any], None], name: str, *arguments: str) -> tuple[int, str, str]:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import ascend_command_cases
 import pytest
-from accuracy_cases import PROMPTS, SERVING
 from ascend_command_cases import CASES
-from standin_commands import checkpoint
+from standin_commands import PROMPTS, SERVING, checkpoint
 from support.standin_cases import A2, NEEDS_TORCH_NPU, ROOT, run_cases
 
 SCRIPT = Path(ascend_command_cases.__file__)
