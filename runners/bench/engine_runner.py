@@ -28,10 +28,15 @@ def start(settings: ModelSettings, cases: Sequence[Case]) -> EngineRunner:
         if place is not None:
             resources.enter_context(join(settings, place))
         llm = resources.enter_context(LLM(settings))
-        for case in cases:
-            prompts = random_prompts(case, settings.config.vocab_size, seed=0)
-            llm.warm_up(prompts, SamplingParams(max_new_tokens=case.answer), once=True)
+        warm_up(llm, cases)
         return EngineRunner(llm, resources.pop_all())
+
+
+def warm_up(llm: LLM, cases: Sequence[Case]) -> None:
+    """Load the weights and compile every step that the cases need, which find nothing in the cache."""
+    for case in cases:
+        prompts = random_prompts(case, llm.settings.config.vocab_size, seed=0)
+        llm.warm_up(prompts, SamplingParams(max_new_tokens=case.answer), once=True)
 
 
 class EngineRunner:

@@ -8,6 +8,7 @@ from statistics import median
 
 import numpy as np
 
+from runners.bench.engine_runner import warm_up
 from runners.bench.request import Request
 from runners.bench.timed_backend import timed_recipe
 from runners.bench.timing import Case, random_prompts
@@ -53,12 +54,10 @@ def measure_host(request: Request) -> list[HostTime]:
     with LLM(settings) as llm:
         model = llm.loaded.model
         model.recipe, backend = timed_recipe(model.recipe)
+        warm_up(llm, request.cases)
         found = []
         for number, case in enumerate(request.cases):
             seed = number * (request.repeats + 1)
-            llm.warm_up(
-                random_prompts(case, settings.config.vocab_size, seed), SamplingParams(max_new_tokens=case.answer)
-            )
             result = HostTime(case, [], [])
             for repeat in range(request.repeats + 1):
                 if repeat == 1:

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from runners.bench.engine_runner import warm_up
 from runners.bench.request import Request
 from runners.bench.timed_backend import timed_recipe
-from runners.bench.timing import Case, random_prompts
+from runners.bench.timing import Case
 from runners.bench.worker import in_new_process
-from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
 from runners.settings import ModelSettings
 
@@ -77,9 +77,7 @@ def measure_start(kind: str, settings: ModelSettings, cases: Sequence[Case], sta
     with LLM(settings) as llm:
         model = llm.loaded.model
         model.recipe, backend = timed_recipe(model.recipe)
-        for case in cases:
-            prompts = random_prompts(case, settings.config.vocab_size, seed=0)
-            llm.warm_up(prompts, SamplingParams(max_new_tokens=case.answer), once=True)
+        warm_up(llm, cases)
         return StartUp(
             kind=kind,
             steps=model.report.compiled + model.report.from_cache,
