@@ -12,6 +12,8 @@ from graph_model.compile import CompiledModel
 from graph_model.quantisation import HEAD, Quantisation
 from runners.bench.runner import Facts
 from runners.bench.timing import Case, Timing, random_prompts
+from runners.engine.engine import Engine
+from runners.engine.null_model import NullModel
 from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
 from runners.memory import peak_memory
@@ -33,10 +35,24 @@ def start(settings: ModelSettings, cases: Sequence[Case]) -> EngineRunner:
 
 
 def warm_up(llm: LLM, cases: Sequence[Case]) -> None:
-    """Load the weights and compile every step that the cases need, which find nothing in the cache."""
+    """Load the weights and compile the steps that the cases need, those only.
+
+    A case is the same steps each time, so an engine without a model rehearses them; each case twice, because the second
+    finds blocks that the first has left in the cache.
+    """
+    rehearsed = NullModel.like(llm.loaded.model)
+    engine = Engine(rehearsed)
     for case in cases:
-        prompts = random_prompts(case, llm.settings.config.vocab_size, seed=0)
-        llm.warm_up(prompts, SamplingParams(max_new_tokens=case.answer), once=True)
+        for seed in range(2):
+            for prompt in random_prompts(case, llm.settings.config.vocab_size, seed):
+                engine.add_request(prompt, _sampling(case.answer))
+            while engine.has_unfinished():
+                engine.step()
+    llm.loaded.model.warm_up(rehearsed.used)
+
+
+def _sampling(answer: int) -> SamplingParams:
+    return SamplingParams(max_new_tokens=answer, ignore_eos=True)
 
 
 class EngineRunner:
@@ -61,7 +77,7 @@ class EngineRunner:
 
     def run(self, prompts: list[list[int]], answer: int) -> Timing:
         engine, statistics = self.llm.engine, self.llm.engine.statistics
-        sampling = SamplingParams(max_new_tokens=answer, ignore_eos=True)
+        sampling = _sampling(answer)
         preemptions, prefill_s = statistics.preemptions, statistics.prefill_s
         start = last = time.perf_counter()
         answers: dict[int, list[int]] = {engine.add_request(prompt, sampling): [] for prompt in prompts}

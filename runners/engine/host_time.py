@@ -15,8 +15,9 @@ from collections.abc import Iterator
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs, powers_of_two
+from graph_model.bucket import BucketTable, powers_of_two
 from runners.engine.engine import Engine
+from runners.engine.null_model import NullModel
 from runners.engine.sampling_params import SamplingParams
 
 _BLOCK_SIZE = 64
@@ -24,32 +25,18 @@ _MAX_SEQ_LEN = 8192
 _STEPS = 256
 
 
-class NullModel:
-    """A StepModel whose steps take no time; every token is the same letter."""
-
-    def __init__(self, batch: int) -> None:
-        self.buckets = BucketTable(
-            batch_sizes=powers_of_two(1, batch),
-            prefill_batch_sizes=powers_of_two(1, min(batch, 8)),
-            chunk_lengths=powers_of_two(16, 512),
-            table_widths=powers_of_two(4, _MAX_SEQ_LEN // _BLOCK_SIZE),
-            max_step_tokens=1024,
-        )
-        self.block_size = _BLOCK_SIZE
-        self.num_scratch_blocks = -(-self.buckets.num_scratch_slots // _BLOCK_SIZE)
-        self.num_blocks = self.num_scratch_blocks + batch * _MAX_SEQ_LEN // _BLOCK_SIZE
-        self.max_seq_len = _MAX_SEQ_LEN
-        self._inputs: dict[Bucket, StepInputs] = {}
-        self._outputs: dict[Bucket, StepOutput] = {}
-
-    def inputs(self, bucket: Bucket) -> StepInputs:
-        if bucket not in self._inputs:
-            self._inputs[bucket] = make_inputs(bucket)
-            self._outputs[bucket] = StepOutput(np.full(bucket.batch, 65, np.int64))
-        return self._inputs[bucket]
-
-    def run(self, bucket: Bucket) -> StepOutput:
-        return self._outputs[bucket]
+def null_model(batch: int) -> NullModel:
+    """With room for `batch` sequences of full length."""
+    buckets = BucketTable(
+        batch_sizes=powers_of_two(1, batch),
+        prefill_batch_sizes=powers_of_two(1, min(batch, 8)),
+        chunk_lengths=powers_of_two(16, 512),
+        table_widths=powers_of_two(4, _MAX_SEQ_LEN // _BLOCK_SIZE),
+        max_step_tokens=1024,
+    )
+    scratch = -(-buckets.num_scratch_slots // _BLOCK_SIZE)
+    blocks = scratch + batch * _MAX_SEQ_LEN // _BLOCK_SIZE
+    return NullModel(buckets, _BLOCK_SIZE, scratch, blocks, _MAX_SEQ_LEN)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -64,7 +51,7 @@ def decode_steps(
     batch: int, context: int, sampling: SamplingParams, with_text: bool = True
 ) -> Iterator[tuple[float, float]]:
     """(wall, CPU) seconds of each decode step of a full batch that begins at `context` tokens."""
-    engine = Engine(NullModel(batch), byte_tokenizer() if with_text else None)
+    engine = Engine(null_model(batch), byte_tokenizer() if with_text else None)
     rng = np.random.default_rng(0)
     for _ in range(batch):
         engine.add_request(rng.integers(0, 255, context).tolist(), sampling)

@@ -11,7 +11,7 @@ from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 
 from runners.bench.bandwidth import ReadProbe, spread
-from runners.bench.engine_runner import EngineRunner
+from runners.bench.engine_runner import EngineRunner, warm_up
 from runners.bench.results import AVERAGES, RATE, STEP_RATE, Row, cells_of
 from runners.bench.runner import Facts
 from runners.bench.timing import Case, Timing, equal_share, random_prompts, summarise
@@ -78,7 +78,7 @@ def test_each_runner_is_held_against_the_bytes_that_it_reads_itself() -> None:
     assert ours.share_of_bound == pytest.approx(4.0024 / 8)
     assert int8.achieved == pytest.approx(2.0024e9)
     cells = int8.cells()
-    assert cells["Step reads(MB)"] == "2.0"
+    assert cells["Step reads(MB)"] == "2.002"
     assert cells["Peak / weights"] == "2.00"
     assert float(cells["Share of bound"]) == pytest.approx(0.25, abs=0.001)
 
@@ -119,6 +119,30 @@ def test_only_steps_that_serve_the_whole_batch_count_and_each_request_has_its_ow
         short = EngineRunner(llm).run(random_prompts(Case(4, 60, 2), CONFIG.vocab_size, 1), 2)
         assert short.step_s == []
         assert summarise(Case(4, 60, 2), [short]).note == "the batch was never full"
+
+
+@pytest.mark.parametrize("num_blocks", ["null", "32"], ids=["room for all", "preemptions"])
+def test_warm_up_compiles_the_steps_of_the_cases_and_no_others(
+    num_blocks: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Prompts longer than a step, of which several are in the batch while others wait."""
+    settings = [f"model.path={checkpoint}", "backend=eager", f"cache_dir={tmp_path}", "block_size=16"]
+    cases = [Case(4, 100, 40), Case(1, 20, 40)]
+    with LLM(
+        [*settings, "max_seq_len=160", "max_prefill_tokens=64", "max_batch_size=4", f"num_blocks={num_blocks}"]
+    ) as llm:
+        warm_up(llm, cases)
+        model, runner = llm.loaded.model, EngineRunner(llm)
+        compiled, ran = model.report.compiled, set()
+        run = model.run
+        model.run = lambda bucket: ran.add(bucket) or run(bucket)  # type: ignore[method-assign, func-returns-value]
+        preemptions = 0
+        for repeat in range(3):
+            for case in cases:
+                found = runner.run(random_prompts(case, CONFIG.vocab_size, 10 + repeat), case.answer)
+                preemptions += found.preemptions
+        assert model.report.compiled == compiled == len(ran)
+        assert (preemptions > 0) == (num_blocks == "32")
 
 
 def test_a_step_reads_each_parameter_once_and_the_context_of_each_request(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -45,6 +45,14 @@ SIZES = {
 }
 
 
+@dataclass
+class Excuses:
+    """How many tokens in 16 bit were held to the token rule, and how many of them needed the excuse of rounding."""
+
+    tokens: int = 0
+    excused: int = 0
+
+
 @dataclass(frozen=True)
 class Setup:
     """A model, its dtype, and sizes."""
@@ -80,13 +88,14 @@ class Setup:
     def prompts(self, lengths: Iterable[int]) -> list[list[int]]:
         return [random_ids(length, length) for length in lengths]
 
-    def check(self, prompts: list[list[int]], results: list[RequestResult], length: int) -> None:
-        """The token rule; the excuse of rounding, which only 16 bit has, for at most 1 % of the tokens."""
-        excused = 0
+    def check(self, prompts: list[list[int]], results: list[RequestResult], length: int, excuses: Excuses) -> None:
+        """The token rule."""
         for prompt, result in zip(prompts, results, strict=True):
             assert len(result.token_ids) == length
-            excused += check_greedy(self.reference, prompt, result.token_ids)
-        assert excused <= max(1, 0.01 * length * len(prompts))
+            excused = check_greedy(self.reference, prompt, result.token_ids)
+            if self.dtype != torch.float32:
+                excuses.tokens += length
+                excuses.excused += excused
 
 
 SETUPS = [Setup("grouped_kv_heads", torch.float32, SIZES[16]), Setup("one_kv_head", torch.bfloat16, SIZES[128])]
@@ -97,6 +106,14 @@ MORE = [
     for sizes in SIZES.values()
 ]
 SLOW = [pytest.param(setup, marks=pytest.mark.slow) for setup in MORE if setup not in SETUPS]
+
+
+@pytest.fixture(scope="module")
+def excuses() -> Iterator[Excuses]:
+    """At the end, at most 1 % of all tokens may have needed the excuse."""
+    found = Excuses()
+    yield found
+    assert found.excused <= 0.01 * found.tokens, found
 
 
 @pytest.fixture(scope="module", params=[*SETUPS, *SLOW], ids=str)
@@ -111,21 +128,21 @@ def random_ids(count: int, seed: int) -> list[int]:
     return torch.randint(3, CONFIG.vocab_size, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def test_mixed_lengths_in_chunks_that_end_inside_blocks(setup: Setup) -> None:
+def test_mixed_lengths_in_chunks_that_end_inside_blocks(setup: Setup, excuses: Excuses) -> None:
     prompts = setup.prompts(setup.sizes.mixed)
     results = setup.llm(num_blocks=48).generate(prompts, SamplingParams(max_new_tokens=20, ignore_eos=True))
-    setup.check(prompts, results, 20)
+    setup.check(prompts, results, 20, excuses)
 
 
-def test_forced_preemption(setup: Setup) -> None:
+def test_forced_preemption(setup: Setup, excuses: Excuses) -> None:
     prompts = setup.prompts(setup.sizes.preempting)
     llm = setup.llm(num_blocks=setup.sizes.few_blocks)
     results = llm.generate(prompts, SamplingParams(max_new_tokens=40, ignore_eos=True))
     assert llm.engine.statistics.preemptions > 0
-    setup.check(prompts, results, 40)
+    setup.check(prompts, results, 40, excuses)
 
 
-def test_prefix_hits(setup: Setup) -> None:
+def test_prefix_hits(setup: Setup, excuses: Excuses) -> None:
     sizes = setup.sizes
     prefix, shared = random_ids(sizes.prefix, 1), sizes.shared_blocks * sizes.block_size
     prompts = [prefix + random_ids(length, length) for length in (1, 5, 8, 9, 30)]
@@ -134,7 +151,7 @@ def test_prefix_hits(setup: Setup) -> None:
     settings = SamplingParams(max_new_tokens=12, ignore_eos=True)
     results = llm.generate(prompts[:1], settings) + llm.generate(prompts[1:], settings)
     assert llm.engine.statistics.cached_prompt_tokens >= shared * 5
-    setup.check(prompts, results, 12)
+    setup.check(prompts, results, 12, excuses)
 
 
 @pytest.fixture(scope="module")
