@@ -37,6 +37,7 @@ class StepCase:
     norm: str = "exact"
     scheme: str | None = None  # w8a8 is read from a quantised checkpoint, others are made when weights are loaded
     kv8: bool = False
+    seed: int = 0  # of the random weights
     sampled: bool = False  # the graph returns drawn tokens with log-probabilities, else logits
 
     @property
@@ -181,13 +182,15 @@ def _relative(expected: Tensor, found: Tensor) -> float:
 def weights_of(graph: ModelGraph, case: StepCase) -> list[Tensor]:
     """Random weights, evaluated by the graph's plan."""
     plan = graph.weight_plan
-    tensors = evaluate(plan.values(), _reader(case.config, case.dtype, case.quantisation), torch.device("cpu"))
+    tensors = evaluate(
+        plan.values(), _reader(case.config, case.dtype, case.quantisation, case.seed), torch.device("cpu")
+    )
     return [tensors[expression] for expression in plan.values()]
 
 
 @cache
-def _reader(config: GemmaConfig, dtype: torch.dtype, quantisation: Quantisation | None = None) -> Read:
-    weights: dict[str, Tensor] = dict(make_model(config, dtype=dtype).named_parameters())
+def _reader(config: GemmaConfig, dtype: torch.dtype, quantisation: Quantisation | None, seed: int) -> Read:
+    weights: dict[str, Tensor] = dict(make_model(config, seed, dtype).named_parameters())
     if quantisation is not None and quantisation.stored:
         weights = quantised_tensors(weights, quantisation.linears, quantisation.scheme, dtype).tensors
 

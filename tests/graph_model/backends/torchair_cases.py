@@ -13,6 +13,7 @@ import full_size_cases
 import graph_fault_cases
 import level_2_cases
 import listing_cases
+import norm_error_cases
 import rank_cases
 import token_cases
 from support.standin_cases import A2, DUO, Case, Cases
@@ -23,6 +24,7 @@ PARTS = (
     demo_cases,
     full_size_cases,
     listing_cases,
+    norm_error_cases,
     rank_cases,
     budget_cases,
     cache_cases,
