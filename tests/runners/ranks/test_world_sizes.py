@@ -67,6 +67,24 @@ def test_tokens_are_those_of_world_size_1(found: dict[str, Any], model: str, wor
     if found["backend"] == "inductor":
         assert several == {"answers": one["answers"], "next": one["next"]}
         return
+    excused_tokens(one, several, how)
+
+
+def test_few_tokens_need_an_excuse(found: dict[str, Any]) -> None:
+    """At most 1 % of all, the rule's share."""
+    excused = {
+        (model, world_size, how): excused_tokens(found[model]["1"][how], found[model][world_size][how], how)
+        for model in MODELS
+        for world_size in ("2", "4")
+        for how in world_sizes.HOW
+    }
+    tokens = len(excused) * len(world_sizes.PROMPTS) * world_sizes.NEW_TOKENS
+    print(f"{found['backend']}: {sum(excused.values())} of {tokens} tokens excused: {excused}")
+    assert sum(excused.values()) <= 0.01 * tokens
+
+
+def excused_tokens(one: dict[str, Any], several: dict[str, Any], how: str) -> int:
+    """How many of the tokens on several ranks differ from one rank's and are excused; any other that differs raises."""
     excused = 0
     for row, (expected, tokens) in enumerate(zip(one["next"], several["next"], strict=True)):
         assert len(tokens) == world_sizes.NEW_TOKENS
@@ -76,8 +94,7 @@ def test_tokens_are_those_of_world_size_1(found: dict[str, Any], model: str, wor
                 logprobs = np.array(one["logprobs"][row][step])
                 assert is_excused(logprobs, how, row, position, expected[step], tokens[step]), (row, step)
                 excused += 1
-    print(f"{model}, {world_size} ranks, {how}: {excused} excused")
-    assert excused <= 1  # of 32: the rule's 1 %, and no less than one
+    return excused
 
 
 def is_excused(logprobs: np.ndarray, how: str, seed: int, position: int, expected: int, token: int) -> bool:
