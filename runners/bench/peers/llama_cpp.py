@@ -15,7 +15,6 @@ from runners.bench.timing import Timing
 from runners.memory import peak_memory
 
 _PROMPT_TOKENS = 512  # computed at once, llama.cpp's own default
-_CACHE_BYTES = 2  # of a number in its cache, float16
 
 
 def convert(job: PeerJob) -> None:
@@ -44,6 +43,8 @@ class LlamaCppRunner:
         context.n_seq_max = job.max_batch_size
         context.n_ctx = job.max_batch_size * job.max_seq_len
         context.kv_unified = False
+        cache = "float32" if job.dtype == "float32" else "float16"  # the latter is its default
+        context.type_k = context.type_v = llama_cpp.GGML_TYPE_F32 if cache == "float32" else llama_cpp.GGML_TYPE_F16
         context.n_batch = max(_PROMPT_TOKENS, job.max_batch_size)
         context.n_ubatch = context.n_batch
         context.n_threads = context.n_threads_batch = job.threads
@@ -58,8 +59,8 @@ class LlamaCppRunner:
             precision="Q8_0" if job.int8 else job.dtype,
             weight_bytes=size,
             step_bytes=size,
-            token_bytes=2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * _CACHE_BYTES,
-            details=f"llama-cpp-python {llama_cpp.__version__}, cache float16",
+            token_bytes=2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * getattr(torch, cache).itemsize,
+            details=f"llama-cpp-python {llama_cpp.__version__}, cache {cache}",
         )
 
     def run(self, prompts: list[list[int]], answer: int) -> Timing:
