@@ -167,14 +167,15 @@ def _row_blocks(name: str, count: int, read: Read) -> Iterator[tuple[slice, Tens
 
 def channel_scale(weight: Tensor) -> Tensor:
     """max|w| / 127 of each row of a matrix, in float32; 1 for a row of zeros."""
-    largest = weight.float().abs().amax(1)
+    low, high = weight.aminmax(dim=1)
+    largest = torch.maximum(high, -low).float()
     return torch.where(largest > 0, largest / 127.0, 1.0)
 
 
 def quantise_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """int8 [out, in] and float32 scales [out] of a matrix."""
     scale = channel_scale(weight)
-    return (weight.float() / scale[:, None]).round().clamp(-127, 127).to(torch.int8), scale
+    return (weight.float() / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
 def decode_scale(stored: Tensor) -> Tensor:

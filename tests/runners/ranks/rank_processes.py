@@ -38,7 +38,7 @@ def start(command: list[str], own_group: bool = False) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        process_group=0 if own_group else None,
+        preexec_fn=os.setpgrp if own_group else None,
     )
 
 
