@@ -15,7 +15,7 @@ from graph_model.checkpoint import open_checkpoint, save_checkpoint
 from graph_model.checkpoint.expected import EMBEDDING
 from graph_model.checkpoint.quantised import DESCRIPTION_NAMES, FLOAT
 from graph_model.checkpoint.reader import Checkpoint
-from graph_model.checkpoint.writer import check_target
+from graph_model.checkpoint.writer import MAX_SHARD_BYTES, check_target
 from graph_model.config import GemmaConfig, read_config
 from graph_model.errors import UserError
 from graph_model.quantisation import HEAD, Quantisation, group_of
@@ -58,10 +58,12 @@ def quantise_checkpoint(
     *,
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> list[LinearReport]:
     """Write the quantised checkpoint of `source` to `target`, which appears whole or not at all.
 
     sequences: token ids that w8a8 is calibrated on; other schemes need none. progress is told of each finished layer.
+    A layer in float32, what is made of it, and a shard of `max_shard_bytes` are in memory at a time.
     Raises UserError: a target that exists, a source that is quantised, weights that are not finite, no space.
     """
     check_target(target, overwrite=overwrite)
@@ -82,7 +84,15 @@ def quantise_checkpoint(
         extra[REPORT_NAME] = lambda _: html_page(f"{source.name} in {scheme}", quantiser.reports).encode()
         stem = f"quant_model_weight_{scheme}" if options.dialect == "atb" else "quant_model_weights"
         config_json = {**raw, "quantize": scheme}
-        save_checkpoint(target, quantiser.tensors(), config_json, extra, overwrite=overwrite, stem=stem)
+        save_checkpoint(
+            target,
+            quantiser.tensors(),
+            config_json,
+            extra,
+            overwrite=overwrite,
+            stem=stem,
+            max_shard_bytes=max_shard_bytes,
+        )
     return quantiser.reports
 
 

@@ -65,7 +65,7 @@ def quality(x: Tensor, weight: Tensor, exact: Tensor, dtype: torch.dtype, method
     """SQNR in dB of the product of x and weight when both are quantised."""
     rounded = activation_scale(x, method, dtype).rounded(x)
     q, scale = quantise_weight(weight)
-    return sqnr(exact, rounded @ (q.float() * scale[:, None]).t())
+    return sqnr(exact, rounded @ q.float().mul_(scale[:, None]).t())
 
 
 def norm_limit(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -259,11 +259,12 @@ def status(field):
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
-source, target = map(Path, sys.argv[1:])
+source, target = map(Path, sys.argv[1:3])
 linears = select_linears(read_config(source), ["down_proj", "lm_head"])
 baseline = status("VmRSS")
 sequences = [[(7 * i + j) % 31000 + 3 for j in range(96)] for i in range(64)]
-quantise_checkpoint(source, target, QuantiserOptions(Quantisation("w8a8", linears, stored=True)), sequences)
+options = QuantiserOptions(Quantisation("w8a8", linears, stored=True))
+quantise_checkpoint(source, target, options, sequences, max_shard_bytes=int(sys.argv[3]))
 print(status("VmHWM") - baseline)
 """
 
@@ -273,8 +274,10 @@ print(status("VmHWM") - baseline)
 def test_quantising_peaks_little_above_one_copy_of_the_checkpoint(tmp_path: Path) -> None:
     source = tmp_path / "source"
     size = write_random_checkpoint(source, LARGE)
-    arguments = [sys.executable, "-c", QUANTISE, source, tmp_path / "target"]
+    # Gemma-7B has 17 GB, and shards at most 4. Its layers are a smaller part of it than those of this model.
+    arguments = [sys.executable, "-c", QUANTISE, source, tmp_path / "target", str(size * 4 // 17)]
     result = subprocess.run(arguments, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert size > 1.5e9
-    assert int(result.stdout) < 1.2 * size + 150e6
+    print(f"{int(result.stdout) / size:.3f} of the checkpoint's size at the peak")
+    assert int(result.stdout) < 1.2 * size

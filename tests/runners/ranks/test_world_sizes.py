@@ -7,16 +7,13 @@ prefixes of world size 1 and differences that rounding explains are counted.
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import rank_processes as ranks
 import torch
 import world_sizes
 from support.checkpoints import make_checkpoint
@@ -27,6 +24,8 @@ from runners.engine.uniforms import CHUNK, uniform_chunk
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 DTYPES = {"inductor": torch.float32, "torchair": torch.float16}
+PROMPTS = [[5, 7, 11], [9, *range(3, 14)], [6, 7, *range(40, 70)], [8, 7]]
+NEW_TOKENS = 8
 KV_HEADS = (1, 2, 4)
 MODELS = ("demo", *(f"{heads}_kv_heads" for heads in KV_HEADS))
 NEEDS_TORCH_NPU = pytest.param(
@@ -50,13 +49,10 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         name = f"{heads}_kv_heads"
         make_checkpoint(directory / name, replace(config, dtype=str(dtype).removeprefix("torch.")), dtype=dtype)
         checkpoints[name] = directory / name
-    common = f"dtype={str(dtype).removeprefix('torch.')};cache_dir={directory / 'cache'}"
-    models = [f"{name}=model.path={path};{common}" for name, path in checkpoints.items()]
-    out = directory / "found.json"
-    process = ranks.start([str(Path(world_sizes.__file__)), backend, str(out), "1,2,4", *models])
-    printed, errors = process.communicate(timeout=5400)
-    assert process.returncode == 0, printed + errors
-    return {"backend": backend, **json.loads(out.read_text())}
+    common = [f"backend={backend}", f"dtype={str(dtype).removeprefix('torch.')}", f"cache_dir={directory / 'cache'}"]
+    models = {name: [f"model.path={path}", *common] for name, path in checkpoints.items()}
+    request = world_sizes.Request(models, [1, 2, 4], PROMPTS, NEW_TOKENS, list(world_sizes.HOW))
+    return {"backend": backend, **world_sizes.tokens_of(request, directory)}
 
 
 @pytest.mark.parametrize("how", world_sizes.HOW)
@@ -78,7 +74,7 @@ def test_few_tokens_need_an_excuse(found: dict[str, Any]) -> None:
         for world_size in ("2", "4")
         for how in world_sizes.HOW
     }
-    tokens = len(excused) * len(world_sizes.PROMPTS) * world_sizes.NEW_TOKENS
+    tokens = len(excused) * len(PROMPTS) * NEW_TOKENS
     print(f"{found['backend']}: {sum(excused.values())} of {tokens} tokens excused: {excused}")
     assert sum(excused.values()) <= 0.01 * tokens
 
@@ -87,10 +83,10 @@ def excused_tokens(one: dict[str, Any], several: dict[str, Any], how: str) -> in
     """How many of the tokens on several ranks differ from one rank's and are excused; any other that differs raises."""
     excused = 0
     for row, (expected, tokens) in enumerate(zip(one["next"], several["next"], strict=True)):
-        assert len(tokens) == world_sizes.NEW_TOKENS
-        for step in range(world_sizes.NEW_TOKENS):
+        assert len(tokens) == NEW_TOKENS
+        for step in range(NEW_TOKENS):
             if tokens[step] != expected[step]:
-                position = len(world_sizes.PROMPTS[row]) + step
+                position = len(PROMPTS[row]) + step
                 logprobs = np.array(one["logprobs"][row][step])
                 assert is_excused(logprobs, how, row, position, expected[step], tokens[step]), (row, step)
                 excused += 1
