@@ -71,7 +71,7 @@ def verify_holds_every_op_of_the_a2_to_its_formula(folder: Path) -> None:
 @CASES.add(A2, slow=True)
 def verify_holds_an_int8_cache_and_fused_norms_to_their_formulas(folder: Path) -> None:
     types = verified(A2, folder, "quant=kv8", "norm=fused", "block_size=128")
-    assert {"AddRmsNorm", "DynamicQuant", "FusedInferAttentionScore"} <= types
+    assert {"AddRmsNorm", "DynamicQuantUpdateScatter", "FusedInferAttentionScore"} <= types, types
 
 
 @CASES.add(DUO, slow=True)
