@@ -39,6 +39,7 @@ def test_evaluate(tmp_path: Path) -> None:
 
 
 def test_compare(tmp_path: Path) -> None:
-    printed = run("compare.py", "b=[world_size=2]", "max_new_tokens=16", f"cache_dir={tmp_path}")
+    settings = ["max_new_tokens=16", f"cache_dir={tmp_path}", f"results_dir={tmp_path / 'results'}"]
+    printed = run("compare.py", "b=[world_size=2]", *settings)
     assert "token agreement:  100.00% on the same prefixes, 4 answers alike" in printed
     assert "rule:             holds" in printed
