@@ -70,7 +70,7 @@ print(baseline, status("VmHWM"), model.weight_bytes, model.report.compiled)
     ("backend", "dtype", "config"),
     [
         ("eager", "bfloat16", LARGE),
-        ("eager", "float16", LARGE),
+        pytest.param("eager", "float16", LARGE, marks=pytest.mark.slow),
         # So large that a second copy of the weights would not fit in what is allowed.
         pytest.param("inductor", "bfloat16", LARGER, marks=pytest.mark.slow),
     ],

@@ -18,7 +18,7 @@ from graph_model.demo.quantisation import (
 )
 from graph_model.demo.world import held_out_items, held_out_stories
 
-ITEMS, STORIES = 128, 16
+ITEMS, STORIES = 64, 12
 
 
 @pytest.fixture(scope="module")
