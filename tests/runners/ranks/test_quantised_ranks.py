@@ -1,4 +1,4 @@
-"""Quantised models on two ranks: at least 99 % of the tokens of one, each side behind one rank's answers."""
+"""Quantised models on two ranks: at least 99 % of the tokens of one (98 % with an int8 cache), teacher-forced."""
 
 from __future__ import annotations
 
@@ -41,11 +41,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "overrides",
     [
         ["backend=eager", "dtype=bfloat16"],
+        ["backend=inductor", "dtype=float16"],
         ["backend=inductor", "dtype=float16", "quant.kv8=true"],
         pytest.param(["backend=torchair", "dtype=float16", "quant.kv8=true"], marks=NEEDS_TORCH_NPU),
         pytest.param(["backend=torchair", "dtype=bfloat16"], marks=NEEDS_TORCH_NPU),
     ],
-    ids=["eager", "inductor-kv8", "standin-kv8", "standin"],
+    ids=["eager", "inductor", "inductor-kv8", "standin-kv8", "standin"],
 )
 def test_tokens_of_two_ranks_are_those_of_one(checkpoint: Path, tmp_path: Path, overrides: list[str]) -> None:
     tokenizer = load_tokenizer(CHECKPOINT_DIR)
@@ -56,4 +57,5 @@ def test_tokens_of_two_ranks_are_those_of_one(checkpoint: Path, tmp_path: Path, 
     one, two = (found[world_size]["greedy"]["next"] for world_size in ("1", "2"))
     equal = [a == b for row in zip(one, two, strict=True) for a, b in zip(*row, strict=True)]
     print(f"{overrides}: {sum(equal)} of {len(equal)} tokens are equal")
-    assert sum(equal) >= 0.99 * len(equal)
+    # What is rounded to the cache's int8 depends on the last bit of 16; projections alone read the same integers.
+    assert sum(equal) >= (0.98 if "quant.kv8=true" in overrides else 0.99) * len(equal)
