@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
@@ -32,6 +33,15 @@ def start(settings: ModelSettings, cases: Sequence[Case]) -> EngineRunner:
         llm = resources.enter_context(LLM(settings))
         warm_up(llm, cases)
         return EngineRunner(llm, resources.pop_all())
+
+
+def with_room_for(settings: ModelSettings, tokens: int) -> ModelSettings:
+    """The settings with a cache for sequences of `tokens`, prompt and answer together.
+
+    A block more per sequence than it needs: the scheduler keeps some free before it admits a further prompt.
+    """
+    limit = settings.config.max_position_embeddings
+    return replace(settings, max_seq_len=min(tokens + settings.block_size, limit))
 
 
 def warm_up(llm: LLM, cases: Sequence[Case]) -> None:

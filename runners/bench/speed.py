@@ -161,8 +161,7 @@ class SpeedTest:
             int8=request.model.quantisation is not None and request.model.quantisation.scheme is not None,
             directory=folder / "weights",
             converted=folder / name,
-            max_batch_size=max(case.batch for case in request.cases),
-            max_seq_len=max(case.prompt + case.answer for case in request.cases),
+            cases=tuple(request.cases),
             threads=self.threads,
             device=self.device,
         )

@@ -11,6 +11,7 @@ from typing import Any
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from runners.bench.runner import Runner
+from runners.bench.timing import Case
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,17 @@ class PeerJob:
     int8: bool
     directory: Path
     converted: Path
-    max_batch_size: int
-    max_seq_len: int
+    cases: tuple[Case, ...]
     threads: int
     device: str = "cpu"
+
+    @property
+    def max_batch_size(self) -> int:
+        return max(case.batch for case in self.cases)
+
+    @property
+    def max_seq_len(self) -> int:
+        return max(case.prompt + case.answer for case in self.cases)
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Peer:
 
 
 PEERS = {
+    "floating_point": Peer("floating_point", {}, converts=False),
     "transformers": Peer("transformers_eager", {"transformers": "transformers"}, converts=False),
     "transformers_compiled": Peer("transformers_compiled", {"transformers": "transformers"}, converts=False),
     "llama_cpp": Peer("llama_cpp", {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}),

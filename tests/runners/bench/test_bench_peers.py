@@ -29,7 +29,7 @@ CONFIG = replace(TINY_CONFIGS["grouped_kv_heads"], hidden_size=64, intermediate_
 
 
 def job(tmp_path: Path, name: str, config: GemmaConfig, int8: bool = False) -> PeerJob:
-    return PeerJob(config, "float32", int8, tmp_path / "weights", tmp_path / name, CASE.batch, 28, threads=1)
+    return PeerJob(config, "float32", int8, tmp_path / "weights", tmp_path / name, (CASE,), threads=1)
 
 
 def started(name: str, job: PeerJob) -> peers.Runner:
@@ -51,7 +51,7 @@ def assert_likeliest(config: GemmaConfig, prompt: list[int], answer: list[int], 
 @pytest.mark.parametrize(
     "config", [CONFIG, replace(TINY_CONFIGS["wide_heads"], hidden_size=64)], ids=["grouped", "wide"]
 )
-@pytest.mark.parametrize("name", ["transformers", "llama_cpp", "openvino", "ctranslate2"])
+@pytest.mark.parametrize("name", ["floating_point", "transformers", "llama_cpp", "openvino", "ctranslate2"])
 def test_tokens_of_peers_are_ours(name: str, config: GemmaConfig, tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "original", config)
     settings = [f"model.path={tmp_path / 'original'}", "backend=eager", f"cache_dir={tmp_path / 'cache'}"]
