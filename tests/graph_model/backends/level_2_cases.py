@@ -28,7 +28,9 @@ from passes.contract import PassError
 CASES = Cases()
 CATCHERS = ("attributes", "copies", "interpreter", "numbers", "kernels")
 HALF, BRAIN = torch.float16, torch.bfloat16
-INT8_TOLERANCE = 0.1  # one unit of an int8 activation moves logits of a small random model by more than rounding does
+# One unit of an int8 activation moves logits of a small random model by more than rounding does; a fused norm in
+# bfloat16 rounds 1 + w to as few bits as an int8 has, and so moves many by one.
+INT8_TOLERANCE = {HALF: 0.1, BRAIN: 0.15}
 PHASES = ("prefill", "extend", "decode")
 DECOMPOSED = replace(steps.BASE, num_attention_heads=8, num_key_value_heads=1, head_dim=256)
 GROUPED = replace(steps.BASE, num_attention_heads=4, num_key_value_heads=2, head_dim=256)
@@ -45,7 +47,7 @@ def level_2(soc: str, step: steps.StepCase) -> None:
     expected = steps.run_on_cpu(canonical, step, inputs, caches)
     on_cpu = steps.run_on_cpu(selected, step, inputs, caches)
     lowered = steps.run_lowered(lower(selected), selected, step, inputs, caches)
-    bound = TOLERANCE[step.dtype] if step.scheme in (None, "w8a16") and not step.kv8 else INT8_TOLERANCE
+    bound = TOLERANCE[step.dtype] if step.scheme in (None, "w8a16") and not step.kv8 else INT8_TOLERANCE[step.dtype]
     errors = [steps.difference(a, b) for a, b in ((expected, on_cpu), (on_cpu, lowered), (expected, lowered))]
     assert max(errors) <= bound, f"{step}: {errors}, allowed {bound}"
 
@@ -152,7 +154,7 @@ def caught(soc: str, step: steps.StepCase, mutate: Mutation) -> str:
         found = steps.run_lowered(lowered, graph, step, inputs, caches)
     except GeGraphError:
         return "interpreter"
-    bound = TOLERANCE[step.dtype] if not step.kv8 else INT8_TOLERANCE
+    bound = TOLERANCE[step.dtype] if not step.kv8 else INT8_TOLERANCE[step.dtype]
     if steps.difference(reference, found) > bound:
         return "numbers"
     return "kernels" if counts.compute > budget(soc, step) else ""
