@@ -1,4 +1,4 @@
-"""Quantised models on two ranks: at least 99 % of the tokens of one (98 % with an int8 cache), teacher-forced."""
+"""Quantised models on two ranks: at least 99 % of the tokens of one (98 % on Inductor in 16 bit), teacher-forced."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "overrides",
     [
         ["backend=eager", "dtype=bfloat16"],
-        ["backend=inductor", "dtype=float16"],
+        ["backend=inductor", "dtype=float32"],
         ["backend=inductor", "dtype=float16", "quant.kv8=true"],
         pytest.param(["backend=torchair", "dtype=float16", "quant.kv8=true"], marks=NEEDS_TORCH_NPU),
         pytest.param(["backend=torchair", "dtype=bfloat16"], marks=NEEDS_TORCH_NPU),
@@ -57,5 +57,6 @@ def test_tokens_of_two_ranks_are_those_of_one(checkpoint: Path, tmp_path: Path, 
     one, two = (found[world_size]["greedy"]["next"] for world_size in ("1", "2"))
     equal = [a == b for row in zip(one, two, strict=True) for a, b in zip(*row, strict=True)]
     print(f"{overrides}: {sum(equal)} of {len(equal)} tokens are equal")
-    # What is rounded to the cache's int8 depends on the last bit of 16; projections alone read the same integers.
-    assert sum(equal) >= (0.98 if "quant.kv8=true" in overrides else 0.99) * len(equal)
+    # Inductor rounds to 16 bit where a kernel ends, which ranks' exchanges move: integers then differ now and then.
+    fused_in_16_bit = overrides[:2] == ["backend=inductor", "dtype=float16"]
+    assert sum(equal) >= (0.98 if fused_in_16_bit else 0.99) * len(equal)
