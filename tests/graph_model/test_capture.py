@@ -104,7 +104,7 @@ def test_the_graph_computes_the_logits_of_transformers(name: str) -> None:
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-# Both phases of a full-size model: 465 and 715 captured calls; what the passes leave; peak memory of the process.
+# Both phases of a full-size model: 465 and 715 captured calls; what the passes leave; peak memory beyond imports.
 FULL_SIZE = """
 import json, resource, sys
 import torch
@@ -115,7 +115,12 @@ from graph_model.config import GEMMA_2B, GEMMA_7B
 from graph_model.graph import Pages
 from passes.manager import DEFAULT_PASSES, run_passes
 
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 torch.set_num_threads(1)
+imported = peak_mb()
 config = {"2b": GEMMA_2B, "7b": GEMMA_7B}[sys.argv[1]]
 found = {}
 for bucket in (Bucket("prefill", 1, 512, 0), Bucket("decode", 16, 1, 128, "sample", 5)):
@@ -130,7 +135,7 @@ for bucket in (Bucket("prefill", 1, 512, 0), Bucket("decode", 16, 1, 128, "sampl
         "weight_bytes": sum(torch.Size(e.shape).numel() * e.dtype.itemsize for e in set(plan.values())),
         "cache_bytes": sum(n.meta["val"].nbytes for n in graph.placeholders("cache")),
     }
-found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+found["peak_mb"] = peak_mb() - imported
 print(json.dumps(found))
 """
 
@@ -142,12 +147,12 @@ print(json.dumps(found))
 def test_full_size_models_are_captured_and_rewritten_without_weights(
     size: str, layers: int, kv_heads: int, gigabytes: tuple[float, float]
 ) -> None:
-    """5 GB and 17 GB of weights, 2 to 50 GB of caches, in a process that stays under 1 GB."""
+    """5 GB and 17 GB of weights, 2 to 50 GB of caches, in a process that takes less than 700 MB for it."""
     run = subprocess.run([sys.executable, "-c", FULL_SIZE, size], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
 
-    assert found["peak_mb"] < 1000
+    assert found["peak_mb"] < 700
     for phase in ("prefill", "decode"):
         graph = found[phase]
         assert graph["linear"] == 4 * layers + 1
