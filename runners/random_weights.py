@@ -26,6 +26,7 @@ def random_weights(config: GemmaConfig, quantisation: Quantisation | None = None
     stored = quantisation.linears if quantisation is not None and quantisation.stored else ()
     shapes = expected_tensors(config)
     pattern = torch.randn(_PATTERN_SIZE, generator=torch.Generator().manual_seed(0))
+    integers = (pattern * _INT8_STD).clamp_(-127, 127).to(torch.int8)
 
     def read(name: str, part: Part | None = None) -> Tensor:
         path, _, kind = name.rpartition(".")
@@ -33,13 +34,13 @@ def random_weights(config: GemmaConfig, quantisation: Quantisation | None = None
             shape = shapes.get(f"{path}.weight", shapes[EMBEDDING])  # a tied head's is the embedding's
             if kind != "weight":
                 return _part(_static_part(kind, shape), part)
-            return values(name, shape, part).mul_(_INT8_STD).clamp_(-127, 127).to(torch.int8)
+            return values(integers, name, shape, part)
         shape = shapes[name]
         if len(shape) == 1:
             return _part(torch.zeros(shape), part)
-        return values(name, shape, part).mul_(shape[1] ** -0.5)
+        return values(pattern, name, shape, part).mul_(shape[1] ** -0.5)
 
-    def values(name: str, shape: tuple[int, ...], part: Part | None) -> Tensor:
+    def values(pattern: Tensor, name: str, shape: tuple[int, ...], part: Part | None) -> Tensor:
         first, last = part[1:] if part is not None and part[0] == 0 else (0, shape[0])
         offset = (zlib.crc32(name.encode()) + first * shape[1]) % _PATTERN_SIZE
         size = (last - first) * shape[1]
