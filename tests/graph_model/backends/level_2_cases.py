@@ -177,4 +177,6 @@ def check_mutations(soc: str) -> None:
 
 
 for _soc in (A2, DUO):
-    CASES[f"every_mutation_is_noticed_on_{_soc}"] = Case(_soc, lambda folder, soc=_soc: check_mutations(soc))
+    CASES[f"every_mutation_is_noticed_on_{_soc}"] = Case(
+        _soc, lambda folder, soc=_soc: check_mutations(soc), slow=_soc == DUO
+    )
