@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 
 import torch
 
@@ -35,15 +34,6 @@ def start(settings: ModelSettings, cases: Sequence[Case]) -> EngineRunner:
         return EngineRunner(llm, resources.pop_all())
 
 
-def with_room_for(settings: ModelSettings, tokens: int) -> ModelSettings:
-    """The settings with a cache for sequences of `tokens`, prompt and answer together.
-
-    A block more per sequence than it needs: the scheduler keeps some free before it admits a further prompt.
-    """
-    limit = settings.config.max_position_embeddings
-    return replace(settings, max_seq_len=min(tokens + settings.block_size, limit))
-
-
 def warm_up(llm: LLM, cases: Sequence[Case]) -> None:
     """Load the weights and compile the steps that the cases need, those only.
 
@@ -55,13 +45,14 @@ def warm_up(llm: LLM, cases: Sequence[Case]) -> None:
     for case in cases:
         for seed in range(2):
             for prompt in random_prompts(case, llm.settings.config.vocab_size, seed):
-                engine.add_request(prompt, _sampling(case.answer))
+                engine.add_request(prompt, exactly(case.answer))
             while engine.has_unfinished():
                 engine.step()
     llm.loaded.model.warm_up(rehearsed.used)
 
 
-def _sampling(answer: int) -> SamplingParams:
+def exactly(answer: int) -> SamplingParams:
+    """Greedy answers of `answer` tokens, whatever they are."""
     return SamplingParams(max_new_tokens=answer, ignore_eos=True)
 
 
@@ -87,7 +78,7 @@ class EngineRunner:
 
     def run(self, prompts: list[list[int]], answer: int) -> Timing:
         engine, statistics = self.llm.engine, self.llm.engine.statistics
-        sampling = _sampling(answer)
+        sampling = exactly(answer)
         preemptions, prefill_s = statistics.preemptions, statistics.prefill_s
         start = last = time.perf_counter()
         answers: dict[int, list[int]] = {engine.add_request(prompt, sampling): [] for prompt in prompts}

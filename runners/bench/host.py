@@ -8,11 +8,10 @@ from statistics import median
 
 import numpy as np
 
-from runners.bench.engine_runner import warm_up
+from runners.bench.engine_runner import exactly, warm_up
 from runners.bench.request import Request
 from runners.bench.timed_backend import timed_recipe
 from runners.bench.timing import Case, random_prompts
-from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
 
 
@@ -69,7 +68,7 @@ def measure_host(request: Request) -> list[HostTime]:
 
 def _run(llm: LLM, runs: list[float], prompts: list[list[int]], result: HostTime) -> None:
     engine, statistics = llm.engine, llm.engine.statistics
-    sampling = SamplingParams(max_new_tokens=result.case.answer, ignore_eos=True)
+    sampling = exactly(result.case.answer)
     for prompt in prompts:
         engine.add_request(prompt, sampling)
     while engine.has_unfinished():

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from graph_model.errors import UserError
-from runners.bench.engine_runner import with_room_for
 from runners.bench.peers import check_names
 from runners.bench.timing import Case
 from runners.settings import ModelSettings, resolve_settings, writable_directory
@@ -77,7 +76,9 @@ def _model(settings: Any, largest_batch: int) -> tuple[ModelSettings, list[tuple
     if settings.max_seq_len is not None:
         return model, _lengths(settings.lengths, model.max_seq_len)
     lengths = _lengths(settings.lengths, model.config.max_position_embeddings)
-    return with_room_for(model, max(sum(pair) for pair in lengths)), lengths
+    # A block more per sequence than it needs: the scheduler keeps some free before it admits a further prompt.
+    longest = max(sum(pair) for pair in lengths) + model.block_size
+    return replace(model, max_seq_len=min(longest, model.config.max_position_embeddings)), lengths
 
 
 def _lengths(value: Any, limit: int) -> list[tuple[int, int]]:

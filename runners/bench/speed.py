@@ -156,9 +156,7 @@ class SpeedTest:
     def _job(self, name: str, folder: Path) -> peers.PeerJob:
         request = self.request
         return peers.PeerJob(
-            config=request.model.config,
-            dtype=request.model.dtype,
-            int8=request.model.quantisation is not None and request.model.quantisation.scheme is not None,
+            model=request.model,
             directory=folder / "weights",
             converted=folder / name,
             cases=tuple(request.cases),

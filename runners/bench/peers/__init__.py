@@ -12,25 +12,37 @@ from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from runners.bench.runner import Runner
 from runners.bench.timing import Case
+from runners.settings import ModelSettings
 
 
 @dataclass(frozen=True)
 class PeerJob:
     """What a peer is made from.
 
-    directory: floating-point weights of `dtype`, as Hugging Face stores them. converted: a path of the peer's own,
-    where `convert` of its module leaves what `start` reads. int8: our side has int8 weights, so that a peer that can
-    has them too. max_batch_size, max_seq_len: of all cases. threads: to compute with. device: cpu or cuda.
+    model: our side's settings. directory: floating-point weights of its dtype, as Hugging Face stores them. converted:
+    a path of the peer's own, where `convert` of its module leaves what `start` reads. cases: what it will run. threads:
+    to compute with. device: cpu or cuda.
     """
 
-    config: GemmaConfig
-    dtype: str
-    int8: bool
+    model: ModelSettings
     directory: Path
     converted: Path
     cases: tuple[Case, ...]
     threads: int
     device: str = "cpu"
+
+    @property
+    def config(self) -> GemmaConfig:
+        return self.model.config
+
+    @property
+    def dtype(self) -> str:
+        return self.model.dtype
+
+    @property
+    def int8(self) -> bool:
+        """Whether our side has int8 weights, so that a peer that can has them too."""
+        return self.model.quantisation is not None and self.model.quantisation.scheme is not None
 
     @property
     def max_batch_size(self) -> int:

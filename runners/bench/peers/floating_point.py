@@ -1,15 +1,16 @@
-"""Our own engine on the floating-point weights: what quantising them gains."""
+"""Our own engine, on one rank, with the same settings but for the quantisation: what that gains."""
 
 from __future__ import annotations
 
-from runners.bench import engine_runner
-from runners.bench.engine_runner import EngineRunner, with_room_for
+from dataclasses import replace
+
+from runners.bench.engine_runner import EngineRunner, warm_up
 from runners.bench.peers import PeerJob
-from runners.entry import compose
-from runners.settings import resolve_settings
+from runners.llm import LLM
 
 
 def start(job: PeerJob) -> EngineRunner:
-    overrides = [f"model.path={job.directory}", f"dtype={job.dtype}", f"max_batch_size={job.max_batch_size}"]
-    settings = resolve_settings(compose("infer", overrides))
-    return engine_runner.start(with_room_for(settings, job.max_seq_len), job.cases)
+    floats = replace(job.model, checkpoint_dir=job.directory, random_weights=False, quantisation=None)
+    llm = LLM(replace(floats, world_size=1, dump_dir=None))
+    warm_up(llm, job.cases)
+    return EngineRunner(llm)

@@ -28,8 +28,10 @@ CASE = Case(batch=3, prompt=20, answer=8)
 CONFIG = replace(TINY_CONFIGS["grouped_kv_heads"], hidden_size=64, intermediate_size=128)
 
 
-def job(tmp_path: Path, name: str, config: GemmaConfig, int8: bool = False) -> PeerJob:
-    return PeerJob(config, "float32", int8, tmp_path / "weights", tmp_path / name, (CASE,), threads=1)
+def job(tmp_path: Path, name: str, *overrides: str) -> PeerJob:
+    weights, cache = tmp_path / "weights", tmp_path / "cache"
+    settings = compose("infer", [f"model.path={weights}", "backend=eager", f"cache_dir={cache}", *overrides])
+    return PeerJob(resolve_settings(settings), weights, tmp_path / name, (CASE,), threads=1)
 
 
 def started(name: str, job: PeerJob) -> peers.Runner:
@@ -56,7 +58,7 @@ def test_tokens_of_peers_are_ours(name: str, config: GemmaConfig, tmp_path: Path
     make_checkpoint(tmp_path / "original", config)
     settings = [f"model.path={tmp_path / 'original'}", "backend=eager", f"cache_dir={tmp_path / 'cache'}"]
     write_weights(resolve_settings(compose("infer", settings)), tmp_path / "weights")
-    runner = started(name, job(tmp_path, name, config))
+    runner = started(name, job(tmp_path, name))
     prompts = random_prompts(CASE, config.vocab_size, 0)
     timing = runner.run(prompts, CASE.answer)
     with LLM(settings) as llm:
@@ -77,9 +79,9 @@ def test_int8_peers_hold_int8_weights_and_their_first_tokens_are_mostly_ours(
     name: str, bytes_per_weight: float, tmp_path: Path
 ) -> None:
     make_checkpoint(tmp_path / "weights", CONFIG)
-    runner = started(name, job(tmp_path, name, CONFIG, int8=True))
+    runner = started(name, job(tmp_path, name, "quant=w8a16"))
     prompts = random_prompts(CASE, CONFIG.vocab_size, 0)
-    float_runner = started("transformers", job(tmp_path, "transformers", CONFIG))
+    float_runner = started("transformers", job(tmp_path, "transformers"))
     expected = [answer[:1] for answer in float_runner.run(prompts, 2).answers]
     found = [answer[:1] for answer in runner.run(prompts, 2).answers]
     assert sum(a == b for a, b in zip(expected, found, strict=True)) >= 2
