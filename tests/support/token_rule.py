@@ -22,9 +22,12 @@ class Excuses:
     tokens: int = 0
     excused: int = 0
 
-    def count(self, tokens: int, excused: int) -> None:
-        self.tokens += tokens
-        self.excused += excused
+    def hold(self, model: Any, prompt: list[int], answer: list[int]) -> None:
+        """Hold a greedy answer to the token rule (`check_greedy`), and count its tokens if the model has 16 bit."""
+        excused = check_greedy(model, prompt, answer)
+        if model.dtype != torch.float32:
+            self.tokens += len(answer)
+            self.excused += excused
 
     def check(self) -> None:
         """At most 1 % of all may have needed it."""

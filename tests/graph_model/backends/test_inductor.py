@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,13 +92,6 @@ def test_tokens_equal_transformers_over_many_lengths_and_nothing_compiles_after_
         assert [r.token_ids for r in poisoned] == [r.token_ids[:8] for r in results[3:6]]
 
 
-@pytest.fixture(scope="module")
-def excuses() -> Iterator[Excuses]:
-    found = Excuses()
-    yield found
-    found.check()
-
-
 @ROUNDS_ONCE
 @pytest.mark.parametrize(
     ("name", "dtype"),
@@ -122,11 +114,9 @@ def test_tokens_follow_the_token_rule_in_every_dtype(
     model = build(InductorBackend(CPU, kernel_dir), reference, tmp_path, config, dtype)
     sampling = SamplingParams(max_new_tokens=64, ignore_eos=True)
     results = LLM(model, vocab_size=config.vocab_size).generate(prompts(), sampling)
-    excused = sum(check_greedy(reference, result.prompt_token_ids, result.token_ids) for result in results)
-    total = sum(len(result.token_ids) for result in results)
-    assert total > 400
-    if dtype != torch.float32:
-        excuses.count(total, excused)
+    assert sum(len(result.token_ids) for result in results) > 400
+    for result in results:
+        excuses.hold(reference, result.prompt_token_ids, result.token_ids)
     assert model.report.compiled == len(WARM), "a step was compiled after warm-up"
 
 
