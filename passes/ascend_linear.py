@@ -1,4 +1,4 @@
-"""Select the linear layers' kernel on Ascend chips."""
+"""Select the linear layers' kernels on Ascend chips."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from graph_model import ops
+from graph_model.ascend.soc import Soc
 from graph_model.graph import ModelGraph
+from passes.contract import operand, sole_user
 from passes.linear_kernel import LinearKernel
 
 aten = torch.ops.aten
@@ -16,17 +19,62 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class AscendLinear(LinearKernel):
-    """A matrix product that reads its weight as it is stored, [out, in]: nothing is transposed at run time.
+    """Matrix products that read their weight as it is stored, [out, in]: nothing is transposed at run time.
 
-    Original: aten.linear(x, w, bias). After: reshape(ascend.linear(reshape(x, [rows, in]), w, bias)).
+    ::
+
+        aten.linear(x, w, bias)     ->  reshape(ascend.linear(reshape(x, [rows, in]), w, bias))
+        gemma.float32_linear(x, w)  ->  reshape(ascend.gemm(reshape(x, [rows, in]), w, zeros)), which must add something
+        all_reduce(float32_linear(x, w)).to(dtype), where the chip has no such product
+                                    ->  all_reduce(reshape(ascend.linear(...)))
     """
 
+    soc: Soc
+
     name: ClassVar[str] = "ascend_linear"
-    introduces: ClassVar[tuple[str, ...]] = ("ascend.linear",)
+    introduces: ClassVar[tuple[str, ...]] = ("ascend.linear", "ascend.gemm", "aten.full")
+    linears: ClassVar[tuple[object, ...]] = (aten.linear.default, ops.float32_linear)
+    removes: ClassVar[tuple[object, ...]] = linears
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        if candidate.target == aten.linear.default:
+            super().rewrite(graph, candidate)
+        elif self.soc.float32_products:
+            _share_in_float32(graph, candidate)
+        else:
+            rounded = sole_user(sole_user(candidate, ops.all_reduce), aten.to.dtype)
+            share = self.kernel(graph, candidate, operand(candidate, 0), candidate.args[1], None)
+            rounded.replace_all_uses_with(graph.insert(ops.all_reduce, share, at=rounded))
 
     def kernel(self, graph: ModelGraph, at: fx.Node, x: fx.Node, weight: object, bias: object) -> fx.Node:
-        shape = list(at.meta["val"].shape)
-        if len(shape) != 2:
-            x = graph.insert(aten.reshape.default, x, [-1, x.meta["val"].shape[-1]], at=at)
-        result = graph.insert(torch.ops.ascend.linear.default, x, weight, bias, at=at)
-        return result if len(shape) == 2 else graph.insert(aten.reshape.default, result, shape, at=at)
+        result = graph.insert(torch.ops.ascend.linear.default, _rows(graph, at, x), weight, bias, at=at)
+        return _reshaped(graph, at, result)
+
+
+def _share_in_float32(graph: ModelGraph, linear: fx.Node) -> None:
+    x, weight = operand(linear, 0), operand(linear, 1)
+    rows = _rows(graph, linear, x)
+    zeros = _zeros(graph, [rows.meta["val"].shape[0], weight.meta["val"].shape[0]])
+    result = graph.insert(torch.ops.ascend.gemm.default, rows, weight, zeros, at=linear)
+    linear.replace_all_uses_with(_reshaped(graph, linear, result))
+
+
+def _rows(graph: ModelGraph, at: fx.Node, x: fx.Node) -> fx.Node:
+    shape = x.meta["val"].shape
+    return x if len(shape) == 2 else graph.insert(aten.reshape.default, x, [-1, shape[-1]], at=at)
+
+
+def _reshaped(graph: ModelGraph, linear: fx.Node, result: fx.Node) -> fx.Node:
+    shape = list(linear.meta["val"].shape)
+    return result if len(shape) == 2 else graph.insert(aten.reshape.default, result, shape, at=linear)
+
+
+def _zeros(graph: ModelGraph, shape: list[int]) -> fx.Node:
+    """float32 zeros, which all layers share."""
+    for node in graph.calls(aten.full.default):
+        if node.args == (shape, 0.0):
+            return node
+    first = next(iter(graph.calls()))
+    zeros = graph.insert(aten.full.default, shape, 0.0, dtype=torch.float32, device=torch.device("cpu"), at=first)
+    zeros.meta["layer"] = ""
+    return zeros

@@ -23,7 +23,8 @@ class AscendMatmulAllReduce(Pass):
     Original: gemma.all_reduce(reshape(ascend.linear(x, w))). After: reshape(ascend.matmul_all_reduce(x, w)).
 
     For steps of prompts: the kernel is not made for decode steps, whose graphs are left alone. Quantised layers keep
-    their all-reduce. The chip's table must have the kernel (`graph_model.ascend.soc`), which settings see to.
+    their all-reduce, and so do those whose shares are summed in float32: the kernel sums in 16 bit. The chip's table
+    must have the kernel (`graph_model.ascend.soc`), which settings see to.
     """
 
     name: ClassVar[str] = "ascend_matmul_all_reduce"
@@ -37,7 +38,7 @@ class AscendMatmulAllReduce(Pass):
         return [node for node in graph.calls(ops.all_reduce) if node.meta["layer"].endswith(ROW_PARALLEL)]
 
     def expected_matches(self, graph: ModelGraph) -> int:
-        if graph.shard.world_size == 1:
+        if graph.shard.world_size == 1 or graph.scheme == "w8a8":
             return 0
         quantised = graph.quantisation.linears if graph.quantisation is not None else ()
         return 2 * graph.config.num_hidden_layers - sum(path.endswith(ROW_PARALLEL) for path in quantised)

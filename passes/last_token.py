@@ -21,9 +21,11 @@ TOKEN_WISE = {
     aten.add.Tensor: 2,
     aten.linear.default: 1,
     aten.split_with_sizes.default: 1,
+    aten.to.dtype: 1,
     operator.getitem: 1,
     ops.all_gather: 1,
     ops.all_reduce: 1,
+    ops.float32_linear: 1,
     ops.rms_norm: 1,
     ops.gelu_and_mul: 2,
 }

@@ -25,13 +25,14 @@ def is_few_rows(x: fx.Node) -> bool:
 
 @dataclass(frozen=True)
 class LinearKernel(Pass):
-    """Base of passes that replace every aten.linear(x, w, bias); its weight stays as it is stored, [out, in]."""
+    """Base of passes that replace calls of `linears`, (x, w, bias) or (x, w); w stays as it is stored, [out, in]."""
 
     tier: ClassVar[Tier] = Tier.TOLERANT
     removes: ClassVar[tuple[object, ...]] = (aten.linear.default,)
+    linears: ClassVar[tuple[object, ...]] = (aten.linear.default,)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(aten.linear.default)
+        return graph.calls(*self.linears)
 
     def expected_matches(self, graph: ModelGraph) -> int:
         return len(self.candidates(graph))

@@ -33,6 +33,10 @@ class ShardTensorParallel(Pass):
         embedding(w, ids)                     ->  all_reduce(sharded_embedding(w[rows of the rank], ids))
         linear(x, w)       the head           ->  all_gather(linear(x, w[rows of the rank]))
 
+    Beside static int8 layers, the shares of a row-parallel layer in floating point are summed in float32 and rounded
+    once, all_reduce(float32_linear(x, w[...])).to(dtype), as one rank's are: shares that are rounded to 16 bit move the
+    integers of the layers behind.
+
     Between a column-parallel and a row-parallel layer lie the rank's own heads or MLP columns. A key head that several
     ranks need is held by each of them. Collectives: two per decoder layer, one each for embedding and head.
     """
@@ -89,7 +93,11 @@ class ShardTensorParallel(Pass):
         part = self.shard.part(operand(linear, 1).meta["val"].shape[1])
         bias = linear.args[2] if len(linear.args) > 2 else None
         linear.args = (linear.args[0], _part(graph, linear, 1, 1, *part))
-        joined = _append(graph, linear, ops.all_reduce)
+        if sums_in_float32(graph, linear):
+            linear.target = ops.float32_linear
+            joined = _append(graph, _append(graph, linear, ops.all_reduce), aten.to.dtype, graph.dtype)
+        else:
+            joined = _append(graph, linear, ops.all_reduce)
         if bias is not None:
             _append(graph, joined, aten.add.Tensor, bias)
 
@@ -104,6 +112,13 @@ class ShardTensorParallel(Pass):
         part = self.shard.part(graph.config.vocab_size)
         linear.args = (linear.args[0], _part(graph, linear, 1, 0, *part))
         _append(graph, linear, ops.all_gather, self.shard.world_size)
+
+
+def sums_in_float32(graph: ModelGraph, linear: fx.Node) -> bool:
+    """Whether ranks sum their shares of a row-parallel layer's result in float32, not in 16 bit."""
+    if graph.quantisation is None or graph.quantisation.scheme != "w8a8" or graph.dtype == torch.float32:
+        return False
+    return linear.meta["layer"] not in graph.quantisation.linears
 
 
 def rank_weight(graph: ModelGraph) -> fx.Node:

@@ -60,6 +60,20 @@ def register_converters() -> None:
         .output("rstd", "")
     )
 
+    # GemmV3: ops-nn matmul/gemm_v3/op_host/gemm_v3_def.cpp and gemm_v3_infershape.cpp, which refuses to go without c
+    gemm_v3_ir = (
+        IrDef("GemmV3")
+        .input("a", "")
+        .input("b", "")
+        .optional_input("c", "")
+        .attr("alpha", attr.Float(1.0))
+        .attr("beta", attr.Float(1.0))
+        .attr("transpose_a", attr.Bool(False))
+        .attr("transpose_b", attr.Bool(False))
+        .attr("enable_hf32", attr.Bool(False))
+        .output("y", "")
+    )
+
     # AddRmsNormQuant: ops-nn norm/add_rms_norm_quant/op_graph/add_rms_norm_quant_proto.h
     add_rms_norm_quant_ir = (
         IrDef("AddRmsNormQuant")
@@ -150,6 +164,16 @@ def register_converters() -> None:
     @register_fx_node_ge_converter(torch.ops.ascend.linear.default)
     def convert_linear(x: Any, weight: Any, bias: Any = None, meta_outputs: Any = None) -> Any:
         return ge.MatMulV2(x, weight, bias, None, transpose_x2=True)
+
+    @register_fx_node_ge_converter(torch.ops.ascend.gemm.default)
+    def convert_gemm(x: Any, weight: Any, addend: Any, meta_outputs: Any = None) -> Any:
+        return ge_op(
+            "GemmV3",
+            inputs={"a": x, "b": weight, "c": addend},
+            attrs={"transpose_b": attr.Bool(True)},
+            outputs=["y"],
+            ir=gemm_v3_ir,
+        )
 
     @register_fx_node_ge_converter(torch.ops.ascend.matmul_all_reduce.default)
     def convert_matmul_all_reduce(x: Any, weight: Any, meta_outputs: Any = None) -> Any:

@@ -45,6 +45,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+@_kernel("ascend::gemm")
+def _gemm(x: Tensor, weight: Tensor, addend: Tensor) -> Tensor:
+    return F.linear(x.float(), weight.float()) + addend
+
+
 @_kernel("ascend::matmul_all_reduce")
 def _matmul_all_reduce(x: Tensor, weight: Tensor) -> Tensor:
     return torch.ops.gemma.all_reduce(F.linear(x, weight))

@@ -143,6 +143,10 @@ def _dequant_bias(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
     _present(soc.int32_products)
 
 
+def _gemm(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
+    _present(soc.float32_products)
+
+
 def _dynamic_quant(node: Node, inputs: dict[str, TensorDesc], soc: Soc) -> None:
     _present(soc.dynamic_quant)
 
@@ -180,6 +184,7 @@ _RULES: dict[str, Rule] = {
     "QuantBatchMatmulV3": _quant_matmul,
     "WeightQuantBatchMatmulV2": _weight_quant_matmul,
     "DequantBias": _dequant_bias,
+    "GemmV3": _gemm,
     "DynamicQuant": _dynamic_quant,
     "AddRmsNormDynamicQuant": _dynamic_quant,
     "DynamicQuantUpdateScatter": _dynamic_quant_scatter,

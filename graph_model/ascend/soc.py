@@ -39,9 +39,10 @@ class Soc:
     """One chip of one product.
 
     name: the configuration's name. cann_name: what CANN calls the chip. dtypes: of a model's matrix products.
-    paged_scatter, fused_infer_attention, gemma_rms_norm, fp32_norm_weight, dynamic_quant, int32_products: whether the
-    chip has ScatterPaKvCache, FusedInferAttentionScore, GemmaRmsNorm, RmsNorm of 16-bit x with an fp32 weight,
-    DynamicQuant with what contains it, and QuantBatchMatmulV3 that gives int32, with DequantBias to scale it.
+    paged_scatter, fused_infer_attention, gemma_rms_norm, fp32_norm_weight, dynamic_quant, int32_products,
+    float32_products: whether the chip has ScatterPaKvCache, FusedInferAttentionScore, GemmaRmsNorm, RmsNorm of 16-bit x
+    with an fp32 weight, DynamicQuant with what contains it, QuantBatchMatmulV3 that gives int32, with DequantBias to
+    scale it, and GemmV3, which gives fp32 of 16-bit inputs.
     matmul_all_reduce: numbers of ranks that MatmulAllReduce joins, in steps of prompts; (): the chip does not have it.
     rotary_head_dim: the largest head_dim of RotaryMul. max_head_dim: of any fused attention.
     """
@@ -57,6 +58,7 @@ class Soc:
     fp32_norm_weight: bool
     dynamic_quant: bool
     int32_products: bool
+    float32_products: bool
     matmul_all_reduce: tuple[int, ...]
     rotary_head_dim: int
     max_head_dim: int
@@ -75,6 +77,7 @@ ATLAS_800I_A2 = Soc(
     fp32_norm_weight=True,
     dynamic_quant=True,
     int32_products=True,
+    float32_products=True,
     matmul_all_reduce=(1, 2, 4, 8),
     rotary_head_dim=512,
     max_head_dim=512,
@@ -99,6 +102,7 @@ ATLAS_300I_DUO = Soc(
     fp32_norm_weight=False,
     dynamic_quant=False,
     int32_products=False,
+    float32_products=False,
     matmul_all_reduce=(),
     rotary_head_dim=128,
     max_head_dim=512,

@@ -133,7 +133,7 @@ def _product(x: str, weight: str) -> Callable[[Node, Operands], Work]:
 
     def work(node: Node, operands: Operands) -> Work:
         left, right, out = operands[x], operands[weight], operands.outputs[0]
-        transposed = node.attrs.get("transpose_x1", node.attrs.get("adj_x1", node.attrs.get("transpose_x", False)))
+        transposed = node.attrs.get(f"transpose_{x}") or node.attrs.get(f"adj_{x}")
         assert left.shape is not None
         inner = left.shape[-2 if transposed else -1]
         # A weight of another dtype is expanded on the vector unit first: subtract, multiply.
@@ -153,6 +153,7 @@ def _product(x: str, weight: str) -> Callable[[Node, Operands], Work]:
 
 _PRODUCTS = {
     **dict.fromkeys(("MatMul", "MatMulV2", "BatchMatMul", "BatchMatMulV2", "QuantBatchMatmulV3"), _product("x1", "x2")),
+    "GemmV3": _product("a", "b"),
     "WeightQuantBatchMatmulV2": _product("x", "weight"),
 }
 # What ops that write by reference write.

@@ -71,7 +71,9 @@ class InductorBackend:
         capabilities = torch.cpu.get_capabilities()
         int_mm = bool(capabilities.get("amx_int8") or capabilities.get("avx512_vnni"))
         int8 = (NativeInt8Linear(int_mm),)
-        return (*few, OneDNNLinear() if onednn else TiledLinear(), *(int8 if scheme else ()))
+        # Sums of several ranks stay in float32 beside static int8 layers, which oneDNN's products do not give.
+        tiled = (TiledLinear(),) if not onednn or scheme == "w8a8" else ()
+        return (*few, *((OneDNNLinear(),) if onednn else ()), *tiled, *(int8 if scheme else ()))
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         from torch._inductor import standalone_compile

@@ -54,7 +54,7 @@ def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
         AscendNormFused() if options.norm == "fused" else AscendNormExact(soc),
         AscendRotary(soc),
         AscendGeGlu(),
-        AscendLinear(),
+        AscendLinear(soc),
         AscendLastToken(),
     )
 

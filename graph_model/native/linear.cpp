@@ -1,4 +1,4 @@
-// Linear layers in 16 bit; sums are float32.
+// Linear layers in 16 bit; sums are float32, and rounded once to 16 bit or left as they are.
 
 #include "product.h"
 
@@ -53,30 +53,36 @@ struct HalfProduct : FloatProduct {
   }
 };
 
-template <class Product, class Number>
-Tensor linear(const Tensor& input, const Tensor& matrix, const Tensor* bias) {
+template <class Product, class Number, class Result>
+Tensor linear(const Tensor& input, const Tensor& matrix, const Tensor* bias, ScalarType dtype) {
   const Tensor x = torch::stable::contiguous(input), weight = torch::stable::contiguous(matrix);
   const int64_t n_size = weight.size(0), k_size = weight.size(1), rows = x.numel() / k_size;
-  Tensor y = new_result(x, weight, x.scalar_type());
-  auto* y_data = static_cast<Number*>(y.mutable_data_ptr());
+  Tensor y = new_result(x, weight, dtype);
+  auto* y_data = static_cast<Result*>(y.mutable_data_ptr());
   const auto* bias_data = bias ? static_cast<const Number*>(bias->const_data_ptr()) : nullptr;
   multiply_each<Product>(arrange<Product>(static_cast<const Number*>(x.const_data_ptr()), rows, k_size),
                          static_cast<const typename Product::Element*>(weight.const_data_ptr()), rows, n_size, k_size,
                          [=](int64_t m, int64_t n, float total) {
-                           y_data[m * n_size + n] = Number(total + (bias_data ? float(bias_data[n]) : 0.f));
+                           y_data[m * n_size + n] = Result(total + (bias_data ? float(bias_data[n]) : 0.f));
                          });
   return y;
 }
 
-Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> bias) {
+Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> bias, ScalarType dtype) {
   const Tensor* b = bias ? &*bias : nullptr;
   const ScalarType type = weight.scalar_type();
   STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half, "few_rows_linear: the weight is not 16 bit");
   STD_TORCH_CHECK(x.scalar_type() == type && (!b || b->scalar_type() == type), "few_rows_linear: dtypes differ");
   STD_TORCH_CHECK(fit_together(x, weight) && (!b || b->numel() == weight.size(0)),
                   "few_rows_linear: sizes do not fit together");
-  if (type == ScalarType::BFloat16) return linear<BFloat16Product, c10::BFloat16>(x, weight, b);
-  return linear<HalfProduct, c10::Half>(x, weight, b);
+  STD_TORCH_CHECK(dtype == type || dtype == ScalarType::Float, "few_rows_linear: the result has x's dtype or is float32");
+  const auto run = [&](auto product, auto number) {
+    using Product = decltype(product);
+    using Number = decltype(number);
+    if (dtype == ScalarType::Float) return linear<Product, Number, float>(x, weight, b, dtype);
+    return linear<Product, Number, Number>(x, weight, b, dtype);
+  };
+  return type == ScalarType::BFloat16 ? run(BFloat16Product(), c10::BFloat16()) : run(HalfProduct(), c10::Half());
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ def main() -> None:
             op = ops.few_rows_linear if rows <= 16 else ops.tiled_linear
             torch_s, ours_s, read_s = _in_turn(
                 partial(F.linear, x, weight),
-                partial(op, x, weight, None),
+                partial(op, x, weight, None, x.dtype),
                 probe.sum,
             )
             print(

@@ -6,6 +6,7 @@ from graph_model.ops.elementwise import gelu_and_mul, rotary
 from graph_model.ops.linear import (
     few_rows_int8_weight_linear,
     few_rows_linear,
+    float32_linear,
     native_int8_linear,
     native_int_linear,
     onednn_linear,
@@ -55,6 +56,7 @@ __all__ = [
     "dequantise_weight",
     "few_rows_int8_weight_linear",
     "few_rows_linear",
+    "float32_linear",
     "gelu_and_mul",
     "greedy_token",
     "int8_linear",

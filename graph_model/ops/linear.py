@@ -1,4 +1,4 @@
-"""Linear layers by kernels for CPUs."""
+"""Linear layers whose sums stay in float32, and linear layers by kernels for CPUs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graph_model.ops.registry import kernel_op
+from graph_model.ops.registry import canonical_op, kernel_op
 
 _TILE_BYTES = 8 << 20
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _fake_as(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return _fake(x, weight).to(dtype)
 
 
 def _fake_scaled(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
@@ -25,30 +29,34 @@ def _fake_integers(q: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _fake(q, weight).to(torch.int32)
 
 
+@canonical_op("float32_linear(Tensor x, Tensor weight) -> Tensor")
+def float32_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x @ weight.T as its sums are, in float32: x [..., in] and weight [out, in] of 16 bit -> float32 [..., out]."""
+    return F.linear(x.float(), weight.float())
+
+
 @kernel_op("onednn_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _fake)
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x @ weight.T + bias by oneDNN, on the weight as it is: x [..., in], weight [out, in], bias [out]."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-@kernel_op("few_rows_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _fake)
-def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias in bfloat16 or float16, summed in float32: x [..., in], weight [out, in], bias [out].
+@kernel_op("few_rows_linear(Tensor x, Tensor weight, Tensor? bias, ScalarType dtype) -> Tensor", _fake_as)
+def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x @ weight.T + bias, summed in float32 and rounded once to `dtype`: x's own, or float32.
 
+    x [..., in], weight [out, in] and bias [out] in bfloat16 or float16.
     This is the reference; graph_model.native has a kernel that reads the weight once for up to 16 rows of x.
     """
     result = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    return result.to(x.dtype)
+    return result.to(dtype)
 
 
-@kernel_op("tiled_linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _fake)
-def tiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x @ weight.T + bias in bfloat16 or float16, as float32 products of a few megabytes of the weight at a time.
-
-    For many rows of x, on CPUs without 16-bit products: x [..., in], weight [out, in], bias [out].
-    """
+@kernel_op("tiled_linear(Tensor x, Tensor weight, Tensor? bias, ScalarType dtype) -> Tensor", _fake_as)
+def tiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """few_rows_linear for many rows of x, as float32 products of a few megabytes of the weight at a time."""
     rows = x.reshape(-1, x.shape[-1]).float()
-    result = x.new_empty((rows.shape[0], weight.shape[0]))
+    result = x.new_empty((rows.shape[0], weight.shape[0]), dtype=dtype)
     for tile in _tiles(weight):
         product = F.linear(rows, weight[tile].float(), None if bias is None else bias[tile].float())
         result[:, tile] = product

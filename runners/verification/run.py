@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 
+import torch
+
 from graph_model.ascend import standin
 from graph_model.ascend.acceptance import verify_ops
 from graph_model.ascend.engine import describe_device
 from graph_model.ascend.ge_graph import GeGraphError
+from graph_model.ascend.rank_ops import cut_out_rank_ops
 from graph_model.ascend.single_ops import SingleOp, cut_out_ops
 from graph_model.backends.torchair import TorchairBackend
 from graph_model.errors import UserError
@@ -25,7 +28,10 @@ _SAMPLED = SamplingParams(temperature=0.7, top_k=20, top_p=0.9, seed=1, max_new_
 
 
 def run_verification(settings: ModelSettings) -> Report:
-    """Run the workload of `settings`, whose backend is torchair, and every op of its steps. Raises UserError."""
+    """Run the workload of `settings`, whose backend is torchair, and every op of its steps and of several ranks' ones.
+
+    Raises UserError.
+    """
     with LLM(settings, check="record") as llm:
         failures = _run_workload(llm, settings.config.vocab_size)
         backend = llm.loaded.model.recipe.backend
@@ -35,6 +41,7 @@ def run_verification(settings: ModelSettings) -> Report:
         for step in checked:
             arguments = [tensor.cpu() for tensor in llm.loaded.model.arguments(step.bucket)]
             cases.update(cut_out_ops(step.lowered, arguments))
+        cases.update(cut_out_rank_ops(settings.config, getattr(torch, settings.dtype), backend.options.soc))
         ops = verify_ops(cases.values())
         steps = [StepResult(str(step.bucket), step.findings) for step in checked]
         description = llm.loaded.backend

@@ -1,10 +1,10 @@
 """The demo in w8a8 on several ranks against one: nearly the same integers, and the same tokens.
 
-Where all projections are in int8, ranks sum integers, and whole runs are compared. Where the down projection stays in
-floating point, a rank's share of its sum is rounded to 16 bit, which moves an integer here and there, and each moved
-integer is a step of 1/127 for the layers behind it: there every column-parallel linear of the ranks is given one rank's
-integers, so that what is compared is the doing of one layer; and whole runs of several ranks are held to what 16 bit
-alone does to the tokens of one.
+Ranks sum integers where a layer is in int8, and float32 where it is in floating point, as the down projection is by
+default. Chips that have no such products (the Atlas 300I DUO) sum shares that are rounded to float16: that moves an
+integer here and there, and each moved integer is a step of 1/127 for the layers behind it. So whole runs are compared,
+and runs in which every column-parallel linear of the ranks is given one rank's integers: what is compared then is the
+doing of one layer.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from graph_model.shard import WHOLE, Shard
 from graph_model.weights import Part, evaluate
 from passes.manager import DEFAULT_PASSES, build_passes, run_passes
 
+aten = torch.ops.aten
 # The passes up to the caches: a graph of whole sequences that returns all logits.
 NOT_OF_SEQUENCES = ("paged_attention", "last_token", "select_token", "shard_token_selection")
 COLUMN_PARALLEL = ("qkv_proj", "gate_up_proj")
@@ -62,12 +63,16 @@ def quantised(target: Path, keep_float: list[str]) -> Iterator[Checkpoint]:
 
 
 class Recorder(fx.Interpreter):
-    """Runs a graph and keeps the integers that its column-parallel linears get; gives them `forced` ones instead."""
+    """Runs a graph and keeps the integers that its column-parallel linears get.
 
-    def __init__(self, module: fx.GraphModule, forced: list[Tensor] | None = None) -> None:
-        super().__init__(module)
+    forced: gives them these instead. rounded: ranks sum shares that are rounded to the graph's dtype.
+    """
+
+    def __init__(self, module: fx.GraphModule, forced: list[Tensor] | None, rounded: bool) -> None:
+        super().__init__(module, garbage_collect_values=False)
         self.integers: list[Tensor] = []
         self._forced = forced
+        self._rounded = rounded
 
     def run_node(self, node: fx.Node) -> Any:
         if node.target == ops.int8_linear and node.meta["layer"].endswith(COLUMN_PARALLEL):
@@ -75,6 +80,10 @@ class Recorder(fx.Interpreter):
             self.integers.append(given)
             if self._forced is not None:
                 return node.target(self._forced[len(self.integers) - 1], *rest, **options)
+        if self._rounded and node.target in (ops.dequantise, aten.to.dtype):
+            (joined, *_), ((_, *rest), options) = node.args, self.fetch_args_kwargs_from_env(node)
+            if joined.target == ops.all_reduce:
+                return ops.all_reduce(node.target(self.env[joined.args[0]], *rest, **options))
         return super().run_node(node)
 
 
@@ -85,12 +94,12 @@ class Prepared:
     module: fx.GraphModule
     weights: list[Tensor]
 
-    def run(self, forced: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    def run(self, forced: list[Tensor] | None = None, rounded: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Logits behind every token of the held-out stories, and the integers."""
         tokenizer = load_tokenizer(CHECKPOINT_DIR)
         ids = torch.tensor([tokenizer.encode(text).ids[:TOKENS] for text in held_out_stories(ROWS)])
         positions = torch.arange(TOKENS).expand_as(ids).contiguous()
-        recorder = Recorder(self.module, forced)
+        recorder = Recorder(self.module, forced, rounded)
         with torch.inference_mode():
             (logits,) = recorder.run(*self.weights, ids, positions)
         return logits, recorder.integers
@@ -145,22 +154,33 @@ def test_in_16_bit_the_integers_are_those_of_one_rank(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize(("dtype", "largest"), [(torch.float16, 1), (torch.bfloat16, 2)])
-def test_a_floating_point_down_projection_moves_few_integers(
-    by_default: Checkpoint, dtype: torch.dtype, largest: int, world_size: int
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_floating_point_down_projection_moves_hardly_an_integer(
+    by_default: Checkpoint, dtype: torch.dtype, world_size: int
 ) -> None:
-    """Ranks round their shares of its sum to 16 bit, of which bfloat16 has about as many steps as int8."""
-    exact, _ = prepare(by_default, torch.float32, WHOLE).run()
-    logits, integers = prepare(by_default, dtype, WHOLE).run()
-    ranks = [prepare(by_default, dtype, Shard(rank, world_size)) for rank in range(world_size)]
-    for found, moved in run_ranks(world_size, lambda shard: ranks[shard.rank].run(integers)):
-        steps = differences(moved, integers)
-        alike = agreement(found, logits)
-        print(f"{dtype}, {world_size} ranks: {(steps > 0).float().mean():.2%} moved, agreement {alike:.2%},")
-        print(f"largest {steps.max()}, above one {(steps > 1).float().mean():.1e}")
-        assert steps.max() <= largest
-        assert (steps > 1).float().mean() <= 1e-3
-        assert alike >= 0.99
-    for found, _ in run_ranks(world_size, lambda shard: ranks[shard.rank].run()):
-        print(f"left alone: agreement {agreement(found, logits):.2%}; 16 bit alone {agreement(logits, exact):.2%}")
-        assert agreement(found, logits) >= agreement(logits, exact) - 0.01
+    """Its shares are summed in float32: what differs is the order of the sum."""
+    compare(by_default, dtype, world_size, moved=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_shares_that_are_rounded_move_few_integers(by_default: Checkpoint, world_size: int) -> None:
+    """As on a chip whose products give 16 bit only."""
+    compare(by_default, torch.float16, world_size, moved=0.02, rounded=True)
+
+
+def compare(checkpoint: Checkpoint, dtype: torch.dtype, world_size: int, moved: float, rounded: bool = False) -> None:
+    """Ranks against one, given its integers and left alone. moved: the largest share of integers that one layer may
+    move."""
+    logits, integers = prepare(checkpoint, dtype, WHOLE).run()
+    ranks = [prepare(checkpoint, dtype, Shard(rank, world_size)) for rank in range(world_size)]
+    for found, given in run_ranks(world_size, lambda shard: ranks[shard.rank].run(integers, rounded)):
+        steps = differences(given, integers)
+        share = (steps > 0).double().mean().item()
+        print(f"{dtype}, {world_size} ranks: {share:.1e} moved, agreement {agreement(found, logits):.2%}")
+        assert steps.max() <= 1
+        assert share <= moved
+        assert agreement(found, logits) >= 0.99
+    for found, _ in run_ranks(world_size, lambda shard: ranks[shard.rank].run(rounded=rounded)):
+        print(f"left alone: agreement {agreement(found, logits):.2%}")
+        assert agreement(found, logits) >= 0.99

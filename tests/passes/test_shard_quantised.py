@@ -15,18 +15,23 @@ from torch import Tensor
 from graph_model import ops, quantised_weights, weights
 from graph_model.capture import capture
 from graph_model.graph import ModelGraph
-from graph_model.quantisation import Quantisation, Scheme, linear_paths
+from graph_model.quantisation import Quantisation, Scheme, linear_paths, select_linears
 from graph_model.quantised_weights import PartialBias
 from graph_model.shard import WHOLE, Shard
 from graph_model.weights import Part, Read, evaluate, from_json, to_json
 from passes.check import example_inputs
+from passes.few_rows_linear import FewRowsLinear
 from passes.manager import DEFAULT_PASSES, build_passes, run_passes
+from passes.onednn_linear import OneDNNLinear
 from passes.select_token import SelectToken
 from passes.shard_token_selection import ShardTokenSelection
+from passes.tiled_linear import TiledLinear
 from runners.random_weights import random_weights
 
+SIXTEEN_BIT = [torch.float16, torch.bfloat16]
 CONFIG = replace(TINY_CONFIGS["grouped_kv_heads"], num_hidden_layers=1)
 CPU = torch.device("cpu")
+aten = torch.ops.aten
 # Dynamic scales of a rank are finer than those of whole rows; static ones move an integer by one at most.
 BOUNDS = {"w8a8": 0.02, "w8a8_dynamic": 0.1, "w8a16": 1e-5}
 
@@ -56,10 +61,14 @@ def reader(scheme: Scheme) -> Read:
 
 
 def logits_graph(
-    scheme: Scheme | None, shard: Shard, dtype: torch.dtype = torch.float32, kv8: bool = False, phase: str = "prefill"
+    scheme: Scheme | Quantisation | None,
+    shard: Shard,
+    dtype: torch.dtype = torch.float32,
+    kv8: bool = False,
+    phase: str = "prefill",
 ) -> ModelGraph:
     """A step that returns whole logits."""
-    how = Quantisation(None) if scheme is None else quantisation(scheme)
+    how = scheme if isinstance(scheme, Quantisation) else quantisation(scheme) if scheme else Quantisation(None)
     how = replace(how, kv8=kv8)
     graph = capture(CONFIG, BUCKETS[phase], PAGES, dtype, how if scheme or kv8 else None)
     passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, shard)
@@ -103,6 +112,42 @@ def test_static_row_parallel_layers_sum_integers_and_scale_them_once(dtype: torc
     (expected,) = run_graph(whole, read, inputs, caches(whole))
     for found in run_ranks(2, lambda shard: run_graph(parts[shard.rank], read, inputs, caches(parts[shard.rank]))[0]):
         assert torch.equal(found, expected)
+
+
+DOWN_PROJ_IN_FLOAT = Quantisation("w8a8", select_linears(CONFIG, ["down_proj", "lm_head"]), stored=True)
+
+
+@pytest.mark.parametrize("dtype", SIXTEEN_BIT)
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_beside_static_layers_shares_in_floating_point_are_summed_in_float32(phase: str, dtype: torch.dtype) -> None:
+    """Ops before and after; as few roundings as one rank has; what CPUs compute it with."""
+    parts = [logits_graph(DOWN_PROJ_IN_FLOAT, Shard(rank, 2), dtype, phase=phase) for rank in range(2)]
+    summed = [node.meta["val"].dtype for node in parts[0].calls(ops.all_reduce)]
+    assert summed == [dtype, torch.int32, torch.float32]
+    for part in parts:
+        run_passes(part, [FewRowsLinear(), *((OneDNNLinear(),) if ops.onednn_supports(dtype) else ()), TiledLinear()])
+    kernels = (ops.few_rows_linear, ops.tiled_linear)
+    (share,) = [node for node in parts[0].calls(*kernels) if node.meta["val"].dtype == torch.float32]
+    assert (share.meta["layer"], share.args[2:]) == ("model.layers.0.mlp.down_proj", (None, torch.float32))
+
+    whole = logits_graph(DOWN_PROJ_IN_FLOAT, WHOLE, dtype, phase=phase)
+    for graph in (whole, *parts):
+        graph.set_outputs(find(graph, aten.linear.default if graph is whole else aten.to.dtype, "down_proj"))
+        graph.clean()
+    read, inputs = reader("w8a8"), example_inputs(whole, past=False)
+    (expected,) = run_graph(whole, read, inputs, caches(whole))
+    for found in run_ranks(2, lambda shard: run_graph(parts[shard.rank], read, inputs, caches(parts[shard.rank]))[0]):
+        assert found.dtype == dtype
+        assert ((found - expected).abs() <= expected.abs() * torch.finfo(dtype).eps + 1e-6).all()
+        assert (found == expected).float().mean() >= 0.98
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])
+def test_in_float32_and_beside_dynamic_layers_shares_have_the_models_dtype(scheme: Scheme) -> None:
+    dtype = torch.float32 if scheme == "w8a8" else torch.bfloat16
+    graph = logits_graph(replace(DOWN_PROJ_IN_FLOAT, scheme=scheme, stored=scheme == "w8a8"), Shard(0, 2), dtype)
+    assert graph.calls(ops.all_reduce)[-1].meta["val"].dtype == dtype
+    assert not graph.calls(ops.float32_linear)
 
 
 @pytest.mark.parametrize("scheme", [None, "w8a8"])

@@ -49,6 +49,13 @@ def _matmul(x: Inputs, a: Attrs) -> list[Tensor]:
     return [torch.einsum("mk,kn->mn", left, right) + x.get("bias", 0.0)]
 
 
+@formula("GemmV3")
+def _gemm(x: Inputs, a: Attrs) -> list[Tensor]:
+    left = x["a"].T if a.get("transpose_a") else x["a"]
+    right = x["b"].T if a.get("transpose_b") else x["b"]
+    return [a.get("alpha", 1.0) * torch.einsum("mk,kn->mn", left, right) + a.get("beta", 1.0) * x["c"]]
+
+
 @formula("BatchMatMul")
 def _batch_matmul(x: Inputs, a: Attrs) -> list[Tensor]:
     left = x["x1"].transpose(-1, -2) if a.get("adj_x1") else x["x1"]

@@ -10,6 +10,7 @@ from graph_model.ascend.formulas.kernels import rms_norm
 from graph_model.ascend.formulas.registry import Attrs, Inputs, formula
 
 _LARGEST = 127
+_INT32 = 3  # GE's number of the dtype
 
 
 @formula("AscendQuantV2")
@@ -58,9 +59,16 @@ def _int8_product(x: Inputs, a: Attrs) -> list[Tensor]:
     right = x["x2"].transpose(-1, -2) if a.get("transpose_x2") else x["x2"]
     total = torch.einsum("mk,kn->mn", left, right) + x.get("bias", 0)
     assert total.dtype == torch.int64
+    if a.get("dtype") == _INT32:
+        return [total]
     scale = x["scale"] if x["scale"].is_floating_point() else _scale_in(x["scale"])
     result = total.double() * scale
     return [result * x["pertoken_scale"].unsqueeze(-1) if "pertoken_scale" in x else result]
+
+
+@formula("DequantBias")
+def _dequant_bias(x: Inputs, a: Attrs) -> list[Tensor]:
+    return [x["x"].double() * x["weight_scale"]]
 
 
 def _scale_in(packed: Tensor) -> Tensor:

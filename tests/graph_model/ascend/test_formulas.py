@@ -15,11 +15,12 @@ LISTINGS = Path(__file__).parents[1] / "backends" / "golden"
 
 
 def test_every_op_of_the_reviewed_graphs_has_a_formula() -> None:
+    """But for collectives, which no device runs alone."""
     types: set[str] = set()
     for listing in LISTINGS.glob("*.txt"):
         found = re.search(r"^ops: (.*)$", listing.read_text(), re.MULTILINE)
         assert found, listing
-        types |= {entry.split()[0] for entry in found[1].split(", ")}
+        types |= {name for entry in found[1].split(", ") if not (name := entry.split()[0]).startswith("Hcom")}
     assert len(types) > 25
     assert types - FORMULAS.keys() == set()
 

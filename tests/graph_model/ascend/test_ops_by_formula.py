@@ -115,6 +115,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("MatMulV2", {"x1": h, "x2": h[:2], "bias": h[0, :2]}, {"transpose_x2": True}),
     ("MatMul", {"x1": x, "x2": x}, {"transpose_x1": True}),
+    ("GemmV3", {"a": h, "b": h[:2], "c": randn(3, 2)}, {"transpose_b": True}),
     ("Add", {"x1": h, "x2": h}, {}),
     ("RotaryMul", {"x": randn(2, 3, 4, 8).half(), "r1": randn(2, 3, 1, 8).half(), "r2": randn(2, 3, 1, 8).half()}, {}),
     ("GeGluV2", {"x": randn(3, 8).bfloat16()}, {"activate_left": True}),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
+from rank_cases import lower_rank  # isort: skip
 from support import torchair_steps as steps  # isort: skip
 from support.standin_cases import A2, DUO, Cases
 
@@ -15,9 +17,10 @@ from graph_model.ascend import standin
 from graph_model.ascend.ge_proto import messages
 from graph_model.ascend.graph_file import read_graph_file
 from graph_model.ascend.listing import list_graph
-from graph_model.ascend.lower import lower
+from graph_model.ascend.lower import LoweredStep, lower
 from graph_model.ascend.origins import Target, target_of
 from graph_model.ascend.soc import find_soc
+from graph_model.shard import Shard
 
 CASES = Cases()
 HALF, BRAIN = torch.float16, torch.bfloat16
@@ -43,12 +46,20 @@ LISTED[DUO] |= {
     "decode-decomposed": replace(DECODE, config=replace(TINY, num_attention_heads=8, head_dim=256)),
     "decode-folded": replace(DECODE, config=replace(TINY, num_attention_heads=4, num_key_value_heads=2, head_dim=256)),
 }
+# Of the last of two ranks: integers and, where the chip can, float32 are summed.
+OF_RANKS = {soc: {"decode-rank1of2-w8a8": replace(DECODE, scheme="w8a8")} for soc in (A2, DUO)}
+
+
+def lowered_steps(soc: str) -> Iterator[tuple[str, LoweredStep]]:
+    for name, step in LISTED[soc].items():
+        yield name, lower(step.selected(find_soc(soc)))
+    for name, step in OF_RANKS[soc].items():
+        yield name, lower_rank(soc, step, Shard(1, 2)).step
 
 
 def write_listings(soc: str, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    for name, step in LISTED[soc].items():
-        lowered = lower(step.selected(find_soc(soc)))
+    for name, lowered in lowered_steps(soc):
         text = list_graph(lowered.graph)
         (folder / f"{soc}-{name}.txt").write_text(text, encoding="utf-8")
         (folder / "dump.pbtxt").write_text(lowered.pbtxt, encoding="utf-8")

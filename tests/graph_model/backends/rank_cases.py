@@ -146,16 +146,18 @@ def products_and_all_reduces_become_one_kernel_in_steps_of_prompts(folder: Path)
 @CASES.add(A2, slow=True)
 def later_chunks_and_quantised_models_join_products_and_all_reduces_too(folder: Path) -> None:
     agree(A2, steps.StepCase(steps.BASE, HALF, 64, "extend"), fused=True)
-    agree(A2, steps.StepCase(steps.BASE, HALF, 64, "prefill", scheme="w8a8"), fused=True)
+    agree(A2, steps.StepCase(steps.BASE, HALF, 64, "prefill", scheme="w8a8_dynamic"), fused=True)
 
 
 @CASES.add(A2)
 def a_decode_step_and_quantised_layers_keep_their_all_reduces(folder: Path) -> None:
     decode = lower_rank(A2, steps.StepCase(steps.BASE, HALF, 64, "decode"), Shard(0, 2), fused=True)
     assert not count(decode.graph)["ascend.matmul_all_reduce"]
-    quantised = steps.StepCase(steps.BASE, HALF, 64, "prefill", scheme="w8a8")  # down_proj in floating point
+    quantised = steps.StepCase(steps.BASE, HALF, 64, "prefill", scheme="w8a8_dynamic")  # down_proj in floating point
     counts = count(lower_rank(A2, quantised, Shard(0, 2), fused=True).graph)
     assert (counts["ascend.matmul_all_reduce"], counts["gemma.all_reduce"]) == (LAYERS, LAYERS + 1)
+    static = count(lower_rank(A2, replace(quantised, scheme="w8a8"), Shard(0, 2), fused=True).graph)
+    assert (static["ascend.matmul_all_reduce"], static["gemma.all_reduce"]) == (0, 2 * LAYERS + 1)
 
 
 @CASES.add(A2)
@@ -184,13 +186,31 @@ def ranks_sum_the_integers_of_static_int8_layers(folder: Path) -> None:
     agree(A2, step)
 
 
+@CASES.add(A2)
+def beside_static_int8_layers_ranks_sum_shares_in_floating_point_in_float32(folder: Path) -> None:
+    """A product that gives float32, the sum, one rounding; the zeros that the product adds to are made once."""
+    step = steps.StepCase(steps.BASE, BRAIN, 64, "decode", scheme="w8a8")  # down_proj in floating point
+    lowered = lower_rank(A2, step, Shard(1, 2)).ge
+    types = count_nodes(lowered).by_type
+    assert (types["GemmV3"], types["MatMulV2"], types["Fill"]) == (LAYERS, 1, 1)
+    summed = [node.outputs[0].dtype for node in lowered.nodes if node.type == "HcomAllReduce"]
+    assert (summed.count(torch.int32), summed.count(torch.float32), summed.count(BRAIN)) == (LAYERS, LAYERS, 1)
+    agree(A2, step)
+    with pytest.raises(GeGraphError, match="no such op"):
+        check_graph(lowered, replace(find_soc(A2), float32_products=False))
+
+
 @CASES.add(DUO)
-def without_int32_products_ranks_sum_what_they_have_rounded(folder: Path) -> None:
-    step = AllInt8(steps.BASE, HALF, 64, "decode", scheme="w8a8")
-    types = count_nodes(lower_rank(DUO, step, Shard(1, 2)).ge).by_type
-    assert "DequantBias" not in types
-    assert types["HcomAllReduce"] == 2 * LAYERS + 1
-    agree(DUO, step)
+def without_int32_and_float32_products_ranks_sum_what_they_have_rounded(folder: Path) -> None:
+    for step in (AllInt8, steps.StepCase):
+        given = step(steps.BASE, HALF, 64, "decode", scheme="w8a8")
+        lowered = lower_rank(DUO, given, Shard(1, 2)).ge
+        types = count_nodes(lowered).by_type
+        assert "DequantBias" not in types
+        assert "GemmV3" not in types
+        summed = [node.outputs[0].dtype for node in lowered.nodes if node.type == "HcomAllReduce"]
+        assert summed == [HALF] * (2 * LAYERS + 1)
+        agree(DUO, given)
 
 
 for _name, _soc, _step, _world_size in (

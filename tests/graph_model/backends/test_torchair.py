@@ -13,7 +13,7 @@ import demo_cases
 import pytest
 import torch
 import torchair_cases
-from listing_cases import LISTED
+from listing_cases import LISTED, OF_RANKS
 from support.standin_cases import A2, DUO, NEEDS_TORCH_NPU, ROOT, run_cases
 from support.token_rule import check_greedy
 from torchair_cases import CASES
@@ -52,7 +52,7 @@ def test_listings_are_those_that_were_reviewed(
 ) -> None:
     """`pytest tests/graph_model/backends --update-golden` rewrites them."""
     written = {path.name: path.read_text() for path in Path(outcomes["directory"], "listings").glob(f"{soc}-*.txt")}
-    assert set(written) == {f"{soc}-{name}.txt" for name in LISTED[soc]}
+    assert set(written) == {f"{soc}-{name}.txt" for name in (*LISTED[soc], *OF_RANKS[soc])}
     if request.config.getoption("--update-golden"):
         for path in GOLDEN.glob(f"{soc}-*.txt"):
             path.unlink()

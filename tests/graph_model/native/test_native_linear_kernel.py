@@ -68,12 +68,15 @@ def int8(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return torch.randint(-128, 128, shape, generator=generator, dtype=torch.int8)
 
 
-def assert_rounded_once(y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """The exact result rounded to the dtype, give or take the error of float32 sums."""
+def assert_rounded_once(
+    y: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype | None = None
+) -> None:
+    """The exact result rounded to the dtype, x's where none is given, give or take the error of float32 sums."""
+    dtype = dtype or x.dtype
     exact = x.double() @ w.double().T + (0 if bias is None else bias.double())
     sums = (x.double().abs() @ w.double().abs().T) * 2.0**-23 * 8
-    assert y.dtype == x.dtype
-    assert ((y.double() - exact).abs() <= exact.abs() * ULP[x.dtype] + sums + 1e-7).all()
+    assert y.dtype == dtype
+    assert ((y.double() - exact).abs() <= exact.abs() * ULP[dtype] + sums + 1e-7).all()
 
 
 @needs_compiler
@@ -85,7 +88,8 @@ def test_every_shape_is_rounded_once(dtype: torch.dtype) -> None:
         x = torch.randn(rows, size, generator=generator).to(dtype)
         w = torch.randn(out, size, generator=generator).to(dtype)
         bias = torch.randn(out, generator=generator).to(dtype) if rows % 2 else None
-        assert_rounded_once(ops.few_rows_linear(x, w, bias), x, w, bias)
+        for result in (dtype, torch.float32):
+            assert_rounded_once(ops.few_rows_linear(x, w, bias, result), x, w, bias, result)
 
 
 @needs_compiler
@@ -94,29 +98,31 @@ def test_leading_dimensions_strides_and_special_values() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 64, 3, generator=generator).bfloat16().transpose(1, 2)  # not contiguous
     w = torch.randn(64, 40, generator=generator).bfloat16().T
-    y = ops.few_rows_linear(x, w, None)
+    y = ops.few_rows_linear(x, w, None, x.dtype)
     assert y.shape == (2, 3, 40)
     assert_rounded_once(y.view(6, 40), x.reshape(6, 64), w, None)
     for dtype in (torch.bfloat16, torch.float16):
         special = torch.tensor([[float("inf")], [float("nan")], [65504.0], [2.0**-24], [-0.0]]).to(dtype)
         one = torch.ones(1, 1, dtype=dtype)
-        assert torch.equal(ops.few_rows_linear(one, special, None)[0].nan_to_num(7.0), special[:, 0].nan_to_num(7.0))
-    assert ops.few_rows_linear(x[:0], w, None).shape == (0, 3, 40)
+        found = ops.few_rows_linear(one, special, None, dtype)[0]
+        assert torch.equal(found.nan_to_num(7.0), special[:, 0].nan_to_num(7.0))
+    assert ops.few_rows_linear(x[:0], w, None, x.dtype).shape == (0, 3, 40)
 
 
 @needs_compiler
 @pytest.mark.usefixtures("kernels")
 def test_tensors_that_do_not_fit_are_refused() -> None:
     x, w = torch.zeros(2, 8).bfloat16(), torch.zeros(4, 8).bfloat16()
-    for a, b, bias in [
-        (x, w.float(), None),
-        (x.half(), w, None),
-        (x[:, :7], w, None),
-        (x, w, torch.zeros(3).bfloat16()),
-        (x, w, torch.zeros(4)),
+    for a, b, bias, dtype in [
+        (x, w.float(), None, x.dtype),
+        (x.half(), w, None, x.dtype),
+        (x[:, :7], w, None, x.dtype),
+        (x, w, torch.zeros(3).bfloat16(), x.dtype),
+        (x, w, torch.zeros(4), x.dtype),
+        (x, w, None, torch.float16),
     ]:
         with pytest.raises(RuntimeError, match="few_rows_linear"):
-            ops.few_rows_linear(a, b, bias)
+            ops.few_rows_linear(a, b, bias, dtype)
 
 
 @needs_compiler
@@ -209,16 +215,17 @@ def test_tiles_of_int8_weights_are_scaled_sums(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("kernels")
 def test_a_row_does_not_depend_on_the_others() -> None:
     x, w = torch.randn(16, 1000).bfloat16(), torch.randn(48, 1000).bfloat16()
-    together = ops.few_rows_linear(x, w, None)
+    together = ops.few_rows_linear(x, w, None, x.dtype)
     for row in range(16):
-        assert torch.equal(ops.few_rows_linear(x[row : row + 1], w, None)[0], together[row])
+        assert torch.equal(ops.few_rows_linear(x[row : row + 1], w, None, x.dtype)[0], together[row])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_tiles_of_many_rows_are_rounded_once(dtype: torch.dtype) -> None:
     x, w, bias = torch.randn(40, 4096).to(dtype), torch.randn(700, 4096).to(dtype), torch.randn(700).to(dtype)
     for b in (None, bias):
-        assert_rounded_once(ops.tiled_linear(x, w, b), x, w, b)
+        for result in (dtype, torch.float32):
+            assert_rounded_once(ops.tiled_linear(x, w, b, result), x, w, b, result)
 
 
 OTHER_CPUS = """
