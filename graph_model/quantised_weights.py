@@ -120,15 +120,13 @@ class PartialBias:
     """A rank's share of the quant_bias of a static linear whose columns are shared out: int32 [out].
 
     The correction for input_offset over the rank's own columns, [start, stop); the rank of the first columns adds what
-    quant_bias holds besides corrections, unless `bias_apart` says that the graph adds it. The ranks' shares sum to
-    quant_bias.
+    quant_bias holds besides corrections. The ranks' shares sum to quant_bias.
     """
 
     path: str
     shape: tuple[int, ...]
     start: int
     stop: int
-    bias_apart: bool
 
     @property
     def dtype(self) -> torch.dtype:
@@ -136,7 +134,7 @@ class PartialBias:
 
     def write(self, out: Tensor, read: Read) -> None:
         offset = read(f"{self.path}.input_offset").to(torch.int32)
-        if self.start or self.bias_apart:
+        if self.start:
             out.copy_(-offset * read(f"{self.path}.weight", (1, self.start, self.stop)).sum(1, dtype=torch.int32))
             return
         # The other ranks' corrections, which quant_bias holds: their columns are read a few rows at a time.

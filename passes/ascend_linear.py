@@ -11,7 +11,8 @@ from torch import fx
 from graph_model import ops
 from graph_model.ascend.soc import Soc
 from graph_model.graph import ModelGraph
-from passes.contract import operand, sole_user
+from graph_model.weights import Constant
+from passes.contract import operand, require, sole_user
 from passes.linear_kernel import LinearKernel
 
 aten = torch.ops.aten
@@ -24,9 +25,9 @@ class AscendLinear(LinearKernel):
     ::
 
         aten.linear(x, w, bias)     ->  reshape(ascend.linear(reshape(x, [rows, in]), w, bias))
-        gemma.float32_linear(x, w)  ->  reshape(ascend.gemm(reshape(x, [rows, in]), w, zeros)), which must add something
-        all_reduce(float32_linear(x, w)).to(dtype), where the chip has no such product
-                                    ->  all_reduce(reshape(ascend.linear(...)))
+        gemma.float32_linear(x, w)  ->  reshape(ascend.gemm(reshape(x, [rows, in]), w, 1, zeros)), which adds to zeros
+        all_reduce(float32_linear(x, w)) [+ b], rounded; where the chip has no such product
+                                    ->  all_reduce(reshape(ascend.linear(...))) [+ b]
     """
 
     soc: Soc
@@ -42,9 +43,18 @@ class AscendLinear(LinearKernel):
         elif self.soc.float32_products:
             _share_in_float32(graph, candidate)
         else:
-            rounded = sole_user(sole_user(candidate, ops.all_reduce), aten.to.dtype)
-            share = self.kernel(graph, candidate, operand(candidate, 0), candidate.args[1], None)
-            rounded.replace_all_uses_with(graph.insert(ops.all_reduce, share, at=rounded))
+            self._share_rounded(graph, candidate)
+
+    def _share_rounded(self, graph: ModelGraph, linear: fx.Node) -> None:
+        joined = sole_user(linear, ops.all_reduce)
+        (last,) = joined.users
+        share = self.kernel(graph, linear, operand(linear, 0), linear.args[1], None)
+        result = graph.insert(ops.all_reduce, share, at=joined)
+        if last.target == aten.add.Tensor:
+            result = graph.insert(aten.add.Tensor, result, last.args[1], at=last)
+            (last,) = last.users
+        require(last.target == aten.to.dtype, last, "a sum in float32 is not rounded")
+        last.replace_all_uses_with(result)
 
     def kernel(self, graph: ModelGraph, at: fx.Node, x: fx.Node, weight: object, bias: object) -> fx.Node:
         result = graph.insert(torch.ops.ascend.linear.default, _rows(graph, at, x), weight, bias, at=at)
@@ -55,7 +65,8 @@ def _share_in_float32(graph: ModelGraph, linear: fx.Node) -> None:
     x, weight = operand(linear, 0), operand(linear, 1)
     rows = _rows(graph, linear, x)
     zeros = _zeros(graph, [rows.meta["val"].shape[0], weight.meta["val"].shape[0]])
-    result = graph.insert(torch.ops.ascend.gemm.default, rows, weight, zeros, at=linear)
+    one = graph.add_weight(f"one_{graph.dtype}".replace("torch.", ""), Constant((1,), graph.dtype))
+    result = graph.insert(torch.ops.ascend.gemm.default, rows, weight, one, zeros, at=linear)
     linear.replace_all_uses_with(_reshaped(graph, linear, result))
 
 
@@ -72,7 +83,7 @@ def _reshaped(graph: ModelGraph, linear: fx.Node, result: fx.Node) -> fx.Node:
 def _zeros(graph: ModelGraph, shape: list[int]) -> fx.Node:
     """float32 zeros, which all layers share."""
     for node in graph.calls(aten.full.default):
-        if node.args == (shape, 0.0):
+        if node.args == (shape, 0.0) and node.meta["val"].dtype == torch.float32:
             return node
     first = next(iter(graph.calls()))
     zeros = graph.insert(aten.full.default, shape, 0.0, dtype=torch.float32, device=torch.device("cpu"), at=first)

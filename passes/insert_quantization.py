@@ -17,6 +17,7 @@ from graph_model.quantised_weights import (
     ChannelScale,
     DeqScale,
     Dequantised,
+    DequantisedBias,
     PartialBias,
     QuantisedExpression,
     QuantisedWeight,
@@ -84,10 +85,11 @@ class InsertQuantization(Pass):
             q = _quantised(graph, ops.quantise, x, scale, offset)
             deq_scale = add("deq_scale", lambda path, leaf: DeqScale(f"{path}.deq_scale", leaf.shape[:1]))
             if isinstance(leaves[0], Slice) and leaves[0].dim == 1:
-                int_bias = add("quant_bias", lambda path, _: _partial_bias(graph, path, leaves[0]))
+                int_bias = add("quant_bias", lambda path, _: _partial_bias(path, leaves[0]))
                 total = graph.insert(ops.int_linear, q, int8, int_bias, at=candidate)
                 candidate = sole_user(candidate, ops.all_reduce)
                 total = graph.insert(ops.all_reduce, total, at=candidate)
+                candidate = _with_bias(candidate)
             else:
                 int_bias = add("quant_bias", lambda path, w: Source(f"{path}.quant_bias", w.shape[:1], torch.int32))
                 total = graph.insert(ops.int_linear, q, int8, int_bias, at=candidate)
@@ -142,11 +144,18 @@ def _rank_part(make: Callable[[str, Leaf], Expression], path: str, leaf: Leaf | 
     return Slice(whole, leaf.dim, leaf.start, leaf.stop)
 
 
-def _partial_bias(graph: ModelGraph, path: str, leaf: Leaf | Slice) -> PartialBias:
+def _partial_bias(path: str, leaf: Leaf | Slice) -> PartialBias:
     """The rank's share of the bias, for the columns that `leaf` has of the weight."""
     assert isinstance(leaf, Slice)
-    bias_apart = graph.config.attention_bias and path.endswith("o_proj")
-    return PartialBias(path, leaf.shape[:1], leaf.start, leaf.stop, bias_apart)
+    return PartialBias(path, leaf.shape[:1], leaf.start, leaf.stop)
+
+
+def _with_bias(total: fx.Node) -> fx.Node:
+    """The addition of the floating-point bias behind the ranks' sum, where there is one; quant_bias holds it too."""
+    users = list(total.users)
+    if len(users) != 1 or users[0].target != aten.add.Tensor:
+        return total
+    return users[0] if isinstance(operand(users[0], 1).meta.get("expression"), DequantisedBias) else total
 
 
 def _int8_weight(path: str, leaf: Leaf) -> Expression:

@@ -34,8 +34,8 @@ class ShardTensorParallel(Pass):
         linear(x, w)       the head           ->  all_gather(linear(x, w[rows of the rank]))
 
     Beside static int8 layers, the shares of a row-parallel layer in floating point are summed in float32 and rounded
-    once, all_reduce(float32_linear(x, w[...])).to(dtype), as one rank's are: shares that are rounded to 16 bit move the
-    integers of the layers behind.
+    once, (all_reduce(float32_linear(x, w[...])) + b).to(dtype), as one rank's are: shares that are rounded to 16 bit
+    move the integers of the layers behind.
 
     Between a column-parallel and a row-parallel layer lie the rank's own heads or MLP columns. A key head that several
     ranks need is held by each of them. Collectives: two per decoder layer, one each for embedding and head.
@@ -93,13 +93,14 @@ class ShardTensorParallel(Pass):
         part = self.shard.part(operand(linear, 1).meta["val"].shape[1])
         bias = linear.args[2] if len(linear.args) > 2 else None
         linear.args = (linear.args[0], _part(graph, linear, 1, 1, *part))
-        if sums_in_float32(graph, linear):
+        wide = sums_in_float32(graph, linear)
+        if wide:
             linear.target = ops.float32_linear
-            joined = _append(graph, _append(graph, linear, ops.all_reduce), aten.to.dtype, graph.dtype)
-        else:
-            joined = _append(graph, linear, ops.all_reduce)
+        total = _append(graph, linear, ops.all_reduce)
         if bias is not None:
-            _append(graph, joined, aten.add.Tensor, bias)
+            total = _append(graph, total, aten.add.Tensor, bias)
+        if wide:
+            _append(graph, total, aten.to.dtype, graph.dtype)
 
     def _embedding(self, graph: ModelGraph, embedding: fx.Node) -> None:
         part = self.shard.part(graph.config.vocab_size)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graph_model.errors import UserError
+from runners.ranks.parent import end_with_parent, is_rank
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 
@@ -20,6 +21,8 @@ def main(run: Callable[[Any], None], config_name: str, config_dir: Path = CONF) 
     Ctrl-C exits with 130; --help prints every
     setting with the comment that conf/ gives it. Wrong overrides get Hydra's own message.
     """
+    if is_rank():
+        end_with_parent()
     # `python runners/NAME.py` puts runners/ first in the path, where its files would hide packages of their names.
     here = Path(__file__).resolve().parent
     sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != here]

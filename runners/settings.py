@@ -84,7 +84,7 @@ def resolve_settings(settings: Any) -> ModelSettings:
     stored = None if directory is None or weights == "random" else read_quantisation(directory, config)
     quantisation = _quantisation(settings, config, stored)
     soc = _soc(settings, config, dtype, Shard(0, world_size), quantisation)
-    _check_matmul_all_reduce(settings, soc, world_size)
+    _check_matmul_all_reduce(settings, soc, world_size, quantisation)
     fraction = settings.memory_fraction
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
         raise UserError(f"memory_fraction is {fraction!r}; it must be above 0 and at most 1.")
@@ -228,7 +228,9 @@ def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantisat
     return soc
 
 
-def _check_matmul_all_reduce(settings: Any, soc: Soc | None, world_size: int) -> None:
+def _check_matmul_all_reduce(
+    settings: Any, soc: Soc | None, world_size: int, quantisation: Quantisation | None
+) -> None:
     options = group("passes", settings).get("ascend_matmul_all_reduce")
     if not isinstance(options, Mapping) or not options.get("enabled"):
         return
@@ -237,6 +239,11 @@ def _check_matmul_all_reduce(settings: Any, soc: Soc | None, world_size: int) ->
             "passes.ascend_matmul_all_reduce is enabled, which has a meaning with backend=torchair only. Leave it out."
         )
     check_matmul_all_reduce(soc, world_size)
+    if quantisation is not None and quantisation.scheme == "w8a8":
+        raise UserError(
+            "passes.ascend_matmul_all_reduce is enabled and the model is w8a8, whose ranks sum int32 and float32: "
+            "MatmulAllReduce sums 16 bit. Leave passes.ascend_matmul_all_reduce.enabled=false."
+        )
 
 
 def _ranks(settings: Any, world_size: int) -> RankSettings:

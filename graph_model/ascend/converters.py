@@ -60,18 +60,17 @@ def register_converters() -> None:
         .output("rstd", "")
     )
 
-    # GemmV3: ops-nn matmul/gemm_v3/op_host/gemm_v3_def.cpp and gemm_v3_infershape.cpp, which refuses to go without c
-    gemm_v3_ir = (
-        IrDef("GemmV3")
+    # GemmV2: ops-nn matmul/gemm_v2/op_graph/gemm_v2_proto.h
+    gemm_v2_ir = (
+        IrDef("GemmV2")
         .input("a", "")
         .input("b", "")
-        .optional_input("c", "")
-        .attr("alpha", attr.Float(1.0))
-        .attr("beta", attr.Float(1.0))
+        .input("alpha", "")
+        .input("beta", "")
+        .input("c", "")
         .attr("transpose_a", attr.Bool(False))
         .attr("transpose_b", attr.Bool(False))
-        .attr("enable_hf32", attr.Bool(False))
-        .output("y", "")
+        .output("c", "")
     )
 
     # AddRmsNormQuant: ops-nn norm/add_rms_norm_quant/op_graph/add_rms_norm_quant_proto.h
@@ -166,13 +165,13 @@ def register_converters() -> None:
         return ge.MatMulV2(x, weight, bias, None, transpose_x2=True)
 
     @register_fx_node_ge_converter(torch.ops.ascend.gemm.default)
-    def convert_gemm(x: Any, weight: Any, addend: Any, meta_outputs: Any = None) -> Any:
+    def convert_gemm(x: Any, weight: Any, one: Any, total: Any, meta_outputs: Any = None) -> Any:
         return ge_op(
-            "GemmV3",
-            inputs={"a": x, "b": weight, "c": addend},
+            "GemmV2",
+            inputs={"a": x, "b": weight, "alpha": one, "beta": one, "c": ge.TensorMove(total)},
             attrs={"transpose_b": attr.Bool(True)},
-            outputs=["y"],
-            ir=gemm_v3_ir,
+            outputs=["c"],
+            ir=gemm_v2_ir,
         )
 
     @register_fx_node_ge_converter(torch.ops.ascend.matmul_all_reduce.default)

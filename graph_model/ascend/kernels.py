@@ -46,8 +46,9 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @_kernel("ascend::gemm")
-def _gemm(x: Tensor, weight: Tensor, addend: Tensor) -> Tensor:
-    return F.linear(x.float(), weight.float()) + addend
+def _gemm(x: Tensor, weight: Tensor, one: Tensor, total: Tensor) -> Tensor:
+    assert one.item() == 1
+    return F.linear(x.float(), weight.float()) + total
 
 
 @_kernel("ascend::matmul_all_reduce")

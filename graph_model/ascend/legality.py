@@ -184,7 +184,7 @@ _RULES: dict[str, Rule] = {
     "QuantBatchMatmulV3": _quant_matmul,
     "WeightQuantBatchMatmulV2": _weight_quant_matmul,
     "DequantBias": _dequant_bias,
-    "GemmV3": _gemm,
+    "GemmV2": _gemm,
     "DynamicQuant": _dynamic_quant,
     "AddRmsNormDynamicQuant": _dynamic_quant,
     "DynamicQuantUpdateScatter": _dynamic_quant_scatter,

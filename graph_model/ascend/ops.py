@@ -6,7 +6,7 @@ meaning on the CPU.
 
   gemma_rms_norm          RMS norm with 1 + weight, one rounding
   linear                  x @ weight.T with weight stored [out, in]: no Transpose at run time
-  gemm                    x @ weight.T + addend in float32, of 16-bit x and weight
+  gemm                    x @ weight.T + total in float32, of 16-bit x and weight
   matmul_all_reduce       linear, summed over the ranks by the same kernel
   batch_matmul            a batched product with a factor stored transposed: no Transpose of gathered keys
   quant_matmul            int8 x @ int8 weight.T, scaled; weight stored [out, in], any number of rows
@@ -27,7 +27,7 @@ _LIBRARY = torch.library.Library("ascend", "FRAGMENT")
 _SCHEMAS = (
     "gemma_rms_norm(Tensor x, Tensor weight, float epsilon=1e-06) -> Tensor",
     "linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
-    "gemm(Tensor x, Tensor weight, Tensor addend) -> Tensor",
+    "gemm(Tensor x, Tensor weight, Tensor one, Tensor total) -> Tensor",
     "matmul_all_reduce(Tensor x, Tensor weight) -> Tensor",
     "batch_matmul(Tensor x1, Tensor x2, bool adj_x2=False) -> Tensor",
     "quant_matmul(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor? pertoken_scale, ScalarType dtype)"
@@ -61,10 +61,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @torch.library.register_fake("ascend::gemm")
-def _gemm(x: Tensor, weight: Tensor, addend: Tensor) -> Tensor:
-    """x [rows, in] @ weight [out, in] transposed, + addend [rows, out]; addend and result are float32."""
-    torch._check(addend.dtype == torch.float32, lambda: "gemm: addend must be float32")
-    torch._check(addend.shape == (x.shape[0], weight.shape[0]), lambda: "gemm: addend must have the result's shape")
+def _gemm(x: Tensor, weight: Tensor, one: Tensor, total: Tensor) -> Tensor:
+    """x [rows, in] @ weight [out, in] transposed, + total [rows, out]; total and result are float32.
+
+    one: [1] of x's dtype, by which the kernel says it multiplies product and total.
+    """
+    torch._check(one.dtype == x.dtype and one.shape == (1,), lambda: "gemm: one must be a number of x's dtype")
+    torch._check(total.dtype == torch.float32, lambda: "gemm: total must be float32")
+    torch._check(total.shape == (x.shape[0], weight.shape[0]), lambda: "gemm: total must have the result's shape")
     return _linear(x, weight).float()
 
 

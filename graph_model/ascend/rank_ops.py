@@ -26,16 +26,17 @@ class _Shares(torch.nn.Module):
         self,
         x: Tensor,
         weight: Tensor,
+        one: Tensor,
         zeros: Tensor,
         q: Tensor,
         int8: Tensor,
-        one: Tensor,
+        scale_of_integers: Tensor,
         bias: Tensor,
         scale: Tensor,
     ) -> tuple[Tensor, ...]:
         ascend = torch.ops.ascend
-        total = ascend.quant_matmul(q, int8, one, bias, None, torch.int32)
-        return ascend.gemm(x, weight, zeros), total, ascend.dequantise(total, scale, x.dtype)
+        total = ascend.quant_matmul(q, int8, scale_of_integers, bias, None, torch.int32)
+        return ascend.gemm(x, weight, one, zeros), total, ascend.dequantise(total, scale, x.dtype)
 
 
 def cut_out_rank_ops(config: GemmaConfig, dtype: torch.dtype, soc: Soc, ranks: int = 2) -> dict[str, SingleOp]:
@@ -52,9 +53,10 @@ def cut_out_rank_ops(config: GemmaConfig, dtype: torch.dtype, soc: Soc, ranks: i
 
     size, out = config.intermediate_size // ranks, config.hidden_size
     x, weight = (torch.randn(rows, size, generator=generator).to(dtype) for rows in (_ROWS, out))
-    zeros, one, scale = torch.zeros(_ROWS, out), torch.ones(1), torch.rand(out, generator=generator) * 1e-4 + 1e-6
+    zeros, scale = torch.zeros(_ROWS, out), torch.rand(out, generator=generator) * 1e-4 + 1e-6
     bias = torch.randint(-1000, 1000, (out,), generator=generator, dtype=torch.int32)
-    arguments = [x, weight, zeros, int8(_ROWS, size), int8(out, size), one, bias, scale]
+    shares = [x, weight, torch.ones(1, dtype=dtype), zeros]
+    arguments = [*shares, int8(_ROWS, size), int8(out, size), torch.ones(1), bias, scale]
     with FakeTensorMode():
         fakes = [torch.empty(given.shape, dtype=given.dtype, device="npu") for given in arguments]
         concrete, module = lower_module(torch.fx.symbolic_trace(_Shares()), fakes, compiler_config())

@@ -42,7 +42,7 @@ class Soc:
     paged_scatter, fused_infer_attention, gemma_rms_norm, fp32_norm_weight, dynamic_quant, int32_products,
     float32_products: whether the chip has ScatterPaKvCache, FusedInferAttentionScore, GemmaRmsNorm, RmsNorm of 16-bit x
     with an fp32 weight, DynamicQuant with what contains it, QuantBatchMatmulV3 that gives int32, with DequantBias to
-    scale it, and GemmV3, which gives fp32 of 16-bit inputs.
+    scale it, and GemmV2, which gives fp32 of 16-bit inputs.
     matmul_all_reduce: numbers of ranks that MatmulAllReduce joins, in steps of prompts; (): the chip does not have it.
     rotary_head_dim: the largest head_dim of RotaryMul. max_head_dim: of any fused attention.
     """

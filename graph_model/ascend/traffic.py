@@ -153,7 +153,7 @@ def _product(x: str, weight: str) -> Callable[[Node, Operands], Work]:
 
 _PRODUCTS = {
     **dict.fromkeys(("MatMul", "MatMulV2", "BatchMatMul", "BatchMatMulV2", "QuantBatchMatmulV3"), _product("x1", "x2")),
-    "GemmV3": _product("a", "b"),
+    "GemmV2": _product("a", "b"),
     "WeightQuantBatchMatmulV2": _product("x", "weight"),
 }
 # What ops that write by reference write.

@@ -60,19 +60,19 @@ class InductorBackend:
         onednn = ops.onednn_supports(dtype)
         if dtype == torch.float32 and scheme is None:
             return (OneDNNLinear(),) if onednn else ()
+        # Sums of several ranks stay in float32 beside static int8 layers, which oneDNN's products do not give.
+        tiled = (TiledLinear(),) if not onednn or scheme == "w8a8" else ()
         version = cpp_compiler()
         assert version is not None
         try:
             load_kernels(self.kernel_dir, _compiler_command(), version)
         except NativeBuildError as error:
             warnings.warn(f"linear layers run on torch's own kernels, which are slower here: {error}", stacklevel=2)
-            return (OneDNNLinear(),) if onednn else ()
+            return (*((OneDNNLinear(),) if onednn else ()), *tiled)
         few = () if dtype == torch.float32 else (FewRowsLinear(),)
         capabilities = torch.cpu.get_capabilities()
         int_mm = bool(capabilities.get("amx_int8") or capabilities.get("avx512_vnni"))
         int8 = (NativeInt8Linear(int_mm),)
-        # Sums of several ranks stay in float32 beside static int8 layers, which oneDNN's products do not give.
-        tiled = (TiledLinear(),) if not onednn or scheme == "w8a8" else ()
         return (*few, *((OneDNNLinear(),) if onednn else ()), *tiled, *(int8 if scheme else ()))
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
@@ -80,7 +80,11 @@ class InductorBackend:
 
         with _kernel_cache(self.kernel_dir), torch.no_grad():
             compiled = standalone_compile(
-                graph.module, list(arguments), dynamic_shapes="from_example_inputs", options={}
+                graph.module,
+                list(arguments),
+                dynamic_shapes="from_example_inputs",
+                # A sum that is rounded to 16 bit is rounded inside a fused kernel, too: the numbers are the graph's.
+                options={"config_patches": {"emulate_precision_casts": True}},
             )
             if artifact is not None:
                 compiled.save(path=str(artifact), format="binary")

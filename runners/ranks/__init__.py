@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from runners.settings import ModelSettings
+if TYPE_CHECKING:
+    from runners.settings import ModelSettings
 
 
 def on_ranks(settings: ModelSettings, lead: Callable[[], None]) -> None:

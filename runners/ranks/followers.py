@@ -17,6 +17,7 @@ import torch.distributed as dist
 from graph_model.errors import UserError
 from runners.ranks.group import READY, Place, find_place, form_group, is_lost_contact, join
 from runners.ranks.launch import describe_end, find_port, threads_per_rank
+from runners.ranks.parent import PARENT
 from runners.settings import ModelSettings, check_devices
 
 _SHUTDOWN_S = 5.0  # from the end of the program to SIGTERM, from there to SIGKILL
@@ -73,9 +74,10 @@ def needs_followers(settings: ModelSettings) -> bool:
 def _start(settings: ModelSettings, place: Place, port: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     environment.setdefault("OMP_NUM_THREADS", str(threads_per_rank(place.world_size)))
+    environment[PARENT] = str(os.getpid())
     # A session of its own: Ctrl-C interrupts the program, which ends the others in its own time.
     process = subprocess.Popen(
-        [sys.executable, "-m", __name__], stdin=subprocess.PIPE, env=environment, start_new_session=True
+        [sys.executable, "-m", "runners.ranks.follower"], stdin=subprocess.PIPE, env=environment, start_new_session=True
     )
     assert process.stdin is not None
     with process.stdin:
@@ -106,7 +108,7 @@ def _end(followers: dict[int, subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-def _main() -> None:
+def main() -> None:
     """A follower, as `_start` starts it: its own parent wrote what is unpickled."""
     from runners.ranks.leader import follow
 
@@ -119,7 +121,3 @@ def _main() -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":
-    _main()

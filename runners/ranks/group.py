@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -25,10 +23,13 @@ from runners.settings import ModelSettings, check_devices
 # A rank that fails, or that sees another one gone, waits this long: the launcher stops it sooner if the fault is not
 # its own, and one message is printed, not one per rank.
 _PATIENCE_S = 5.0
-_PR_SET_PDEATHSIG = 1
+# Between two steps the others wait as long as rank 0's program pleases; that it has ended, they see.
+_PAUSE = timedelta(days=365)
 _DIGEST_BYTES = 32
 _FAULT_BYTES = 1024  # of a rank's message, most
 READY = "ready"  # in the store: how many ranks have their device
+
+_steps: dist.ProcessGroup | None = None
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,10 @@ def find_place() -> Place | None:
 
 @contextlib.contextmanager
 def join(settings: ModelSettings, place: Place, store: dist.Store | None = None) -> Iterator[None]:
-    """Form the process group in a process that is a rank and nothing else, which ends with its launcher.
+    """Form the process group in a process that is a rank and nothing else.
 
     Inside the block an error is raised by the rank whose fault it is, and names it.
     """
-    _end_with_the_launcher()
     with contextlib.ExitStack() as stack:
         if place.rank:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
@@ -78,6 +78,13 @@ def form_group(settings: ModelSettings, place: Place, store: dist.Store | None =
     timeout = timedelta(seconds=settings.ranks.timeout)
     dist.init_process_group(backend, timeout=timeout, world_size=place.world_size, rank=place.rank, store=store)
     _check_agreement(settings, place)
+    global _steps
+    _steps = dist.new_group(backend="gloo", timeout=_PAUSE)
+
+
+def steps_group() -> dist.ProcessGroup | None:
+    """The group over which rank 0 says what comes next."""
+    return _steps
 
 
 def settings_digest(settings: ModelSettings) -> bytes:
@@ -142,13 +149,6 @@ def _device_index(settings: ModelSettings, place: Place, count: int) -> int:
     check_devices(settings, place.local_world_size, count)
     devices = settings.ranks.devices
     return place.local_rank if devices is None else devices[place.local_rank]
-
-
-def _end_with_the_launcher() -> None:
-    """Leave no rank behind: an interruption ends it at once, and so does the end of the process that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from graph_model.errors import UserError
+from runners.ranks.parent import PARENT
 from runners.settings import ModelSettings, check_devices
 
 _SHUTDOWN_S = 5  # from SIGTERM to SIGKILL
@@ -33,6 +34,7 @@ def start_ranks(settings: ModelSettings) -> None:
     # The agent's warnings and tracebacks say less than the message below.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(settings.world_size)))
+    os.environ[PARENT] = str(os.getpid())
     with tempfile.TemporaryDirectory(prefix="graph_gemma_ranks_") as log_dir:
         config = LaunchConfig(
             min_nodes=1,

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from graph_model.bucket import Bucket, Phase, Selection, StepInputs, StepOutput
 from graph_model.compile import CompiledModel
+from runners.ranks.group import steps_group
 
 if TYPE_CHECKING:
     from runners.settings import ModelSettings
@@ -51,7 +52,7 @@ class LeadingModel(CompiledModel):
         """Tell the other ranks what comes."""
         header = torch.zeros(1 + _BUCKET_SIZE, dtype=torch.int64)
         header[: 1 + len(numbers)] = torch.tensor([message, *numbers])
-        dist.broadcast(header, src=0)
+        dist.broadcast(header, src=0, group=steps_group())
 
 
 def follow(settings: ModelSettings) -> None:
@@ -64,7 +65,7 @@ def follow(settings: ModelSettings) -> None:
         model = loaded.model
         header = torch.empty(1 + _BUCKET_SIZE, dtype=torch.int64)
         while True:
-            dist.broadcast(header, src=0)
+            dist.broadcast(header, src=0, group=steps_group())
             message, *numbers = header.tolist()
             if message == Message.STOP:
                 return

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from support.configs import TINY_CONFIGS
-from support.graphs import BUCKETS, PAGES, count, find, run_graph
-from support.ranks import run_ranks
+from support.graphs import BFLOAT16, BUCKETS, PAGES, count, find, run_graph
+from support.ranks import part_reader, run_ranks
 from torch import Tensor
 
 from graph_model import ops, quantised_weights, weights
@@ -185,12 +185,39 @@ def test_a_rank_has_its_heads_of_an_int8_cache(scheme: Scheme | None, phase: str
 def test_the_shares_of_a_bias_sum_to_it_in_integers(world_size: int) -> None:
     read, path = reader("w8a8"), "model.layers.0.mlp.down_proj"
     columns, rows = CONFIG.intermediate_size, (CONFIG.hidden_size,)
-    shares = [PartialBias(path, rows, *Shard(r, world_size).part(columns), False) for r in range(world_size)]
+    shares = [PartialBias(path, rows, *Shard(r, world_size).part(columns)) for r in range(world_size)]
     tensors = evaluate(shares, read, CPU)
     assert torch.equal(sum(tensors[share] for share in shares), read(f"{path}.quant_bias"))  # type: ignore[arg-type]
-    apart = evaluate([replace(share, bias_apart=True) for share in shares], read, CPU)
-    correction = -7 * read(f"{path}.weight").sum(1, dtype=torch.int32)
-    assert torch.equal(sum(apart.values()), correction)  # type: ignore[arg-type]
+
+
+BIASED = replace(BFLOAT16, config=replace(BFLOAT16.config, num_hidden_layers=1))
+
+
+@pytest.mark.parametrize("keep_float", ["down_proj", "o_proj"])
+def test_a_bias_behind_a_row_parallel_layer_is_rounded_with_the_ranks_sum(keep_float: str) -> None:
+    """It is part of the integers' bias, or is added to float32 sums: one rounding, as on one rank."""
+    linears = select_linears(BIASED.config, [keep_float, "lm_head"])
+    case = replace(BIASED, quantisation=Quantisation("w8a8", linears, stored=True))
+    whole, parts = case.captured("prefill"), [case.captured("prefill") for _ in range(2)]
+    run_passes(whole, [cls() for cls in DEFAULT_PASSES])
+    for rank, part in enumerate(parts):
+        passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, Shard(rank, 2))
+        run_passes(part, passes)
+        bias = find(part, aten.add.Tensor, "o_proj") if keep_float == "o_proj" else None
+        assert len([n for n in part.calls(aten.add.Tensor) if n.meta["layer"].endswith("o_proj")]) == (bias is not None)
+        if bias is not None:
+            assert [arg.meta["val"].dtype for arg in bias.args] == [torch.float32, torch.bfloat16]
+        part.set_outputs(find(part, aten.to.dtype if bias is not None else ops.dequantise, "o_proj"))
+        part.clean()
+    whole.set_outputs(find(whole, aten.linear.default if keep_float == "o_proj" else ops.int8_linear, "o_proj"))
+    whole.clean()
+    inputs = example_inputs(whole, past=False)
+    (expected,) = run_graph(whole, case.read, inputs, caches(whole))
+    read = part_reader(case.read)
+    found = run_ranks(2, lambda shard: run_graph(parts[shard.rank], read, inputs, caches(parts[shard.rank]))[0])
+    for each in found:
+        assert ((each - expected).abs() <= expected.abs() * torch.finfo(torch.bfloat16).eps + 1e-6).all()
+        assert (each == expected).float().mean() >= (0.98 if keep_float == "o_proj" else 1)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])

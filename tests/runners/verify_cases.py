@@ -60,7 +60,7 @@ def verified(soc: str, folder: Path, *arguments: str) -> set[str]:
 def verify_holds_every_op_of_a_quantised_model_to_its_formula(folder: Path) -> None:
     types = verified(A2, folder, "quant=w8a8_dynamic")
     assert {"DynamicQuant", "QuantBatchMatmulV3", "FusedInferAttentionScore", "RotaryMul", "Sort"} <= types
-    assert {"GemmV3", "DequantBias"} <= types  # of graphs of several ranks
+    assert {"GemmV2", "DequantBias"} <= types  # of graphs of several ranks
 
 
 @CASES.add(A2, slow=True)
@@ -79,7 +79,7 @@ def verify_holds_an_int8_cache_and_fused_norms_to_their_formulas(folder: Path) -
 def verify_holds_every_op_of_the_duo_to_its_formula(folder: Path) -> None:
     types = verified(DUO, folder, "dtype=float16")
     assert {"PromptFlashAttention", "IncreFlashAttention", "ScatterNdUpdate", "RmsNorm"} <= types
-    assert not {"GemmV3", "DequantBias"} & types
+    assert not {"GemmV2", "DequantBias"} & types
 
 
 @contextmanager

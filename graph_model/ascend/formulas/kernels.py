@@ -49,11 +49,11 @@ def _matmul(x: Inputs, a: Attrs) -> list[Tensor]:
     return [torch.einsum("mk,kn->mn", left, right) + x.get("bias", 0.0)]
 
 
-@formula("GemmV3")
+@formula("GemmV2")
 def _gemm(x: Inputs, a: Attrs) -> list[Tensor]:
     left = x["a"].T if a.get("transpose_a") else x["a"]
     right = x["b"].T if a.get("transpose_b") else x["b"]
-    return [a.get("alpha", 1.0) * torch.einsum("mk,kn->mn", left, right) + a.get("beta", 1.0) * x["c"]]
+    return [x["alpha"] * torch.einsum("mk,kn->mn", left, right) + x["beta"] * x["c"]]
 
 
 @formula("BatchMatMul")

@@ -26,7 +26,7 @@ MODULES = (
     test_ge_quant_definitions,
 )
 # Not in torchair's list of prototypes; the op documents describe them.
-WITHOUT_PROTOTYPE = {"AddRmsNormQuant", "Cast", "DynamicQuantUpdateScatter", "GemmV3", "GemmaRmsNorm"}
+WITHOUT_PROTOTYPE = {"AddRmsNormQuant", "Cast", "DynamicQuantUpdateScatter", "GemmV2", "GemmaRmsNorm"}
 # Attributes of newer prototypes than torchair's list has, each refused or noted where it is used.
 NEWER = {
     ("QuantBatchMatmulV3", "group_size"),

@@ -55,36 +55,40 @@ def test_matmul_accumulates_beyond_the_range_of_fp16_and_overflows_to_infinity()
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("transpose_a", [False, True])
 @pytest.mark.parametrize("transpose_b", [False, True])
-def test_gemm_keeps_the_sums_of_16_bit_in_fp32(dtype: torch.dtype, transpose_a: bool, transpose_b: bool) -> None:
+def test_gemm_adds_to_what_it_is_given_in_fp32(dtype: torch.dtype, transpose_a: bool, transpose_b: bool) -> None:
     torch.manual_seed(0)
     a, b, c = torch.randn(3, 70).to(dtype), torch.randn(70, 5).to(dtype), torch.randn(3, 5)
-    got = matmul.gemm_v3(
+    one, before = torch.ones(1, dtype=dtype), c.clone()
+    got = matmul.gemm_v2(
         a.t() if transpose_a else a,
         b.t() if transpose_b else b,
+        one,
+        one,
         c,
         transpose_a=transpose_a,
         transpose_b=transpose_b,
     )
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got.double(), a.double() @ b.double() + c.double(), rtol=1e-6, atol=1e-5)
+    assert got is c
+    torch.testing.assert_close(got.double(), a.double() @ b.double() + before.double(), rtol=1e-6, atol=1e-5)
     assert not torch.equal(got, got.to(dtype).float())
-    assert matmul.gemm_v3(a[:0], b, c[:0]).shape == (0, 5)
+    assert matmul.gemm_v2(a[:0], b, one, one, c[:0]).shape == (0, 5)
 
 
-def test_gemm_refuses_what_no_version_of_it_takes() -> None:
-    a, b, c = torch.ones(2, 3).half(), torch.ones(3, 4).half(), torch.zeros(2, 4)
+def test_gemm_refuses_what_the_op_does_not_take() -> None:
+    one = torch.ones(1).half()
+    right = {"a": torch.ones(2, 3).half(), "b": torch.ones(3, 4).half(), "alpha": one, "beta": one}
+    right["c"] = torch.zeros(2, 4)
     for wrong, message in (
-        ({"c": None}, "without c"),
-        ({"c": c.half()}, "takes float32"),
-        ({"c": c[:1]}, "the result's shape"),
-        ({"a": a.float(), "b": b.float()}, "takes float16, bfloat16"),
-        ({"b": b.bfloat16()}, "one dtype"),
-        ({"a": a[None]}, "takes matrices"),
-        ({"b": b.t()}, "inner sizes"),
-        ({"beta": 0.0}, "must be 1"),
+        ({"c": torch.zeros(2, 4).half()}, "takes float32"),
+        ({"c": torch.zeros(1, 4)}, "the result's shape"),
+        ({name: right[name].float() for name in ("a", "b", "alpha", "beta")}, "takes float16, bfloat16"),
+        ({"b": right["b"].bfloat16()}, "one dtype"),
+        ({"a": right["a"][None]}, "takes matrices"),
+        ({"b": right["b"].t()}, "inner sizes"),
+        ({"beta": 0 * one}, "other than 1"),
     ):
         with pytest.raises(GeGraphError, match=message):
-            matmul.gemm_v3(**{"a": a, "b": b, "c": c, **wrong})  # type: ignore[arg-type]
+            matmul.gemm_v2(**{**right, **wrong})
 
 
 def test_matmul_refuses_mixed_dtypes_and_ranks() -> None:

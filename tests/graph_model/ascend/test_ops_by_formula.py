@@ -115,7 +115,11 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("MatMulV2", {"x1": h, "x2": h[:2], "bias": h[0, :2]}, {"transpose_x2": True}),
     ("MatMul", {"x1": x, "x2": x}, {"transpose_x1": True}),
-    ("GemmV3", {"a": h, "b": h[:2], "c": randn(3, 2)}, {"transpose_b": True}),
+    (
+        "GemmV2",
+        {"a": h, "b": h[:2], "alpha": torch.ones(1).half(), "beta": torch.ones(1).half(), "c": randn(3, 2)},
+        {"transpose_b": True},
+    ),
     ("Add", {"x1": h, "x2": h}, {}),
     ("RotaryMul", {"x": randn(2, 3, 4, 8).half(), "r1": randn(2, 3, 1, 8).half(), "r2": randn(2, 3, 1, 8).half()}, {}),
     ("GeGluV2", {"x": randn(3, 8).bfloat16()}, {"activate_left": True}),
@@ -201,6 +205,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("AddRmsNormDynamicQuant", {"x1": h, "x2": h / 3, "gamma": h[0]}, {"output_mask": [True, False]}),
     ("AddRmsNormDynamicQuant", {"x1": h.bfloat16(), "x2": h.bfloat16() / 3, "gamma": h[0].bfloat16()}, {}),
     ("QuantBatchMatmulV3", {"x1": q, "x2": w.t(), "scale": t([0.01])}, {"dtype": 27}),
+    ("QuantBatchMatmulV3", {"x1": q, "x2": w.t(), "scale": t([1.0])}, {"dtype": 3}),
+    ("DequantBias", {"x": (q.int() @ w.t().int()), "weight_scale": randn(5).abs() / 99}, {"output_dtype": 27}),
     (
         "QuantBatchMatmulV3",
         {

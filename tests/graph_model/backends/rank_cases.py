@@ -188,11 +188,11 @@ def ranks_sum_the_integers_of_static_int8_layers(folder: Path) -> None:
 
 @CASES.add(A2)
 def beside_static_int8_layers_ranks_sum_shares_in_floating_point_in_float32(folder: Path) -> None:
-    """A product that gives float32, the sum, one rounding; the zeros that the product adds to are made once."""
+    """A product that is added to float32 zeros, of which each layer has a copy; the sum, one rounding."""
     step = steps.StepCase(steps.BASE, BRAIN, 64, "decode", scheme="w8a8")  # down_proj in floating point
     lowered = lower_rank(A2, step, Shard(1, 2)).ge
     types = count_nodes(lowered).by_type
-    assert (types["GemmV3"], types["MatMulV2"], types["Fill"]) == (LAYERS, 1, 1)
+    assert (types["GemmV2"], types["TensorMove"], types["Fill"]) == (LAYERS, LAYERS, 1)
     summed = [node.outputs[0].dtype for node in lowered.nodes if node.type == "HcomAllReduce"]
     assert (summed.count(torch.int32), summed.count(torch.float32), summed.count(BRAIN)) == (LAYERS, LAYERS, 1)
     agree(A2, step)
@@ -207,7 +207,7 @@ def without_int32_and_float32_products_ranks_sum_what_they_have_rounded(folder: 
         lowered = lower_rank(DUO, given, Shard(1, 2)).ge
         types = count_nodes(lowered).by_type
         assert "DequantBias" not in types
-        assert "GemmV3" not in types
+        assert "GemmV2" not in types
         summed = [node.outputs[0].dtype for node in lowered.nodes if node.type == "HcomAllReduce"]
         assert summed == [HALF] * (2 * LAYERS + 1)
         agree(DUO, given)

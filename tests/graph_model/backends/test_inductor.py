@@ -204,11 +204,12 @@ def test_quantised_steps_choose_the_tokens_of_the_reference_kernels(
         for backend in (InductorBackend(CPU, kernel_dir), EagerBackend(CPU))
     )
     differing = 0
+    tie = 0.05 if dtype == torch.float32 else 0.1  # a few units of bfloat16 at logits of this size
     for ours, theirs in zip(found, expected, strict=True):
         assert theirs.top_logprobs is not None
         differ = ours.token_ids != theirs.token_ids
         gaps = theirs.top_logprobs[:, 0] - theirs.top_logprobs[:, 1]
-        assert (gaps[differ] <= 0.05).all(), (ours, theirs)
+        assert (gaps[differ] <= tie).all(), (ours, theirs)
         differing += int(differ.sum())
     assert differing <= 0.1 * ids.numel()  # logits of a random model lie close together
     chosen = {int(token) for output in expected for token in output.token_ids}

@@ -115,6 +115,7 @@ def settings(*overrides: str) -> Any:
         ([FUSED, "world_size=2"], "backend=torchair only"),
         ([FUSED, "world_size=2", "backend=torchair", "soc=atlas_300i_duo", "dtype=float16"], "no MatmulAllReduce"),
         ([FUSED, "model=gemma_7b", "world_size=16", "backend=torchair"], "joins 1, 2, 4, 8 devices"),
+        ([FUSED, "world_size=2", "backend=torchair", "quant=w8a8"], "whose ranks sum int32 and float32"),
     ],
 )
 def test_illegal_settings_are_refused_before_anything_is_loaded(overrides: list[str], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,55 @@ def test_a_rank_that_is_killed_is_named(settings: list[str]) -> None:
     assert children() == before
     assert not dist.is_initialized()
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.slow
+def test_a_program_may_let_its_ranks_wait_longer_than_their_timeout(settings: list[str]) -> None:
+    with LLM([*settings, "world_size=2", "ranks.timeout=5"]) as llm:
+        first = [result.token_ids for result in llm.generate(PROMPTS, ANSWER)]
+        time.sleep(8)
+        assert [result.token_ids for result in llm.generate(PROMPTS, ANSWER)] == first
+
+
+ENDS_WHILE_ITS_RANKS_START = """
+import os, signal, subprocess, threading, time
+from runners.llm import LLM
+
+started = threading.Event()
+popen = subprocess.Popen
+
+def start(command, **options):
+    if "runners.ranks.follower" not in command:
+        return popen(command, **options)
+    process = popen(command, **options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    print(process.pid, flush=True)
+    started.set()
+    return process
+
+def end():
+    started.wait()
+    time.sleep({after_s})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+subprocess.Popen = start
+threading.Thread(target=end).start()
+LLM({settings})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.1, 1.0, 3.0])
+def test_a_program_that_ends_while_its_ranks_start_leaves_none(
+    settings: list[str], tmp_path: Path, after_s: float
+) -> None:
+    """At once, while they import torch, and while they join."""
+    program = tmp_path / "program.py"
+    program.write_text(ENDS_WHILE_ITS_RANKS_START.format(after_s=after_s, settings=[*settings, "world_size=2"]))
+    process = ranks.start([str(program)])
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == -9
+    assert len(printed.split()) == 1
+    ranks.wait_until_ended({1: int(printed)})
 
 
 @pytest.mark.slow

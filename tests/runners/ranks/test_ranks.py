@@ -257,7 +257,7 @@ def test_ranks_with_different_checkpoints_are_refused(checkpoint: Path, tmp_path
 def test_a_step_costs_little_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other ranks follow by a step's integers: its bucket, and per row a few numbers and its blocks."""
     sent: list[int] = []
-    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src: sent.append(tensor.nbytes))
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src, group=None: sent.append(tensor.nbytes))
     monkeypatch.setattr(CompiledModel, "run", lambda *_: None)
     bucket = Bucket("decode", batch=8, chunk=1, table_width=64, selection="sample")
     monkeypatch.setattr(CompiledModel, "inputs", lambda *_: make_inputs(bucket))

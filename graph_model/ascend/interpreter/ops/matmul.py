@@ -2,7 +2,7 @@
 
 The cube unit multiplies 16-bit inputs exactly, accumulates in fp32, adds the bias in fp32 and rounds once to the
 output's dtype. fp32 inputs are multiplied as fp32 (allow_hf32 off, torch_npu's default for matmul).
-GemmV3 alone gives the sums of 16-bit inputs in fp32. Source: prototypes in matrix_calculation_ops.h; ops-nn matmul.
+GemmV2 alone gives the sums of 16-bit inputs in fp32. Source: prototypes in matrix_calculation_ops.h; ops-nn matmul.
 """
 
 from __future__ import annotations
@@ -39,35 +39,31 @@ def mat_mul_v2(
     return mat_mul(x1, x2, bias, transpose_x1=transpose_x1, transpose_x2=transpose_x2)
 
 
-@ge_op("GemmV3")
-def gemm_v3(
+@ge_op("GemmV2", by_reference={0: "c"})
+def gemm_v2(
     a: Tensor,
     b: Tensor,
-    c: Tensor | None = None,
+    alpha: Tensor,
+    beta: Tensor,
+    c: Tensor,
     *,
-    alpha: float = 1.0,
-    beta: float = 1.0,
     transpose_a: bool = False,
     transpose_b: bool = False,
-    enable_hf32: bool = False,
 ) -> Tensor:
-    """a [m, k] @ b [k, n] + c [m, n] in fp32: a and b of 16 bit, c of fp32; a transposed input is stored swapped.
+    """Adds a [m, k] @ b [k, n] to c [m, n] in place, in fp32: a and b of 16 bit; a transposed one is stored swapped.
 
-    The kernel also has forms with c and y of 16 bit, which are refused here. Older versions take neither another alpha
-    or beta nor a c that is broadcast; none goes without c. enable_hf32 is about fp32 inputs, which the A2's kernel does
-    not take. Source: ops-nn matmul/gemm_v3, its definition, shape inference and golden.
+    alpha and beta, of a's dtype, are meant to scale product and c; the kernel adds, whatever they are, so they must be
+    1. Source: ops-nn matmul/gemm_v2, its prototype, shape and dtype inference, and README.
     """
-    require(c is not None, "GemmV3 without c")
-    assert c is not None
-    require(a.dim() == 2 and b.dim() == 2, f"GemmV3 of ranks {a.dim()} and {b.dim()}; it takes matrices")
-    require(alpha == beta == 1.0, f"GemmV3 with alpha {alpha} and beta {beta}; both must be 1")
-    require_same_dtype(a=a, b=b)
+    require(a.dim() == 2 and b.dim() == 2, f"GemmV2 of ranks {a.dim()} and {b.dim()}; it takes matrices")
+    require_same_dtype(a=a, b=b, alpha=alpha, beta=beta)
     require_dtype("a", a, *HALVES)
     require_dtype("c", c, torch.float32)
+    require(bool((alpha == 1).all() and (beta == 1).all()), "GemmV2 with an alpha or a beta other than 1")
     left, right = a.t() if transpose_a else a, b.t() if transpose_b else b
     require(left.shape[1] == right.shape[0], f"inner sizes {left.shape[1]} and {right.shape[0]} differ")
     require(c.shape == (left.shape[0], right.shape[1]), f"c is {list(c.shape)}; it must have the result's shape")
-    return left.float() @ right.float() + c
+    return c.add_(left.float() @ right.float())
 
 
 @ge_op("BatchMatMul")
