@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
-from support.graphs import BUCKETS, Case, count
+from support.graphs import BUCKETS, QUANTISED_CASES, Case, count
 from support.models import build_model
 from support.ranks import part_reader, run_ranks
 from torch import Tensor
@@ -58,8 +58,9 @@ def test_a_rank_has_its_parts_and_two_collectives_per_layer() -> None:
     assert {tuple(node.meta["val"].shape) for node in graph.placeholders("cache")} == {(8, 16, 1, 16)}
 
 
-def test_all_ranks_have_the_same_graph() -> None:
-    graphs = [shard_graph(BIASED, "sample", Shard(rank, 2)) for rank in range(2)]
+@pytest.mark.parametrize("case", [BIASED, QUANTISED_CASES["bfloat16-w8a8-stored"]], ids=["float32", "w8a8"])
+def test_all_ranks_have_the_same_graph(case: Case) -> None:
+    graphs = [shard_graph(case, "sample", Shard(rank, 2)) for rank in range(2)]
     assert graphs[0].module.code == graphs[1].module.code
     ranks = [[e for e in graph.weight_plan.values() if isinstance(e, Constant)] for graph in graphs]
     assert ranks == [[Constant((0,))], [Constant((1,))]]

@@ -108,7 +108,9 @@ def check(soc: str, case: Case, found: dict[str, Any]) -> None:
         sampled = phase == "sample"
         expected = {"HcomAllReduce": 2 * layers + 1 + sampled, "HcomAllGather": 1 + (sampled or phase == "score")}
     assert found["collectives"] == expected, case
-    assert found["copies"] == 0, case
+    # Of a few kilobytes of zeros, to which a product is added in place.
+    zeros = layers * (soc == ATLAS_800I_A2.name and scheme == "w8a8" and world_size > 1)
+    assert found["copies"] == zeros, case
     causal_mask = 2048 * 2048 if soc == ATLAS_800I_A2.name and phase in ("prefill", "extend", "score") else 0
     assert found["weight_bytes"] - causal_mask == pytest.approx(ideal_bytes(config, world_size, scheme), rel=0.02), case
     kv_heads = max(1, config.num_key_value_heads // world_size)
@@ -121,8 +123,9 @@ def nodes_per_layer(soc: str, model: str, world_size: int, scheme: str) -> int:
     several, w8a8 = world_size > 1, scheme == "w8a8"
     if soc == ATLAS_800I_A2.name:
         # In w8a8 both norms take their addition and quantise along, and the output projection's input has a quantise;
-        # where ranks sum integers, scaling them is a node of its own.
-        return 14 - w8a8 + several * (2 + w8a8)
+        # where ranks sum integers, scaling them is a node of its own, and where they sum float32, rounding it and a copy
+        # of the zeros that the product is added to.
+        return 14 - w8a8 + several * (2 + 3 * w8a8)
     heads = config.num_attention_heads // world_size
     group = heads // max(1, config.num_key_value_heads // world_size)
     # Attention is written out where 4 or 8 query heads share a key head. In w8a8 both norms take their addition, casts

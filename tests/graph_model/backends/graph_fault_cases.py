@@ -32,6 +32,7 @@ from graph_model.ascend.soc import find_soc
 from graph_model.bucket import Bucket
 from graph_model.config import GEMMA_2B, GEMMA_7B
 from graph_model.graph import ModelGraph
+from passes.ascend_attention import CAUSAL_MASK_SIZE
 
 CASES = Cases()
 LAYERS = 2
@@ -78,11 +79,22 @@ def listing(lowered: Lowered, graph: GeGraph) -> None:
     assert list_graph(graph) == list_graph(lowered.graph)
 
 
+def masks(graph: GeGraph) -> list[Node]:
+    mask = torch.bool, (CAUSAL_MASK_SIZE, CAUSAL_MASK_SIZE)
+    return [node for node in graph.inputs() if (node.outputs[0].dtype, node.outputs[0].shape) == mask]
+
+
+def one_mask(lowered: Lowered, graph: GeGraph) -> None:
+    """All layers of the A2's read one causal mask; the DUO's decode steps need none."""
+    assert len(masks(graph)) == (lowered.soc == A2)
+
+
 CHECKS: dict[str, Check] = {
     "lean": lambda lowered, graph: check_lean(count_nodes(graph), lowered.model.bucket),
     "kernels": kernels,
     "gathers": lambda lowered, graph: check_gathers(gathered_bytes(graph), lowered.model, lowered.gathers),
     "legality": legality,
+    "one mask": one_mask,
     "golden listing": listing,
 }
 
@@ -156,6 +168,20 @@ def double_a_gather(graph: GeGraph) -> None:
     node.outputs = [replace(node.outputs[0], shape=(2 * shape[0], *shape[1:]))]
 
 
+def give_a_layer_a_mask_of_its_own(graph: GeGraph) -> None:
+    (mask,) = masks(graph)
+    own = replace(mask, name="fault", attrs={**mask.attrs, "index": len(graph.inputs())})
+    graph.nodes.insert(0, own)
+    last = [node for node in graph.nodes if node.type == "FusedInferAttentionScore"][-1]
+    last.inputs = [replace(edge, producer=own.name) if edge.producer == mask.name else edge for edge in last.inputs]
+
+
+def give_decode_a_mask(graph: GeGraph) -> None:
+    some = an_input(graph, "weight")
+    desc = replace(some.outputs[0], dtype=torch.bool, shape=(CAUSAL_MASK_SIZE, CAUSAL_MASK_SIZE))
+    graph.nodes.insert(0, replace(some, name="fault", outputs=[desc]))
+
+
 def set_attribute(op_type: str, name: str, value: object) -> Callable[[GeGraph], None]:
     def fault(graph: GeGraph) -> None:
         first(graph, op_type).attrs[name] = value
@@ -190,11 +216,13 @@ FAULTS: dict[str, Faults] = {
             ),
         ),
         "another softmax scale": ("golden listing", set_attribute("FusedInferAttentionScore", "scale", 0.5)),
+        "a mask per layer": ("one mask", give_a_layer_a_mask_of_its_own),
     },
     DUO: {
         **COMMON,
         "eight query heads per key head": ("legality", set_attribute("IncreFlashAttention", "num_key_value_heads", 2)),
         "another softmax scale": ("golden listing", set_attribute("IncreFlashAttention", "scale_value", 0.5)),
+        "a mask in a decode step": ("one mask", give_decode_a_mask),
     },
 }
 
