@@ -123,8 +123,8 @@ def nodes_per_layer(soc: str, model: str, world_size: int, scheme: str) -> int:
     several, w8a8 = world_size > 1, scheme == "w8a8"
     if soc == ATLAS_800I_A2.name:
         # In w8a8 both norms take their addition and quantise along, and the output projection's input has a quantise;
-        # where ranks sum integers, scaling them is a node of its own, and where they sum float32, rounding it and a copy
-        # of the zeros that the product is added to.
+        # where ranks sum integers, scaling them is a node of its own; where they sum float32, rounding it and a copy of
+        # the zeros that the product is added to are.
         return 14 - w8a8 + several * (2 + 3 * w8a8)
     heads = config.num_attention_heads // world_size
     group = heads // max(1, config.num_key_value_heads // world_size)
