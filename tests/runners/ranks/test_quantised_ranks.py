@@ -1,4 +1,4 @@
-"""Quantised models on two ranks: at least 99 % of the tokens of one (98 % on Inductor in 16 bit), teacher-forced."""
+"""Quantised models on two ranks: at least 99 % of the tokens of one, teacher-forced."""
 
 from __future__ import annotations
 
@@ -39,19 +39,23 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.mark.parametrize("checkpoint", ["int8", "default"])
+KV8 = ["dtype=float16", "quant.kv8=true"]
+ON_DUO = ["backend=torchair", "soc=atlas_300i_duo", "dtype=float16"]
+
+
 @pytest.mark.parametrize(
-    "overrides",
+    ("checkpoint", "overrides"),
     [
-        ["backend=eager", "dtype=bfloat16"],
-        ["backend=inductor", "dtype=float32"],
-        ["backend=inductor", "dtype=bfloat16"],
-        ["backend=inductor", "dtype=float16", "quant.kv8=true"],
-        pytest.param(["backend=torchair", "dtype=float16", "quant.kv8=true"], marks=NEEDS_TORCH_NPU),
-        pytest.param(["backend=torchair", "dtype=bfloat16"], marks=NEEDS_TORCH_NPU),
-        pytest.param(["backend=torchair", "dtype=float16", "soc=atlas_300i_duo"], marks=NEEDS_TORCH_NPU),
+        *[(checkpoint, ["backend=eager", "dtype=bfloat16"]) for checkpoint in ("int8", "default")],
+        *[(checkpoint, ["backend=inductor", "dtype=bfloat16"]) for checkpoint in ("int8", "default")],
+        ("int8", ["backend=inductor", "dtype=float32"]),
+        ("default", ["backend=inductor", *KV8]),
+        pytest.param("int8", ["backend=torchair", *KV8], marks=NEEDS_TORCH_NPU),
+        pytest.param("int8", ["backend=torchair", "dtype=bfloat16"], marks=NEEDS_TORCH_NPU),
+        pytest.param("default", ["backend=torchair", "dtype=bfloat16"], marks=NEEDS_TORCH_NPU),
+        # Its ranks sum what they have rounded, which a down projection in int8 does not take: see docs.
+        pytest.param("default", ON_DUO, marks=NEEDS_TORCH_NPU),
     ],
-    ids=["eager", "inductor", "inductor-bfloat16", "inductor-kv8", "a2-kv8", "a2", "duo"],
 )
 def test_tokens_of_two_ranks_are_those_of_one(
     checkpoints: dict[str, Path], checkpoint: str, tmp_path: Path, overrides: list[str]
@@ -64,6 +68,4 @@ def test_tokens_of_two_ranks_are_those_of_one(
     one, two = (found[world_size]["greedy"]["next"] for world_size in ("1", "2"))
     equal = [a == b for row in zip(one, two, strict=True) for a, b in zip(*row, strict=True)]
     print(f"{overrides}: {sum(equal)} of {len(equal)} tokens are equal")
-    # Inductor rounds to 16 bit where a kernel ends, which ranks' exchanges move: integers then differ now and then.
-    fused_in_16_bit = overrides[:2] == ["backend=inductor", "dtype=float16"]
-    assert sum(equal) >= (0.98 if fused_in_16_bit else 0.99) * len(equal)
+    assert sum(equal) >= 0.99 * len(equal)
