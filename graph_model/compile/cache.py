@@ -76,15 +76,16 @@ def cache_key(ingredients: Mapping[str, Any]) -> str:
 
 
 @cache
-def source_digest() -> str:
-    """A digest of the sources that capture, rewrite and compile graphs."""
-    package = Path(__file__).parent.parent
+def source_digest(*more: str) -> str:
+    """A digest of the sources that capture, rewrite and compile graphs, and of those of `more` packages beside them."""
+    root = Path(__file__).parents[2]
     digest = hashlib.sha256()
-    for path in sorted(_sources((package, package.parent / "passes"))):
+    for path in sorted(_sources(root / package for package in ("graph_model", "passes", *more))):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
 def _sources(folders: Iterable[Path]) -> Iterable[Path]:
     for folder in folders:
-        yield from (path for path in folder.rglob("*.py") if "demo" not in path.parts)
+        found = (path for path in folder.rglob("*") if path.suffix in (".py", ".cpp", ".h"))
+        yield from (path for path in found if "demo" not in path.parts)

@@ -97,7 +97,7 @@ def settings_digest(settings: ModelSettings) -> bytes:
         del fields[name]
     directory = None if settings.random_weights else settings.checkpoint_dir
     checkpoint = "" if directory is None else checkpoint_identity(directory)
-    text = repr(sorted(fields.items())) + checkpoint + source_digest() + torch.__version__
+    text = repr(sorted(fields.items())) + checkpoint + source_digest("runners") + torch.__version__
     return hashlib.sha256(text.encode()).digest()
 
 
