@@ -10,6 +10,8 @@ import numpy as np
 Phase = Literal["prefill", "extend", "decode"]
 Selection = Literal["greedy", "sample", "score", "distribution"]
 
+# Tokens per block of the KV cache that the settings take.
+BLOCK_SIZES = (16, 32, 64, 128)
 _FEW_SCORED = 16  # answers of a few tokens share one bucket; whole texts take as many places as the chunk has
 
 

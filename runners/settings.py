@@ -10,6 +10,7 @@ from typing import Any
 
 from graph_model import demo
 from graph_model.ascend.soc import Soc, check_matmul_all_reduce, check_model, check_quantisation, find_soc
+from graph_model.bucket import BLOCK_SIZES
 from graph_model.checkpoint.quantised import read_quantisation
 from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
 from graph_model.errors import UserError
@@ -17,7 +18,6 @@ from graph_model.quantisation import SCHEMES, Quantisation, select_linears
 from graph_model.shard import Shard, check_world_size
 from runners.values import at_least, boolean, group, text_list, text_or_none
 
-BLOCK_SIZES = (16, 32, 64, 128)
 SMALLEST_CHUNK = 64
 _DEFAULT_MAX_SEQ_LEN = 4096
 _DEFAULT_SOC = "atlas_800i_a2"

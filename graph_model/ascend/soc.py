@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graph_model.bucket import Phase
+from graph_model.bucket import BLOCK_SIZES, Phase
 from graph_model.errors import UserError
 from graph_model.quantisation import Quantisation
 
@@ -150,15 +150,16 @@ def check_block_size(soc: Soc, block_size: int, *, query_tokens: int = 1, int8_c
     """Raise UserError unless paged attention of `query_tokens` per row takes the block size.
 
     With one query token: multiples of 16 (32 for an int8 cache) up to 512; with more: multiples of 128 up to 512, on
-    the A2 only.
+    the A2 only. The sizes that the error names are those of BLOCK_SIZES among them.
     """
     step = 128 if query_tokens > 1 else 32 if int8_cache else 16
     if block_size <= 0 or block_size % step or block_size > MAX_BLOCK_SIZE:
         what = "one query token" if query_tokens == 1 else "several query tokens"
+        sizes = [str(size) for size in BLOCK_SIZES if size % step == 0]
         raise UserError(
             f"soc={soc.name}: block_size is {block_size}; paged attention of {what} takes multiples of {step} "
             f"up to {MAX_BLOCK_SIZE}{' with an int8 cache' if int8_cache and query_tokens == 1 else ''}. "
-            f"Set block_size to one of {', '.join(map(str, range(step, MAX_BLOCK_SIZE + 1, step)))}."
+            f"Set block_size{'=' if len(sizes) == 1 else ' to one of '}{', '.join(sizes)}."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from graph_model.ascend.soc import (
@@ -19,6 +21,7 @@ from graph_model.ascend.soc import (
     fused_rotary,
     norm_op,
 )
+from graph_model.bucket import BLOCK_SIZES
 from graph_model.errors import UserError
 from graph_model.quantisation import Quantisation
 
@@ -60,10 +63,22 @@ def test_illegal_models_are_refused_with_the_rule(soc: Soc, changes: dict[str, o
 def test_block_sizes_depend_on_the_query_tokens_and_the_caches_dtype() -> None:
     check_block_size(ATLAS_800I_A2, 48)
     check_block_size(ATLAS_800I_A2, 384, query_tokens=5)
-    with pytest.raises(UserError, match="128, 256, 384, 512"):
+    with pytest.raises(UserError, match="multiples of 128 up to 512"):
         check_block_size(ATLAS_800I_A2, 64, query_tokens=5)
     with pytest.raises(UserError, match=r"multiples of 32 .*int8"):
         check_block_size(ATLAS_800I_A2, 48, int8_cache=True)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sizes"),
+    [({}, "16, 32, 64, 128"), ({"int8_cache": True}, "32, 64, 128"), ({"query_tokens": 5}, "128")],
+)
+def test_the_block_sizes_that_a_refusal_names_are_settings_and_legal(rule: dict[str, Any], sizes: str) -> None:
+    with pytest.raises(UserError, match=rf"Set block_size={sizes}\.$|Set block_size to one of {sizes}\.$"):
+        check_block_size(ATLAS_800I_A2, 24, **rule)
+    for size in map(int, sizes.split(", ")):
+        assert size in BLOCK_SIZES
+        check_block_size(ATLAS_800I_A2, size, **rule)
 
 
 @pytest.mark.parametrize(
