@@ -45,8 +45,8 @@ def load(soc: Soc, cache_dir: Path) -> bool:
 
     cache_dir: where the stand-in's libraries are kept. A second call with the same `soc` changes nothing.
 
-    Raises UserError: torch_npu missing or of a version that was not tried, not Linux, no C compiler, CANN half
-    installed, a device that is another chip, or a second SoC in one process.
+    Raises UserError: torch_npu missing, of a version that was not tried or without a module that it needs, not Linux,
+    no C compiler, CANN half installed, a device that is another chip, or a second SoC in one process.
     """
     if _STATE.soc is not None:
         if _STATE.soc != soc:
@@ -60,8 +60,7 @@ def load(soc: Soc, cache_dir: Path) -> bool:
     if standin:
         _preload(soc, cache_dir)
     with _without_advice() if standin else contextlib.nullcontext():
-        import torch_npu  # noqa: F401
-        from torch_npu.dynamo import torchair  # noqa: F401
+        _import_torch_npu()
 
     if not standin:
         check_chip(soc, device_name())
@@ -178,6 +177,18 @@ def _is_installed(name: str) -> bool:
     with contextlib.suppress(ModuleNotFoundError):
         return importlib.util.find_spec(name) is not None
     return False
+
+
+def _import_torch_npu() -> None:
+    try:
+        import torch_npu  # noqa: F401
+        from torch_npu.dynamo import torchair  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"torch_npu cannot be imported: it needs the module {error.name or error}, which is not installed, and its "
+            "metadata does not name all that it needs. Install the extra, which does: "
+            "pip install 'graph-gemma[ascend]'."
+        ) from error
 
 
 def _preload(soc: Soc, cache_dir: Path) -> None:

@@ -201,6 +201,22 @@ def test_a_device_that_is_another_chip_is_refused(tmp_path: Path) -> None:
     assert loading.loaded_soc() is None
 
 
+@pytest.mark.usefixtures("over_cann")
+@pytest.mark.parametrize("place", ["torch_npu", "torch_npu/dynamo/torchair"])
+def test_a_module_that_torch_npu_needs_and_does_not_find_is_named_with_the_extra(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch_npu", "torch_npu/dynamo", "torch_npu/dynamo/torchair"):
+        monkeypatch.delitem(sys.modules, name.replace("/", "."))
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("import graph_model_test_missing.part" if name == place else "")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = r"needs the module graph_model_test_missing, .* pip install 'graph-gemma\[ascend\]'"
+    with pytest.raises(UserError, match=message):
+        loading.load(find_soc("atlas_800i_a2_910b4"), tmp_path / "cache")
+    assert loading.loaded_soc() is None
+
+
 def test_chips_are_told_by_name_and_unknown_ones_by_family() -> None:
     loading.check_chip(find_soc("atlas_800i_a2"), "Ascend910B3")
     loading.check_chip(find_soc("atlas_800i_a2"), "Ascend910B2")
