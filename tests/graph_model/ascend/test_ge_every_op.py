@@ -34,7 +34,9 @@ NEWER = {
     ("Round", "decimals"),
     ("Sort", "y2_dtype"),
     ("TopK", "indices_dtype"),
+    ("TopK", "sort_policy"),
     ("TopKV2", "indices_dtype"),
+    ("TopKV2", "sort_policy"),
 }
 
 

@@ -22,6 +22,7 @@ from graph_model.ascend.interpreter.ops.checks import (
     require_dtype,
     require_indices,
     require_same_dtype,
+    require_value,
 )
 from graph_model.ascend.interpreter.registry import ge_op
 
@@ -30,11 +31,11 @@ UNLIMITED = 2147483647
 CAUSAL_MASK_SIZE = 2048
 # key_antiquant_mode and value_antiquant_mode: a scale per token and head, in blocks as the cache has them.
 PER_TOKEN_HEAD_PAGED = 5
+# inner_precise: what is kept in fp32 in between. Larger values treat rows without a visible key, which are refused.
+_PRECISE_OR_FAST = (0, 1)
 
 
-@ge_op(
-    "FusedInferAttentionScore", ignored=("antiquant_mode", "query_quant_mode", "out_dtype", "pse_type", "inner_precise")
-)
+@ge_op("FusedInferAttentionScore")
 def fused_infer_attention_score(
     query: Tensor,
     key: list[Tensor],
@@ -53,10 +54,15 @@ def fused_infer_attention_score(
     input_layout: str = "BSH",
     num_key_value_heads: int = 0,
     sparse_mode: int = 0,
+    inner_precise: int = 0,
     block_size: int = 0,
+    antiquant_mode: int = 0,
     softmax_lse_flag: bool = False,
     key_antiquant_mode: int = 0,
     value_antiquant_mode: int = 0,
+    query_quant_mode: int = 0,
+    pse_type: int = 0,
+    out_dtype: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Attention of query over key and value, paged with block_table or not; the second output is empty.
 
@@ -70,6 +76,11 @@ def fused_infer_attention_score(
     block_size] in mode 5; int8 * scale is rounded to the query's dtype and takes the place of the key or value.
     """
     require(not softmax_lse_flag, "softmax_lse")
+    require_value("inner_precise", inner_precise, 0)
+    require_value("antiquant_mode", antiquant_mode, 0)
+    require_value("query_quant_mode", query_quant_mode, 0)
+    require_value("pse_type", pse_type, 0)
+    require_value("out_dtype", out_dtype, 0)
     require(len(key) == 1 and len(value) == 1, "key or value given as a list of tensors")
     kv_heads = num_key_value_heads or num_heads
     scales = None
@@ -84,7 +95,7 @@ def fused_infer_attention_score(
     return out, torch.empty(0, dtype=torch.float32)
 
 
-@ge_op("IncreFlashAttention", ignored=("inner_precise",))
+@ge_op("IncreFlashAttention")
 def incre_flash_attention(
     query: Tensor,
     key: list[Tensor],
@@ -98,11 +109,13 @@ def incre_flash_attention(
     input_layout: str = "BSH",
     num_key_value_heads: int = 1,
     block_size: int = 0,
+    inner_precise: int = 1,
 ) -> Tensor:
     """One query token per row over its keys; actual_seq_lengths [batch] are the keys' lengths.
 
     Layouts and paging as in FusedInferAttentionScore; num_key_value_heads 0 means num_heads.
     """
+    require_value("inner_precise", inner_precise, *_PRECISE_OR_FAST)
     require(len(key) == 1 and len(value) == 1, "key or value given as a list of tensors")
     tokens = query.shape[2 if input_layout == "BNSD" else 1]
     require(tokens == 1, f"IncreFlashAttention of {tokens} query tokens; it takes one")
@@ -112,7 +125,7 @@ def incre_flash_attention(
     )  # fmt: skip
 
 
-@ge_op("PromptFlashAttention", ignored=("inner_precise",))
+@ge_op("PromptFlashAttention")
 def prompt_flash_attention(
     query: Tensor,
     key: Tensor,
@@ -128,8 +141,10 @@ def prompt_flash_attention(
     input_layout: str = "BSH",
     num_key_value_heads: int = 1,
     sparse_mode: int = 0,
+    inner_precise: int = 1,
 ) -> Tensor:
     """Unpaged attention of many query tokens; masks as in FusedInferAttentionScore, heads as in IncreFlashAttention."""
+    require_value("inner_precise", inner_precise, *_PRECISE_OR_FAST)
     return _attend(
         query, key, value, atten_mask, actual_seq_lengths, actual_seq_lengths_kv, None,
         num_heads, num_key_value_heads or num_heads, scale_value, input_layout, sparse_mode, 0,

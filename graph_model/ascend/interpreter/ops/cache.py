@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graph_model.ascend.interpreter.ops.checks import require, require_dtype, require_indices, require_same_dtype
+from graph_model.ascend.interpreter.ops.checks import (
+    require,
+    require_dtype,
+    require_indices,
+    require_same_dtype,
+    require_value,
+)
 from graph_model.ascend.interpreter.registry import ge_op
 
 
@@ -111,9 +117,10 @@ def dynamic_quant_update_scatter(
     return var, var_scale
 
 
-@ge_op("Assign", by_reference={0: "ref"}, ignored=("validate_shape", "use_locking"))
-def assign(ref: Tensor, value: Tensor) -> Tensor:
+@ge_op("Assign", by_reference={0: "ref"}, ignored=("use_locking",))
+def assign(ref: Tensor, value: Tensor, *, validate_shape: bool = True) -> Tensor:
     """ref's memory becomes a copy of value."""
+    require_value("validate_shape", validate_shape, True)
     require_same_dtype(ref=ref, value=value)
     require(ref.shape == value.shape, f"Assign of {tuple(value.shape)} to {tuple(ref.shape)}")
     return ref.copy_(value)

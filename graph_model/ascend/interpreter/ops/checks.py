@@ -18,6 +18,12 @@ def require(condition: bool, message: str) -> None:
         raise GeGraphError(message)
 
 
+def require_value(attribute: str, value: object, *known: object) -> None:
+    """For attributes whose other values give results that are not modelled here."""
+    if value not in known:
+        raise GeGraphError(f"{attribute} {value!r}; the interpreter knows {' and '.join(map(repr, known))}")
+
+
 def require_dtype(name: str, tensor: Tensor, *dtypes: torch.dtype) -> None:
     if tensor.dtype not in dtypes:
         legal = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

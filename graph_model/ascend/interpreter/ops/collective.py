@@ -14,12 +14,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.ascend.interpreter.ops.checks import HALVES, require, require_dtype
+from graph_model.ascend.interpreter.ops.checks import HALVES, require, require_dtype, require_value
 from graph_model.ascend.interpreter.ops.matmul import mat_mul
 from graph_model.ascend.interpreter.registry import ge_op
 
 _AS_X1 = 28  # GE's number of an undefined dtype
-_FUSION = ("fusion", "fusion_id")
+_FUSION = ("fusion", "fusion_id")  # which collectives travel together
 _REDUCTIONS = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 
 
@@ -31,7 +31,7 @@ def hcom_all_reduce(x: Tensor, *, reduction: str, group: str) -> Tensor:
     return wide.to(x.dtype)
 
 
-@ge_op("MatmulAllReduce", ignored=("comm_turn", "comm_mode"))
+@ge_op("MatmulAllReduce")
 def matmul_all_reduce(
     x1: Tensor,
     x2: Tensor,
@@ -48,21 +48,26 @@ def matmul_all_reduce(
     reduce_op: str = "sum",
     is_trans_a: bool = False,
     is_trans_b: bool = False,
+    comm_turn: int = 0,
     antiquant_group_size: int = 0,
     group_size: int = 0,
     y_dtype: int = _AS_X1,
     comm_quant_mode: int = 0,
+    comm_mode: str = "ai_cpu",
 ) -> Tensor:
     """The sum over the ranks of x1 [m, k] @ x2 [k, n], or x2 stored [n, k] with is_trans_b, in 16 bit.
 
     Each rank's product is rounded to 16 bit, as it travels. Source: prototype; torch_npu's document of
-    npu_mm_all_reduce_base, which allows neither a transposed x1 nor another reduction.
+    npu_mm_all_reduce_base, which allows neither a transposed x1 nor another reduction, comm_turn or, on the A2,
+    comm_mode.
     """
     unused = [bias, x3, antiquant_scale, antiquant_offset, dequant_scale, pertoken_scale]
     unused += [comm_quant_scale_1, comm_quant_scale_2]
     require(all(tensor is None for tensor in unused), "MatmulAllReduce with a bias, scales or a summand")
     require(not antiquant_group_size and not group_size and not comm_quant_mode, "MatmulAllReduce of quantised inputs")
     require(reduce_op == "sum" and not is_trans_a and y_dtype == _AS_X1, "MatmulAllReduce other than a sum of products")
+    require_value("comm_turn", comm_turn, 0)
+    require_value("comm_mode", comm_mode, "ai_cpu")
     require_dtype("x1", x1, *HALVES)
     require(x1.dim() == 2 and x2.dim() == 2, f"MatmulAllReduce of ranks {x1.dim()} and {x2.dim()}")
     return hcom_all_reduce(mat_mul(x1, x2, transpose_x2=is_trans_b), reduction=reduce_op, group=group)

@@ -15,24 +15,42 @@ from graph_model.ascend.interpreter.ops.checks import (
     require_dtype,
     require_indices,
     require_same_dtype,
+    require_value,
 )
 from graph_model.ascend.interpreter.registry import ge_op
 
 _INDEX = (torch.int32, torch.int64)
 
 
-@ge_op("GatherV2", ignored=("is_preprocessed",))
+@ge_op("GatherV2")
 def gather_v2(
-    x: Tensor, indices: Tensor, axis: Tensor, *, batch_dims: int = 0, negative_index_support: bool = False
+    x: Tensor,
+    indices: Tensor,
+    axis: Tensor,
+    *,
+    batch_dims: int = 0,
+    is_preprocessed: bool = False,
+    negative_index_support: bool = False,
 ) -> Tensor:
     """x's slices along `axis` at `indices`: shape x[:axis] + indices + x[axis+1:]."""
+    require_value("is_preprocessed", is_preprocessed, False)
     dim = one_int(axis) % x.dim()
     return _gather(x, indices, dim, batch_dims, negative_index_support)
 
 
-@ge_op("Gather", ignored=("is_preprocessed", "validate_indices"))
-def gather(x: Tensor, indices: Tensor, *, batch_dims: int = 0, negative_index_support: bool = False) -> Tensor:
+@ge_op("Gather")
+def gather(
+    x: Tensor,
+    indices: Tensor,
+    *,
+    validate_indices: bool = True,
+    batch_dims: int = 0,
+    is_preprocessed: bool = False,
+    negative_index_support: bool = False,
+) -> Tensor:
     """x's slices along dimension 0 at `indices`."""
+    require_value("validate_indices", validate_indices, True)
+    require_value("is_preprocessed", is_preprocessed, False)
     return _gather(x, indices, 0, batch_dims, negative_index_support)
 
 

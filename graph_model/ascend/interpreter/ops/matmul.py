@@ -14,7 +14,7 @@ from graph_model.ascend.interpreter.ops.checks import FLOATS, HALVES, require, r
 from graph_model.ascend.interpreter.registry import ge_op
 
 
-@ge_op("MatMul", ignored=("opImplMode", "op_impl_mode_enum"))
+@ge_op("MatMul")
 def mat_mul(
     x1: Tensor, x2: Tensor, bias: Tensor | None = None, *, transpose_x1: bool = False, transpose_x2: bool = False
 ) -> Tensor:
@@ -23,7 +23,7 @@ def mat_mul(
     return _product(x1.t() if transpose_x1 else x1, x2.t() if transpose_x2 else x2, bias)
 
 
-@ge_op("MatMulV2", ignored=("opImplMode", "op_impl_mode_enum"))
+@ge_op("MatMulV2")
 def mat_mul_v2(
     x1: Tensor,
     x2: Tensor,

@@ -15,6 +15,7 @@ from torch import Tensor
 from graph_model.ascend.interpreter.ops.checks import (
     FLOATS,
     ge_dtype,
+    normal_dim,
     require,
     require_dtype,
     require_same_dtype,
@@ -44,12 +45,22 @@ def ascend_quant_v2(
     return _to_int8(scaled if offset is None else scaled + offset.float())
 
 
-@ge_op("Quantize", ignored=("axis",))
-def quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None = None, *, dtype: str) -> Tensor:
-    """int8 of x / scales + zero_points; both broadcast to x (torchair unsqueezes them to x's rank)."""
+@ge_op("Quantize")
+def quantize(x: Tensor, scales: Tensor, zero_points: Tensor | None = None, *, dtype: str, axis: int = 1) -> Tensor:
+    """int8 of x / scales + zero_points; both lie along `axis` of x, or are one number.
+
+    torchair unsqueezes them to x's rank, and so they broadcast.
+    """
     require(dtype == "torch.qint8", f"dtype {dtype!r}; the interpreter knows torch.qint8")
     require_dtype("x", x, *FLOATS)
     require_dtype("scales", scales, torch.float32, torch.bfloat16)
+    dim = normal_dim(axis, x.dim())
+    for name, values in (("scales", scales), ("zero_points", zero_points)):
+        if values is not None and values.numel() != 1:
+            along = [1] * x.dim()
+            along[dim] = x.shape[dim]
+            shape = [1] * (x.dim() - values.dim()) + list(values.shape)
+            require(shape == along, f"{name} {list(values.shape)} along axis {axis} of {list(x.shape)}")
     scaled = x.float() / scales.float()
     return _to_int8(scaled if zero_points is None else scaled + zero_points.float())
 
@@ -108,7 +119,7 @@ def add_rms_norm_quant(
     return y1, torch.zeros_like(y1), total
 
 
-@ge_op("QuantBatchMatmulV3", ignored=("op_impl_mode_enum",))
+@ge_op("QuantBatchMatmulV3")
 def quant_batch_matmul_v3(
     x1: Tensor,
     x2: Tensor,

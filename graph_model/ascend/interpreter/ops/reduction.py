@@ -20,6 +20,7 @@ from graph_model.ascend.interpreter.ops.checks import (
     require,
     require_dtype,
     require_same_dtype,
+    require_value,
 )
 from graph_model.ascend.interpreter.registry import ge_op
 
@@ -100,14 +101,23 @@ def arg_max_with_value(x: Tensor, *, dimension: int, keep_dims: bool = False) ->
     return indices.to(torch.int32), x.amax(dimension, keep_dims)
 
 
-@ge_op("TopKV2", "TopK", ignored=("sorted", "sort_policy"))
+@ge_op("TopKV2", "TopK")
 def top_k_v2(
-    x: Tensor, k: Tensor, *, dim: int = -1, largest: bool = True, indices_dtype: int = 3
+    x: Tensor,
+    k: Tensor,
+    *,
+    sorted: bool = True,
+    dim: int = -1,
+    largest: bool = True,
+    indices_dtype: int = 3,
+    sort_policy: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """The k largest (or smallest) along `dim`, in order, and their positions (int32).
 
-    Of equal elements the one at the lower position comes first.
+    Of equal elements the one at the lower position comes first. torchair writes sort_policy 1, no other is known.
     """
+    require_value("sorted", sorted, True)
+    require_value("sort_policy", sort_policy, 1)
     _refuse_nan(x)
     values, indices = x.sort(dim=dim, descending=largest, stable=True)
     count = one_int(k)

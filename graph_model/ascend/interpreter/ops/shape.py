@@ -209,7 +209,7 @@ def ones_like(x: Tensor) -> Tensor:
     return torch.ones_like(x)
 
 
-@ge_op("Range", ignored=("is_closed",))
+@ge_op("Range")
 def range_(start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     """start, start + delta, ... below `limit`; the dtype is the widest of the three, all integers or all floats."""
     require(start.is_floating_point() == limit.is_floating_point() == delta.is_floating_point(), "mixed dtypes")
