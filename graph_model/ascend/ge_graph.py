@@ -25,6 +25,7 @@ PROTO_DTYPES: dict[int, torch.dtype] = {
     12: torch.float64,
     27: torch.bfloat16,
 }
+_UNDEFINED = 0
 # GE's DataType (graph/types.h), used by attributes such as dst_type.
 GE_DTYPES: dict[int, torch.dtype] = {
     0: torch.float32,
@@ -50,16 +51,21 @@ class GeGraphError(Exception):
 
 @dataclass(frozen=True)
 class TensorDesc:
-    """What the graph declares about one tensor; None: not declared."""
+    """What the graph declares about one tensor; None: not declared.
+
+    unknown_dtype: the name, or number, of a declared dtype that PROTO_DTYPES does not have; dtype is None then.
+    Sizes of -1, and a shape of (-2,), are any.
+    """
 
     name: str
     dtype: torch.dtype | None = None
     shape: tuple[int, ...] | None = None
     layout: str = "ND"
     fx_name: str | None = None  # the FX node's output that this tensor is
+    unknown_dtype: str | None = None
 
     def __str__(self) -> str:
-        dtype = "?" if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        dtype = self.unknown_dtype or "?" if self.dtype is None else str(self.dtype).removeprefix("torch.")
         shape = "?" if self.shape is None else ",".join(map(str, self.shape))
         return f"{dtype}[{shape}]"
 
@@ -150,7 +156,13 @@ def _read_desc(desc: Any) -> TensorDesc:
     if meta is not None or shape is not None:
         dtype = PROTO_DTYPES.get(desc.dtype)
     fx_name = desc.attr["_fx_tensor_name"].s.decode() if "_fx_tensor_name" in desc.attr else None
-    return TensorDesc(desc.name, dtype, shape, desc.layout, fx_name)
+    unknown = desc.dtype not in (_UNDEFINED, *PROTO_DTYPES)
+    return TensorDesc(desc.name, dtype, shape, desc.layout, fx_name, _dtype_name(desc) if unknown else None)
+
+
+def _dtype_name(desc: Any) -> str:
+    named = desc.DESCRIPTOR.fields_by_name["dtype"].enum_type.values_by_number.get(desc.dtype)
+    return str(desc.dtype if named is None else named.name)
 
 
 def _read_attr(attr: Any, where: str) -> Any:
@@ -177,7 +189,7 @@ def _read_attr(attr: Any, where: str) -> Any:
 def _read_tensor(tensor: Any, where: str) -> torch.Tensor:
     dtype = PROTO_DTYPES.get(tensor.desc.dtype)
     if dtype is None:
-        raise GeGraphError(f"{where}: constant of protobuf dtype {tensor.desc.dtype}, which is not known")
+        raise GeGraphError(f"{where}: constant of dtype {_dtype_name(tensor.desc)}, which is not known")
     shape = tuple(tensor.desc.shape.dim)
     if not tensor.data:
         return torch.empty(shape, dtype=dtype)

@@ -16,7 +16,7 @@ TensorKey = tuple[str, int]
 
 
 def tensor_descs(graph: GeGraph) -> dict[TensorKey, TensorDesc]:
-    """Descriptors of all outputs whose dtype and shape are declared or follow from the inputs.
+    """Descriptors of all outputs whose dtype and shape are declared, and known, or follow from the inputs.
 
     torchair declares what an FX node returns; a converter's inner tensors stay open. Those are derived: an output
     written by reference has its input's form, a constant its value's, a Range its length, the positions of a sort are
@@ -30,6 +30,8 @@ def tensor_descs(graph: GeGraph) -> dict[TensorKey, TensorDesc]:
             edge.name: descs[edge.producer, edge.index] for edge in node.inputs if (edge.producer, edge.index) in descs
         }
         for index, desc in enumerate(node.outputs):
+            if desc.unknown_dtype is not None:
+                continue
             if desc.shape is None or desc.dtype is None:
                 derived = _derive(node, index, nodes, inputs, descs)
                 if derived is None:

@@ -12,7 +12,7 @@ from graph_model.ascend.interpreter.registry import OPS
 from graph_model.ascend.listing import FREE, count_nodes, writers
 from graph_model.ascend.liveness import MemoryProfile, profile_memory
 from graph_model.ascend.origins import Carrier, find_carriers, origin_of
-from graph_model.ascend.tensors import byte_count, tensor_descs
+from graph_model.ascend.tensors import TensorKey, byte_count, tensor_descs
 from runners.inspection.source import Dump
 
 _DECODER_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
@@ -77,7 +77,7 @@ def find(dump: Dump, context_length: int | None) -> Findings:
         unknown={name: count for name, count in counts.by_type.items() if name not in OPS},
         columns=_columns(graph, layers),
         layer_of=layers,
-        inputs=_inputs(graph),
+        inputs=_inputs(graph, descs),
         outputs=[
             f"{edge.producer}:{edge.index} {descs.get((edge.producer, edge.index), '?')}" for edge in output.inputs
         ],
@@ -124,7 +124,7 @@ def _columns(graph: GeGraph, layers: dict[str, int | None]) -> dict[str, Counter
     return {**columns, OUTSIDE: by_layer[None]} if columns else {}
 
 
-def _inputs(graph: GeGraph) -> list[InputGroup]:
+def _inputs(graph: GeGraph, descs: dict[TensorKey, TensorDesc]) -> list[InputGroup]:
     written_by = writers(graph)
     groups: dict[tuple[str, str, tuple[str, ...], str], list[Node]] = {}
     for node in graph.inputs():
@@ -137,7 +137,7 @@ def _inputs(graph: GeGraph) -> list[InputGroup]:
             len(nodes),
             kind,
             nodes[0].outputs[0],
-            len(nodes) * byte_count(nodes[0].outputs[0]) if nodes[0].outputs[0].shape is not None else 0,
+            len(nodes) * byte_count(nodes[0].outputs[0]) if (nodes[0].name, 0) in descs else 0,
             written,
             origin_of(nodes[0]).value.partition(" ")[2] or origin_of(nodes[0]).fx_node or nodes[0].name,
         )

@@ -120,6 +120,14 @@ def test_a_bare_file_and_a_dump_made_elsewhere(run: Run, tmp_path: Path) -> None
     assert "names no chip" in run(f"graph={path}").stdout
 
 
+@pytest.mark.parametrize("number", [1, -1])
+def test_dtypes_and_layouts_that_are_not_known_are_shown(run: Run, tmp_path: Path, number: int) -> None:
+    foreign = pbtxt().replace('layout: "ND"', 'layout: "FRACTAL_NZ"').replace("DT_FLOAT16", "DT_INT4", number)
+    shown = run(f"graph={write_graph(tmp_path, foreign)}", f"page={tmp_path / 'page.html'}")
+    assert shown.status == 0, shown.stderr
+    assert "DT_INT4[8,4]" in shown.stdout
+
+
 def test_what_unknown_op_types_write_is_said_to_be_unknown(run: Run, tmp_path: Path) -> None:
     known, path = run(f"graph={write_graph(tmp_path, pbtxt())}").stdout, tmp_path / "page.html"
     assert "not known here" not in known

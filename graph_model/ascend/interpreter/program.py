@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node, iter_edges
+from graph_model.ascend.ge_graph import PROTO_DTYPES, GeGraph, GeGraphError, Node, TensorDesc, iter_edges
 from graph_model.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
 from graph_model.ascend.interpreter.hazards import check_hazards, execution_order
 from graph_model.ascend.interpreter.registry import BoundNode, Kernel, bind, where
 
 _NONE = 0  # the slot of an absent input
+_LAYOUT = "ND"  # what torchair writes of every tensor but a pooling's
 
 # Called with a node and its outputs, which later nodes may change or release.
 Observer = Callable[[Node, Sequence[Tensor]], None]
@@ -32,14 +33,17 @@ class Program:
     """A GE graph bound to the interpreter's functions.
 
     Inputs are host tensors in the order of the Data nodes' indices; those that the graph writes by reference (caches)
-    are changed in place. Raises GeGraphError when the graph is loaded if a node is not known, or if two nodes use a
-    by-reference input in no defined order; and when it runs if an op's inputs are undefined for the real op.
+    are changed in place. Raises GeGraphError when the graph is loaded if a node, or a dtype or layout that it declares, is
+    not known, or if two nodes use a by-reference input in no defined order; and when it runs if the inputs are not those
+    that the graph declares, or an op's inputs are undefined for the real op.
     """
 
     def __init__(self, graph: GeGraph) -> None:
         self.graph = graph
         self.num_inputs = len(graph.inputs())
         nodes = execution_order(graph)
+        for node in nodes:
+            _check_declared(node)
         bound = {node.name: bind(node) for node in nodes if node.type not in _STRUCTURAL}
         check_hazards(graph, {name: item.spec.by_reference for name, item in bound.items()})
         self._slots: dict[tuple[str, int], int] = {}
@@ -58,6 +62,8 @@ class Program:
         """
         if len(inputs) != self.num_inputs:
             raise GeGraphError(f"graph {self.graph.name} has {self.num_inputs} inputs, {len(inputs)} were given")
+        if not self._verified:
+            self._verify_inputs(inputs)
         values: list[Any] = list(self._initial)
         for index, slot in self._inputs:
             values[slot] = inputs[index]
@@ -81,6 +87,12 @@ class Program:
                 values[slot] = None
         self._verified = True
         return [values[slot] for slot in self._outputs]
+
+    def _verify_inputs(self, inputs: Sequence[Tensor]) -> None:
+        for node in self.graph.inputs():
+            index = node.attrs["index"]
+            if wrong := _differs(inputs[index], node.outputs[0]):
+                raise GeGraphError(f"{where(node)}: input {index} {wrong}")
 
     def _allocate(self, node: Node) -> None:
         count = 1 if node.type in ("Data", "RefData", "Const") else len(node.outputs)
@@ -140,16 +152,37 @@ def _flatten(bound: BoundNode, slots: dict[tuple[str, int], int]) -> tuple[Kerne
     return gathered, tuple(flat)
 
 
+def _check_declared(node: Node) -> None:
+    for desc in node.outputs:
+        if desc.unknown_dtype is not None:
+            known = ", ".join(str(dtype).removeprefix("torch.") for dtype in PROTO_DTYPES.values())
+            raise GeGraphError(
+                f"{where(node)}: output {desc.name} is declared {desc.unknown_dtype}; the interpreter knows {known}"
+            )
+        if desc.layout != _LAYOUT:
+            raise GeGraphError(
+                f"{where(node)}: output {desc.name} has the layout {desc.layout!r}; the interpreter knows {_LAYOUT!r}"
+            )
+
+
 def _verify(step: _Step, values: list[Any]) -> None:
     """On the first run: what was computed has the dtype and shape that the graph declares."""
     for slot, desc in zip(step.outputs, step.node.outputs, strict=True):
-        value = values[slot]
-        if desc.dtype is not None and value.dtype != desc.dtype:
-            raise GeGraphError(f"{where(step.node)}: output {desc.name} is {value.dtype}, declared {desc.dtype}")
-        if desc.fx_name is not None and desc.shape is not None and tuple(value.shape) != desc.shape:
-            raise GeGraphError(
-                f"{where(step.node)}: output {desc.name} has shape {tuple(value.shape)}, declared {desc.shape}"
-            )
+        # torchair fills in the shapes of what FX nodes return.
+        if wrong := _differs(values[slot], desc if desc.fx_name is not None else replace(desc, shape=None)):
+            raise GeGraphError(f"{where(step.node)}: output {desc.name} {wrong}")
+
+
+def _differs(value: Tensor, declared: TensorDesc) -> str:
+    """What is wrong with a tensor, "" if nothing is."""
+    if declared.dtype is not None and value.dtype != declared.dtype:
+        return f"is {value.dtype}, declared {declared.dtype}"
+    shape = declared.shape
+    if shape is None or shape == (-2,):
+        return ""
+    if len(shape) != value.dim() or any(size not in (-1, real) for size, real in zip(shape, value.shape, strict=True)):
+        return f"has shape {tuple(value.shape)}, declared {shape}"
+    return ""
 
 
 def _describe(step: _Step, values: list[Any]) -> str:

@@ -16,7 +16,7 @@ from graph_model.ascend.interpreter import Program
 Test = TypeVar("Test", bound=Callable[..., None])
 
 
-def data(name: str, index: int, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (4,)) -> Node:
+def data(name: str, index: int, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] | None = (4,)) -> Node:
     return Node(name, "Data", outputs=[TensorDesc("y", dtype, shape)], attrs={"index": index})
 
 

@@ -143,7 +143,7 @@ def test_private_attributes_and_absent_optional_inputs_are_no_matter() -> None:
     weight = data("w", 1, shape=(4, 4))
     product = node("MatMul", "n", {"x1": "x", "x2": "w", "bias": ""}, _input_name_key=["x1"])
     product.inputs[-1] = dataclasses.replace(product.inputs[-1], index=-1)
-    (out,) = Program(graph(data("x", 0), weight, product, output=("n",))).run([X[None], torch.eye(4)])
+    (out,) = Program(graph(data("x", 0, shape=(1, 4)), weight, product, output=("n",))).run([X[None], torch.eye(4)])
     assert torch.equal(out, X[None])
 
 
@@ -157,8 +157,53 @@ def test_results_that_differ_from_the_declared_ones_are_refused() -> None:
         Program(graph(data("x", 0), wrong, output=("n",))).run([X])
 
 
+@pytest.mark.parametrize("layout", ["FRACTAL_NZ", "NCHW", ""])
+@pytest.mark.parametrize("name", ["x", "n"])
+def test_layouts_other_than_nd_are_refused_when_the_graph_is_loaded(name: str, layout: str) -> None:
+    g = graph(data("x", 0), node("Neg", "n", {"x": "x"}), output=("n",))
+    Program(g)
+    changed = g.by_name()[name]
+    changed.outputs = [dataclasses.replace(changed.outputs[0], layout=layout)]
+    message = rf"^{changed.type} {name}: output y0? has the layout '{layout}'; the interpreter knows 'ND'"
+    with pytest.raises(GeGraphError, match=message):
+        Program(g)
+
+
+@pytest.mark.parametrize("name", ["x", "n"])
+def test_declared_dtypes_that_are_not_known_are_refused_when_the_graph_is_loaded(name: str) -> None:
+    g = graph(data("x", 0), node("Neg", "n", {"x": "x"}), output=("n",))
+    changed = g.by_name()[name]
+    changed.outputs = [dataclasses.replace(changed.outputs[0], dtype=None, unknown_dtype="DT_INT4")]
+    message = (
+        rf"^{changed.type} {name}: output y0? is declared DT_INT4; the interpreter knows float32, float16, .*bfloat"
+    )
+    with pytest.raises(GeGraphError, match=message):
+        Program(g)
+
+
+def test_inputs_that_differ_from_the_declared_ones_are_refused() -> None:
+    g = graph(data("x", 1), data("y", 0, torch.int64, (2,)), node("Neg", "n", {"x": "x"}), output=("n",))
+    y = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(GeGraphError, match=r"^Data x: input 1 is torch\.float16, declared torch\.float32$"):
+        Program(g).run([y, X.half()])
+    with pytest.raises(GeGraphError, match=r"^Data y: input 0 has shape \(2, 1\), declared \(2,\)$"):
+        Program(g).run([y[:, None], X])
+    assert torch.equal(Program(g).run([y, X])[0], -X)
+
+
+@pytest.mark.parametrize("declared", [None, (-2,), (-1,), (-1, 2), (2, -1), ()])
+def test_sizes_that_a_graph_leaves_open_are_any(declared: tuple[int, ...] | None) -> None:
+    program = Program(graph(data("x", 0, shape=declared), node("Neg", "n", {"x": "x"}), output=("n",)))
+    x = torch.ones(() if declared == () else (3,) if declared == (-1,) else (2, 2))
+    assert torch.equal(program.run([x])[0], -x)
+    if declared not in (None, (-2,)):
+        with pytest.raises(GeGraphError, match="Data x: input 0 has shape"):
+            Program(program.graph).run([x[None]])
+
+
 def test_errors_name_the_node_and_its_inputs() -> None:
-    g = graph(data("x", 0), data("y", 1), node("Add", "sum", {"x1": "x", "x2": "y"}), output=("sum",))
+    y = data("y", 1, shape=(3,))
+    g = graph(data("x", 0), y, node("Add", "sum", {"x1": "x", "x2": "y"}), output=("sum",))
     with pytest.raises(GeGraphError, match=r"Add sum: inputs torch.float32\[4\], torch.float32\[3\]"):
         Program(g).run([X, Y[:3]])
     with pytest.raises(GeGraphError, match="2 inputs, 1 were given"):

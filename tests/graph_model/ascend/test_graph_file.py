@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from support.pbtxt import pbtxt
 
+from graph_model.ascend.ge_graph import GeGraphError, read_graph
 from graph_model.ascend.graph_file import read_graph_file
+from graph_model.ascend.interpreter import Program
 from graph_model.ascend.listing import count_nodes, list_graph
 from graph_model.ascend.origins import Target, find_carriers, target_of
 from graph_model.errors import UserError
@@ -61,6 +63,29 @@ def test_a_serialized_model_reads_like_its_text(tmp_path: Path) -> None:
     model.graph.add().CopyFrom(_from_pbtxt(pbtxt().encode()))
     text, binary = write(tmp_path, pbtxt()), write(tmp_path, model.SerializeToString(), "graph.pb")
     assert list_graph(read_graph_file(binary)) == list_graph(read_graph_file(text))
+
+
+def test_a_dtype_and_a_layout_that_are_not_known_can_be_read_and_listed_but_not_run(tmp_path: Path) -> None:
+    foreign = pbtxt().replace("DT_FLOAT16", "DT_INT4", 1)
+    graph = read_graph_file(write(tmp_path, foreign))
+    assert "%arg0_1 = Data() {index=0} -> DT_INT4[8,4]" in list_graph(graph)
+    with pytest.raises(GeGraphError, match="Data arg0_1: output y is declared DT_INT4"):
+        Program(graph)
+    graph = read_graph_file(write(tmp_path, pbtxt().replace('layout: "ND"', 'layout: "FRACTAL_NZ"', 1)))
+    assert list_graph(graph) == list_graph(read_graph_file(write(tmp_path, pbtxt())))
+    with pytest.raises(GeGraphError, match="Data arg0_1: output y has the layout 'FRACTAL_NZ'"):
+        Program(graph)
+
+
+def test_a_dtype_of_no_name_is_known_by_its_number(tmp_path: Path) -> None:
+    from graph_model.ascend.graph_file import _from_pbtxt
+
+    proto = _from_pbtxt(pbtxt().encode())
+    proto.op[0].output_desc[0].dtype = 77
+    proto.op[-2].output_desc[0].dtype = 0
+    graph = read_graph(proto)
+    assert (graph.nodes[0].outputs[0].dtype, graph.nodes[0].outputs[0].unknown_dtype) == (None, "77")
+    assert (graph.nodes[-2].outputs[0].dtype, graph.nodes[-2].outputs[0].unknown_dtype) == (None, None)
 
 
 @pytest.mark.parametrize(
