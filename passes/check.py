@@ -81,7 +81,7 @@ class PassChecker:
 
     def __call__(self, graph_pass: Pass, before: ModelGraph, after: ModelGraph) -> None:
         inputs = example_inputs(after, past=bool(before.placeholders("cache")))
-        caches = _random_caches(after)
+        caches = random_caches(after)
         earlier = graph_pass.earlier_caches(caches, len(before.placeholders("cache")))
         allowed = graph_pass.integer_bound(after)
         recorder = Recorder(before) if allowed is not None else None
@@ -176,7 +176,8 @@ def example_inputs(graph: ModelGraph, past: bool) -> dict[str, Tensor]:
     }
 
 
-def _random_caches(graph: ModelGraph) -> list[Tensor]:
+def random_caches(graph: ModelGraph) -> list[Tensor]:
+    """What the graph's caches may hold, in the order of their placeholders."""
     generator = torch.Generator().manual_seed(1)
     return [_random(node.meta["val"], generator) for node in graph.placeholders("cache")]
 

@@ -27,13 +27,14 @@ _INTEGERS_PER_TIE = 1000
 class OpResult:
     """What running one op alone gave: largest relative differences over its outputs, None: not compared.
 
-    allowed: the bound for its narrowest output. formula: the interpreter from the formula. engine: what torchair's
-    engine gave from the interpreter; on the stand-in the engine is the interpreter. problem: what is wrong, "" if
-    nothing is.
+    step: that it was cut from. allowed: the bound for its narrowest output. formula: the interpreter from the formula.
+    engine: what torchair's engine gave from the interpreter; on the stand-in the engine is the interpreter. problem:
+    what is wrong, "" if nothing is.
     """
 
     type: str
     case: str
+    step: str
     allowed: float
     formula: float | None = None
     engine: float | None = None
@@ -48,7 +49,7 @@ def verify_ops(cases: Iterable[SingleOp]) -> list[OpResult]:
 @torch.no_grad()
 def verify_op(single: SingleOp) -> OpResult:
     """The interpreter's result against the formula's, and the engine's against the interpreter's. Needs torch_npu."""
-    result = OpResult(single.node.type, single.key, 0.0)
+    result = OpResult(single.node.type, single.key, single.step, 0.0)
     interpreted = interpret(single)
     result.allowed = max(OP_TOLERANCE.get(value.dtype, 0.0) for value in interpreted)
     formula = FORMULAS.get(single.node.type)

@@ -138,6 +138,11 @@ def writers(graph: GeGraph) -> dict[str, set[str]]:
     return found
 
 
+def is_collective(op_type: str) -> bool:
+    """Whether nodes of this type communicate with other ranks."""
+    return op_type.startswith("Hcom") or op_type == "MatmulAllReduce"
+
+
 def written_inputs(op_type: str) -> tuple[str, ...]:
     """The inputs that nodes of this type write by reference."""
     return tuple(OPS[op_type].by_reference.values()) if op_type in OPS else ()

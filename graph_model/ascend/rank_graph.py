@@ -14,7 +14,7 @@ import torch.distributed as dist
 from graph_model.ascend.cost import estimate
 from graph_model.ascend.ge_graph import GeGraph
 from graph_model.ascend.legality import check_graph
-from graph_model.ascend.listing import count_nodes
+from graph_model.ascend.listing import count_nodes, is_collective
 from graph_model.ascend.lower import lower
 from graph_model.ascend.soc import Soc
 from graph_model.bucket import Bucket
@@ -143,7 +143,7 @@ def collective_counts(summary: RankSummary) -> tuple[int, int]:
 
 def collectives(graph: GeGraph) -> Counter[str]:
     """The graph's collectives, by type."""
-    return Counter(node.type for node in graph.nodes if node.type.startswith("Hcom") or node.type == "MatmulAllReduce")
+    return Counter(node.type for node in graph.nodes if is_collective(node.type))
 
 
 def _of_layers(quantisation: Quantisation | None, config: GemmaConfig) -> Quantisation | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from graph_model.ascend.ge_graph import GE_DTYPES, PROTO_DTYPES, Node, read_graph
 from graph_model.ascend.interpreter import Program
 from graph_model.ascend.interpreter.registry import OPS
-from graph_model.ascend.listing import writers
+from graph_model.ascend.listing import is_collective, writers
 from graph_model.ascend.lower import LoweredStep
 
 _PROTO = {dtype: number for number, dtype in PROTO_DTYPES.items()}
@@ -22,10 +22,12 @@ _GE = {dtype: number for number, dtype in GE_DTYPES.items()}
 class SingleOp:
     """A graph of one op.
 
-    serialized: its ge.proto.ModelDef. data: the tensors of its Data nodes, in order. arguments: all inputs of the op
-    by name, constants and lists of dynamic inputs included. outputs: which of the op's outputs the graph returns.
+    step: the name of the step that it was cut from. serialized: its ge.proto.ModelDef. data: the tensors of its Data
+    nodes, in order. arguments: all inputs of the op by name, constants and lists of dynamic inputs included. outputs:
+    which of the op's outputs the graph returns.
     """
 
+    step: str
     node: Node
     serialized: bytes
     data: tuple[Tensor, ...]
@@ -42,10 +44,10 @@ class SingleOp:
         return f"{self.node.type}({', '.join(parts)})"
 
 
-def cut_out_ops(lowered: LoweredStep, arguments: Sequence[Tensor]) -> dict[str, SingleOp]:
+def cut_out_ops(lowered: LoweredStep, arguments: Sequence[Tensor], step: str) -> dict[str, SingleOp]:
     """The ops of a step that is run by the interpreter on host tensors of its placeholders, each distinct case once.
 
-    Caches among `arguments` are written.
+    Collectives, which need several devices, are left out. Caches among `arguments` are written. step: its name.
     """
     model = lowered.concrete.graph._model
     graph = read_graph(model.graph[0])
@@ -60,17 +62,24 @@ def cut_out_ops(lowered: LoweredStep, arguments: Sequence[Tensor]) -> dict[str, 
 
     def observe(node: Node, values: Sequence[Tensor]) -> None:
         by_reference = OPS[node.type].by_reference
-        single = _single_op(model, protos, node, known, values)
-        if single is not None:
-            found.setdefault(single.key, single)
-        known.update({(node.name, i): v.clone() if i in by_reference else v for i, v in enumerate(values)})
+        if not is_collective(node.type):
+            single = _single_op(step, model, protos, node, known, values)
+            if single is not None:
+                found.setdefault(single.key, single)
+        kept = {i: v.clone() if i in by_reference or node.name in written else v for i, v in enumerate(values)}
+        known.update({(node.name, i): value for i, value in kept.items()})
 
     Program(graph).run(tensors, observe)
     return found
 
 
 def _single_op(
-    model: Any, protos: dict[str, Any], node: Node, known: dict[tuple[str, int], Tensor], values: Sequence[Tensor]
+    step: str,
+    model: Any,
+    protos: dict[str, Any],
+    node: Node,
+    known: dict[tuple[str, int], Tensor],
+    values: Sequence[Tensor],
 ) -> SingleOp | None:
     """None where nothing of the op's results is declared, so that nothing can be compared."""
     outputs = tuple(i for i, desc in enumerate(node.outputs) if desc.dtype is not None and values[i].numel())
@@ -113,7 +122,7 @@ def _single_op(
     graph.attr["_output_dtypes"].list.i.extend(_GE[values[i].dtype] for i in outputs)
     graph.attr["_input_placements"].list.i.extend([1] * len(data))
     graph.attr["_executor_type"].CopyFrom(model.graph[0].attr["_executor_type"])
-    return SingleOp(node, single.SerializeToString(), tuple(data), arguments, outputs)
+    return SingleOp(step, node, single.SerializeToString(), tuple(data), arguments, outputs)
 
 
 def _add_argument(arguments: dict[str, Any], op_type: str, name: str, value: Tensor) -> None:

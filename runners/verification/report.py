@@ -85,16 +85,19 @@ def _unwritable(directory: Path, error: OSError) -> UserError:
 def report_text(report: Report) -> str:
     """The report for a reader: a line per op type and per step, then what failed.
 
-    formula: the interpreter's largest difference from the formula; device: the device's from the interpreter. Both are
+    own: the cases of the configured model's steps; others are those of representative ones. formula: the interpreter's
+    largest difference from the formula; device: the device's from the interpreter. Both are
     relative to the largest value, of integers the share that differs.
     """
     lines = [report.backend, report.statement, ""]
     lines += [f"{name}: {value}" for name, value in {**report.device, **report.versions}.items()]
     device = "" if report.on_standin else f"{'device':>10}"
-    lines += ["", f"{'op type':28}{'cases':>6}{'formula':>10}{device}{'allowed':>10}"]
+    lines += ["", f"{'op type':28}{'cases':>6}{'own':>6}{'formula':>10}{device}{'allowed':>10}"]
+    buckets = {step.bucket for step in report.steps}
     for op_type in dict.fromkeys(result.type for result in report.ops):
         results = [result for result in report.ops if result.type == op_type]
-        line = f"{op_type:28}{len(results):6}{_largest(result.formula for result in results):>10}"
+        own = sum(result.step in buckets for result in results)
+        line = f"{op_type:28}{len(results):6}{own:6}{_largest(result.formula for result in results):>10}"
         if not report.on_standin:
             line += f"{_largest(result.engine for result in results):>10}"
         line += f"{max(result.allowed for result in results):10.0e}"

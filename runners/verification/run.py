@@ -5,13 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 
-import torch
-
 from graph_model.ascend import standin
 from graph_model.ascend.acceptance import verify_ops
 from graph_model.ascend.engine import describe_device
 from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.ascend.rank_ops import cut_out_rank_ops
 from graph_model.ascend.single_ops import SingleOp, cut_out_ops
 from graph_model.backends.torchair import TorchairBackend
 from graph_model.errors import UserError
@@ -20,6 +17,7 @@ from runners.engine.scoring import ScoreRequest
 from runners.llm import LLM
 from runners.settings import SMALLEST_CHUNK, ModelSettings
 from runners.verification.report import Report, StepResult
+from runners.verification.representative_steps import representative_steps
 
 # The second prompt takes two chunks, the third finds the second's first chunk in the cache.
 _PROMPT_LENGTHS = (7, 2 * SMALLEST_CHUNK - 2, SMALLEST_CHUNK + 5)
@@ -28,7 +26,7 @@ _SAMPLED = SamplingParams(temperature=0.7, top_k=20, top_p=0.9, seed=1, max_new_
 
 
 def run_verification(settings: ModelSettings) -> Report:
-    """Run the workload of `settings`, whose backend is torchair, and every op of its steps and of several ranks' ones.
+    """Run the workload of `settings`, whose backend is torchair; then every op of its steps and of representative ones.
 
     Raises UserError.
     """
@@ -40,14 +38,18 @@ def run_verification(settings: ModelSettings) -> Report:
         cases: dict[str, SingleOp] = {}
         for step in checked:
             arguments = [tensor.cpu() for tensor in llm.loaded.model.arguments(step.bucket)]
-            cases.update(cut_out_ops(step.lowered, arguments))
-        cases.update(cut_out_rank_ops(settings.config, getattr(torch, settings.dtype), backend.options.soc))
-        ops = verify_ops(cases.values())
+            cases = {**cut_out_ops(step.lowered, arguments, str(step.bucket)), **cases}
+        soc, description = backend.options.soc, llm.loaded.backend
         steps = [StepResult(str(step.bucket), step.findings) for step in checked]
-        description = llm.loaded.backend
     failures += [f"{step.bucket}: {problem}" for step in steps for problem in step.findings.problems]
-    failures += [f"{result.case}: {result.problem}" for result in ops if result.problem]
-    if not ops:
+    for representative in representative_steps(soc):
+        try:
+            cases = {**representative.cut_out_ops(soc), **cases}
+        except (RuntimeError, GeGraphError) as error:
+            failures.append(f"{representative}: the step could not run: {error}")
+    ops = verify_ops(cases.values())
+    failures += [f"{result.case} of {result.step}: {result.problem}" for result in ops if result.problem]
+    if not steps:
         failures.append("no step could be run")
     on_standin = standin.is_standin()
     versions = {name: importlib.metadata.version(name) for name in ("graph-gemma", "torch", "torch_npu")}

@@ -14,16 +14,20 @@ import pytest
 import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
-from standin_commands import checkpoint, command
-from support.standin_cases import A2, DUO, Cases
+from standin_commands import TINY, checkpoint, command
+from support.standin_cases import A2, DUO, ROOT, Cases
 
 from graph_model.ascend import acceptance, standin
+from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.ascend.interpreter.registry import OPS
 from graph_model.ascend.single_ops import SingleOp
+from graph_model.bucket import Bucket
 from runners.verification import run
+from runners.verification.representative_steps import RepresentativeStep
 from runners.verify import verify
 
 CASES = Cases()
+LISTINGS = ROOT / "tests/graph_model/backends/golden"
 
 
 def report_of(soc: str, folder: Path, *arguments: str, status: int = 0) -> dict[str, Any]:
@@ -40,8 +44,17 @@ def report_of(soc: str, folder: Path, *arguments: str, status: int = 0) -> dict[
     return report
 
 
+def listed_types(soc: str) -> set[str]:
+    """The op types of the chip's reviewed listings; collectives need several devices."""
+    listings = list(LISTINGS.glob(f"{soc}-*.txt"))
+    assert listings
+    lines = [next(line for line in path.read_text().splitlines() if line.startswith("ops: ")) for path in listings]
+    types = {item.split()[0] for line in lines for item in line.removeprefix("ops: ").split(", ")}
+    return {name for name in types if not name.startswith("Hcom")}
+
+
 def verified(soc: str, folder: Path, *arguments: str) -> set[str]:
-    """The op types of a report on the stand-in that has no failure and covers every kind of step."""
+    """The op types of a report on the stand-in that has no failure and covers every kind of step, whatever model."""
     report = report_of(soc, folder, *arguments)
     text = (folder / "report/report.txt").read_text()
     assert standin.BANNER in text
@@ -53,14 +66,18 @@ def verified(soc: str, folder: Path, *arguments: str) -> set[str]:
     for kind in ("sample", "score", "distribution"):
         assert any(kind in bucket for bucket in buckets), buckets
     assert all(op["formula"] is not None and op["engine"] == 0.0 for op in report["ops"])
-    return {op["type"] for op in report["ops"]}
+    types = {op["type"] for op in report["ops"]}
+    assert listed_types(soc) <= types, listed_types(soc) - types
+    assert {op["type"] for op in report["ops"] if op["step"] in buckets} < types
+    return types
 
 
 @CASES.add(A2)
 def verify_holds_every_op_of_a_quantised_model_to_its_formula(folder: Path) -> None:
     types = verified(A2, folder, "quant=w8a8_dynamic")
     assert {"DynamicQuant", "QuantBatchMatmulV3", "FusedInferAttentionScore", "RotaryMul", "Sort"} <= types
-    assert {"GemmV2", "DequantBias"} <= types  # of graphs of several ranks
+    # Of other configurations: int8 caches, fused norms, w8a16, bfloat16, several ranks.
+    assert {"DynamicQuantUpdateScatter", "AddRmsNorm", "WeightQuantBatchMatmulV2", "GemmV2", "DequantBias"} <= types
 
 
 @CASES.add(A2, slow=True)
@@ -84,11 +101,12 @@ def verify_holds_every_op_of_the_duo_to_its_formula(folder: Path) -> None:
 
 @contextmanager
 def patches() -> Iterator[pytest.MonkeyPatch]:
-    """A short workload, for what does not depend on it."""
+    """A short workload and no steps of other models, for what does not depend on them."""
     workload = run._workload
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "_PROMPT_LENGTHS", (7,))
         patch.setattr(run, "_workload", lambda *arguments: {"greedy": workload(*arguments)["greedy answers"]})
+        patch.setattr(run, "representative_steps", lambda soc: [])
         yield patch
 
 
@@ -109,6 +127,30 @@ def verify_fails_where_the_interpreter_has_an_op_wrong(folder: Path) -> None:
     text = (folder / "report/report.txt").read_text()
     assert text.endswith("FAILED, on the stand-in\n")
     assert next(line.split()[0] for line in text.splitlines() if "DIFFERS" in line) == "GeGluV2"
+
+
+@CASES.add(A2)
+def verify_fails_where_an_op_of_another_configuration_is_wrong(folder: Path) -> None:
+    other = RepresentativeStep(Bucket("decode", 2, 1, 2), TINY, norm="fused")
+    spec = OPS["AddRmsNorm"]
+
+    def without_weight(x1: torch.Tensor, x2: torch.Tensor, gamma: torch.Tensor, **attributes: Any) -> Any:
+        return spec.kernel(x1, x2, torch.ones_like(gamma), **attributes)
+
+    def refused(*inputs: torch.Tensor, **attributes: Any) -> Any:
+        raise GeGraphError("no such kernel")
+
+    with patches() as patch:
+        patch.setattr(run, "representative_steps", lambda soc: [other])
+        patch.setitem(OPS, "AddRmsNorm", replace(spec, kernel=without_weight))
+        report = report_of(A2, folder / "wrong", status=1)
+        assert {(op["type"], op["step"]) for op in report["ops"] if op["problem"]} == {("AddRmsNorm", str(other))}
+        assert all(f"of {other}: output 0" in failure for failure in report["failures"])
+        patch.setitem(OPS, "AddRmsNorm", replace(spec, kernel=refused))
+        report = report_of(A2, folder / "refused", status=1)
+    (failure,) = report["failures"]
+    assert failure.startswith(f"{other}: the step could not run: ")
+    assert "no such kernel" in failure
 
 
 def on_a_device(patch: pytest.MonkeyPatch, change: Callable[[SingleOp, list[torch.Tensor]], None]) -> None:

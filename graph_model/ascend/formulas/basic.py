@@ -53,7 +53,10 @@ _ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "Neg": lambda x: 0 - x,
     "Cos": lambda x: torch.sin(x + math.pi / 2),
     "Sin": lambda x: torch.cos(x - math.pi / 2),
+    "Exp": lambda x: torch.pow(math.e, x),
+    "Log": lambda x: torch.log2(x) * math.log(2),
     "Identity": lambda x: x,
+    "TensorMove": lambda x: x,
 }
 
 
@@ -153,6 +156,12 @@ def _arg_max(x: Inputs, a: Attrs) -> list[Tensor]:
     return [_ordered(x["x"], dim, True, 1)[1].squeeze(dim)]
 
 
+@formula("ArgMaxWithValue")
+def _arg_max_with_value(x: Inputs, a: Attrs) -> list[Tensor]:
+    values, indices = _ordered(x["x"], a["dimension"], True, 1)
+    return [found if a.get("keep_dims") else found.squeeze(a["dimension"]) for found in (indices, values)]
+
+
 @formula("Reshape")
 def _reshape(x: Inputs, a: Attrs) -> list[Tensor]:
     return [torch.from_numpy(np.ascontiguousarray(x["x"].numpy()).ravel().reshape(_ints(x["shape"])))]
@@ -188,6 +197,11 @@ def _broadcast(x: Inputs, a: Attrs) -> list[Tensor]:
 def _concat(x: Inputs, a: Attrs) -> list[Tensor]:
     dim = int(x["concat_dim"])
     return [torch.stack([part for tensor in x["x"] for part in tensor.unbind(dim)], dim)]
+
+
+@formula("Pack")
+def _pack(x: Inputs, a: Attrs) -> list[Tensor]:
+    return [torch.cat([tensor.unsqueeze(a.get("axis", 0)) for tensor in x["x"]], a.get("axis", 0))]
 
 
 @formula("SplitV")
@@ -235,6 +249,11 @@ def _range(x: Inputs, a: Attrs) -> list[Tensor]:
 @formula("Fill")
 def _fill(x: Inputs, a: Attrs) -> list[Tensor]:
     return [x["value"].reshape(-1)[0] * torch.ones(_ints(x["dims"]), dtype=x["value"].dtype)]
+
+
+@formula("ZerosLike")
+def _zeros_like(x: Inputs, a: Attrs) -> list[Tensor]:
+    return [torch.zeros(x["x"].shape, dtype=x["x"].dtype)]
 
 
 def _ints(values: Tensor) -> list[int]:

@@ -70,7 +70,7 @@ def single_ops(soc: str, cases: Sequence[steps.StepCase]) -> list[SingleOp]:
         inputs = steps.step_inputs(case)
         caches = [cache.nan_to_num() for cache in steps.filled_caches(case, graph, inputs)]
         arguments = [*steps.weights_of(graph, case), *caches, *(inputs[n.name] for n in graph.placeholders("input"))]
-        found.update(cut_out_ops(lower(graph), arguments))
+        found.update(cut_out_ops(lower(graph), arguments, str(case.bucket)))
     return list(found.values())
 
 

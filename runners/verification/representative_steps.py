@@ -1,0 +1,164 @@
+"""Small steps of every kind that a chip runs: between them they have every op type of any configuration's graphs."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from graph_model.ascend.lower import lower
+from graph_model.ascend.rank_graph import fake_group
+from graph_model.ascend.single_ops import SingleOp, cut_out_ops
+from graph_model.ascend.soc import Soc, check_model, check_quantisation
+from graph_model.backends.torchair import AscendOptions, kernel_passes
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.config import GemmaConfig
+from graph_model.errors import UserError
+from graph_model.graph import Pages
+from graph_model.quantisation import Quantisation, Scheme, select_linears
+from graph_model.shard import WHOLE, Shard
+from graph_model.weights import Part, Read, evaluate
+from passes.check import example_inputs, random_caches
+from passes.manager import DEFAULT_PASSES, build_passes, run_passes
+from runners.random_weights import random_weights
+
+_NUM_BLOCKS = 8
+_LIMITS = {torch.int32: 1000, torch.float32: 8}  # of the numbers in place of zeros
+
+
+@dataclass(frozen=True)
+class RepresentativeStep:
+    """A step of a model with random weights. kept: linears in floating point where others are quantised."""
+
+    bucket: Bucket
+    config: GemmaConfig
+    dtype: str = "float16"
+    norm: str = "exact"
+    block_size: int = 64
+    scheme: Scheme | None = None
+    kept: tuple[str, ...] = ()
+    kv8: bool = False
+    shard: Shard = WHOLE
+
+    def __str__(self) -> str:
+        heads = f"{self.config.num_attention_heads}:{self.config.num_key_value_heads} heads of {self.config.head_dim}"
+        parts = [self.dtype, f"norm={self.norm}", f"blocks of {self.block_size}", heads]
+        parts += [self.scheme] if self.scheme else []
+        parts += ["kv8"] if self.kv8 else []
+        parts += [f"rank {self.shard.rank} of {self.shard.world_size}"] if self.shard != WHOLE else []
+        return f"{self.bucket} ({', '.join(parts)})"
+
+    @property
+    def quantisation(self) -> Quantisation | None:
+        if self.scheme is None:
+            return Quantisation(None, kv8=True) if self.kv8 else None
+        linears = select_linears(self.config, self.kept)
+        return Quantisation(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)
+
+    def runs_on(self, soc: Soc) -> bool:
+        """Whether the chip's tables allow it."""
+        heads, kv_heads = self.shard.heads(self.config), self.shard.kv_heads(self.config)
+        try:
+            check_model(soc, self.dtype, self.config.head_dim, heads, kv_heads, self.block_size)
+            if self.quantisation is not None:
+                check_quantisation(soc, self.quantisation, self.config.head_dim, self.block_size)
+        except UserError:
+            return False
+        return True
+
+    def cut_out_ops(self, soc: Soc) -> dict[str, SingleOp]:
+        """The ops of the lowered step, with values that they have on random inputs. torch_npu must be loaded for `soc`.
+
+        A rank runs alone: collectives give it what they would if all ranks had what it has.
+        """
+        pages = Pages(_NUM_BLOCKS, self.block_size)
+        passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, self.shard)
+        passes += kernel_passes(AscendOptions(soc, self.norm))
+        with fake_group(self.shard):
+            graph = capture(self.config, self.bucket, pages, getattr(torch, self.dtype), self.quantisation)
+            run_passes(graph, passes)
+            inputs = example_inputs(graph, past=True)
+            plan = graph.weight_plan
+            read = _without_zeros(random_weights(self.config, self.quantisation))
+            weights = evaluate(plan.values(), read, torch.device("cpu"))
+            arguments = [*(weights[expression] for expression in plan.values()), *random_caches(graph)]
+            arguments += [inputs[node.name] for node in graph.placeholders("input")]
+            return cut_out_ops(lower(graph), arguments, str(self))
+
+
+def representative_steps(soc: Soc) -> list[RepresentativeStep]:
+    """Those that the chip runs: phases, norms, quantisations, dtypes, shapes of heads and blocks, selections, ranks."""
+    return [step for step in _steps() if step.runs_on(soc)]
+
+
+def _steps() -> Iterator[RepresentativeStep]:
+    prefill, extend, decode = Bucket("prefill", 2, 16, 0), Bucket("extend", 2, 16, 2), Bucket("decode", 2, 1, 2)
+    sample = replace(decode, selection="sample", logprobs=2)
+    score = replace(extend, selection="score", scored=4)
+    distribution = replace(prefill, selection="distribution", scored=4)
+    # One key head for all query heads as in Gemma-2B, and one for each as in Gemma-7B; what a chip does with a head_dim
+    # of 256 depends on how many query heads share a key head.
+    shared = GemmaConfig(
+        vocab_size=256,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=64,
+        max_position_embeddings=512,
+        dtype="float32",
+    )
+    wide = replace(shared, head_dim=256)
+    pairs, own = replace(wide, num_key_value_heads=2), replace(wide, num_key_value_heads=4)
+    biased = replace(shared, attention_bias=True, tie_word_embeddings=False)
+    step = RepresentativeStep
+
+    yield step(prefill, shared)
+    yield step(extend, wide)
+    yield step(decode, own)
+    yield step(decode, pairs)
+    yield step(decode, biased)
+    yield step(sample, shared)
+    yield step(score, pairs)
+    yield step(distribution, own, norm="fused")
+    yield step(extend, shared, norm="fused", block_size=128)
+    yield step(decode, wide, norm="fused", block_size=128)
+
+    kept = ("down_proj", "lm_head")
+    yield step(prefill, shared, scheme="w8a8")
+    yield step(decode, biased, norm="fused", scheme="w8a8", kept=kept)
+    yield step(decode, shared, scheme="w8a16")
+    yield step(decode, shared, scheme="w8a8_dynamic")
+    yield step(extend, biased, norm="fused", scheme="w8a8_dynamic", kept=kept)
+    yield step(decode, shared, kv8=True)
+
+    yield step(decode, wide, dtype="bfloat16")
+    yield step(decode, shared, dtype="bfloat16", norm="fused", scheme="w8a8", kept=kept)
+    yield step(prefill, shared, dtype="bfloat16", norm="fused", scheme="w8a8_dynamic")
+    yield step(extend, shared, dtype="bfloat16", scheme="w8a16", kv8=True)
+
+    # Tokens are looked up and chosen by all ranks together; shares of static int8 layers are summed before rounding.
+    rank = Shard(1, 2)
+    yield step(sample, own, shard=rank)
+    yield step(decode, biased, scheme="w8a8", kept=kept, shard=rank)
+    yield step(decode, shared, dtype="bfloat16", scheme="w8a8", kept=("o_proj",), shard=rank)
+
+
+def _without_zeros(read: Read) -> Read:
+    """Random numbers in place of vectors of zeros, which would hide what an op does with a norm, a bias, an offset."""
+
+    def read_part(name: str, part: Part | None = None) -> Tensor:
+        tensor = read(name)
+        if tensor.dim() == 1 and not tensor.any():
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            limit = _LIMITS[tensor.dtype]
+            whole = torch.randint(-limit, limit + 1, tensor.shape, generator=generator)
+            tensor = (whole / 8 if name.endswith((".weight", ".bias")) else whole).to(tensor.dtype)
+        return tensor if part is None else tensor.narrow(part[0], part[1], part[2] - part[1])
+
+    return read_part
