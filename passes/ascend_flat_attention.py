@@ -30,7 +30,8 @@ class AscendFlatAttention(AscendAttention):
         npu_prompt_flash_attention(q, k, v, mask)                               prefill, with repeated key heads
         npu_prompt_flash_attention(q, gathered keys and values, mask)           extend
 
-    What gathered blocks hold beyond a row's context is replaced by 0, as it may be anything. Masks are made in the
+    Blocks are gathered token by token. What they hold beyond a row's context may be anything, NaN too, which no mask of
+    the weights keeps out; so the row's last token is gathered in its place. Places of tokens and masks are made in the
     graph, once for all layers.
     """
 
@@ -41,7 +42,7 @@ class AscendFlatAttention(AscendAttention):
         "ascend.incre_flash_attention",
         "ascend.batch_matmul",
         "aten.expand",
-        "aten.ge.Tensor",
+        "aten.gather",
         "aten.gt.Tensor",
         "aten.index_select",
         "aten.masked_fill.Scalar",
@@ -109,20 +110,13 @@ def _incremental(attention: Attention, fold: int) -> fx.Node:
 def _decomposed(attention: Attention) -> fx.Node:
     """One query token per row over its gathered blocks, written out; softmax in float32."""
     a, call = attention, attention.call
-    keys, values = _gathered_pair(a, zero_keys=False)
-    width = keys.meta["val"].shape[1]
+    keys, values = (_gathered(a, cache, by_head=True) for cache in (a.key_cache, a.value_cache))
+    shape = [a.batch, a.kv_heads, a.heads // a.kv_heads, a.head_dim]
     scaled = call(aten.mul.Tensor, a.query, a.scale)
     scaled.meta["attribute"] = "softmax_scale"
-    if a.kv_heads == 1:
-        shape, mask_shape = [a.batch, a.heads, a.head_dim], [a.batch, 1, width]
-        keys, values = (call(aten.reshape.default, x, [a.batch, width, a.head_dim]) for x in (keys, values))
-    else:
-        group = a.heads // a.kv_heads
-        shape, mask_shape = [a.batch, a.kv_heads, group, a.head_dim], [a.batch, 1, 1, width]
-        keys, values = (call(aten.permute.default, x, [0, 2, 1, 3]) for x in (keys, values))
     query = call(aten.reshape.default, scaled, shape)
     scores = call(torch.ops.ascend.batch_matmul.default, query, keys, True)
-    hidden = _beyond_context(a, mask_shape)
+    hidden = _beyond_context(a, [a.batch, 1, 1, keys.meta["val"].shape[2]])
     masked = call(aten.masked_fill.Scalar, call(aten.to.dtype, scores, torch.float32), hidden, float("-inf"))
     weights = call(aten.to.dtype, call(aten.softmax.int, masked, -1), a.graph.dtype)
     result = call(torch.ops.ascend.batch_matmul.default, weights, values)
@@ -135,9 +129,9 @@ def _prompt(attention: Attention) -> fx.Node:
     if a.block_table is None:
         keys, values = a.key, a.value
     else:
-        keys, values = _gathered_pair(a, zero_keys=True)
+        keys, values = (_gathered(a, cache, by_head=False) for cache in (a.key_cache, a.value_cache))
     width = keys.meta["val"].shape[1]
-    mask = a.shared("causal mask", lambda at: _causal_mask(a, width, at))
+    mask = _causal_mask(a, width)
     size = a.heads * a.head_dim
     query = call(aten.reshape.default, a.query, [a.batch, a.tokens, size])
     keys, values = (_head_per_query(a, x) for x in (keys, values))
@@ -156,20 +150,44 @@ def _prompt(attention: Attention) -> fx.Node:
     return call(aten.reshape.default, result, [a.batch, a.tokens, a.heads, a.head_dim])
 
 
-def _gathered_pair(attention: Attention, zero_keys: bool) -> tuple[fx.Node, fx.Node]:
-    """Keys and values of each row's blocks, [batch, width * block_size, kv_heads, head_dim], 0 beyond its context.
-
-    Keys may keep what they hold where their scores are replaced.
-    """
+def _gathered(attention: Attention, cache: fx.Node, by_head: bool) -> fx.Node:
+    """Keys or values of each row's blocks, [batch, width * block_size, kv_heads, head_dim], its last token beyond its
+    context; by_head: [batch, kv_heads, width * block_size, head_dim]."""
     a, call = attention, attention.call
-    pair = []
-    for cache, zero in ((a.key_cache, zero_keys), (a.value_cache, True)):
-        gathered = a.gathered(a.blocks(_flat(a, cache)))
-        if zero:
-            mask = _beyond_context(a, [a.batch, gathered.meta["val"].shape[1], 1, 1])
-            gathered = call(aten.masked_fill.Scalar, gathered, mask, 0.0)
-        pair.append(gathered)
-    return pair[0], pair[1]
+    assert isinstance(a.block_table, fx.Node)
+    width = a.block_table.meta["val"].shape[1] * a.block_size
+    source = _flat(a, cache)
+    split = by_head and a.kv_heads > 1
+    if split:
+        source = call(aten.reshape.default, source, [-1, a.head_dim])
+    gathered = call(aten.index_select.default, source, 0, _places(a, width, split))
+    shape = [a.kv_heads, width] if by_head else [width, a.kv_heads]
+    return call(aten.reshape.default, gathered, [a.batch, *shape, a.head_dim])
+
+
+def _places(attention: Attention, width: int, by_head: bool) -> fx.Node:
+    """int64, flat: where the cache holds each token of each row's blocks, the row's last token beyond its context.
+
+    Rows of the cache as a matrix of one token per row; by_head: of one token and head per row, heads before tokens.
+    """
+    a = attention
+    tokens, last = _positions(a, width), _last_token(a)
+
+    def make(at: fx.Node) -> fx.Node:
+        def call(target: Any, *args: Any) -> fx.Node:
+            return a.call(target, *args, at=at)
+
+        starts = call(aten.unsqueeze.default, call(aten.mul.Tensor, a.block_table, a.block_size), 2)
+        slots = call(aten.add.Tensor, starts, _range(a.graph, a.block_size, at))
+        slots = call(aten.reshape.default, slots, [a.batch, width])
+        places = call(aten.gather.default, slots, 1, call(aten.minimum.default, tokens, last))
+        if by_head:
+            first = call(aten.unsqueeze.default, call(aten.mul.Tensor, places, a.kv_heads), 1)
+            heads = call(aten.unsqueeze.default, _range(a.graph, a.kv_heads, at), 1)
+            places = call(aten.add.Tensor, first, heads)
+        return call(aten.reshape.default, places, [-1])
+
+    return a.shared("places", make)
 
 
 def _head_per_query(attention: Attention, x: fx.Node) -> fx.Node:
@@ -196,36 +214,49 @@ def _repeated(attention: Attention, x: fx.Node, times: int) -> fx.Node:
 
 
 def _beyond_context(attention: Attention, shape: list[int]) -> fx.Node:
-    """bool [batch, width * block_size] under another shape: true where a row's blocks hold no token of it."""
+    """bool, [batch, shape[-1]] under another shape: true where a row's blocks hold no token of it."""
     a = attention
-    table, lens = a.block_table, a.context_lens
-    assert isinstance(table, fx.Node)
-    width = table.meta["val"].shape[1] * a.block_size
+    tokens, last = _positions(a, shape[-1]), _last_token(a)
 
     def make(at: fx.Node) -> fx.Node:
-        column = a.call(aten.unsqueeze.default, lens, 1, at=at)
-        return a.call(aten.ge.Tensor, _range(a.graph, width, at), column, at=at)
+        return a.call(aten.reshape.default, a.call(aten.gt.Tensor, tokens, last, at=at), shape, at=at)
 
-    hidden = a.shared("beyond context", make)
-    return a.shared(f"beyond context {shape}", lambda at: a.call(aten.reshape.default, hidden, shape, at=at))
+    return a.shared("beyond context", make)
 
 
-def _causal_mask(attention: Attention, width: int, at: fx.Node) -> fx.Node:
+def _causal_mask(attention: Attention, width: int) -> fx.Node:
     """bool [batch, 1, tokens, width]: true where a query may not see a key. Padded queries see the whole context."""
     a = attention
+    keys, last = _positions(a, width), _last_token(a)
 
-    def call(target: Any, *args: Any) -> fx.Node:
-        return a.call(target, *args, at=at)
+    def make(at: fx.Node) -> fx.Node:
+        def call(target: Any, *args: Any) -> fx.Node:
+            return a.call(target, *args, at=at)
 
+        if a.block_table is None:
+            queries = keys
+        else:
+            start = call(aten.unsqueeze.default, call(aten.sub.Tensor, a.context_lens, a.query_lens), 1)
+            queries = call(aten.add.Tensor, start, _range(a.graph, a.tokens, at))
+        visible = call(aten.unsqueeze.default, call(aten.minimum.default, queries, last), 2)
+        return call(aten.unsqueeze.default, call(aten.gt.Tensor, keys, visible), 1)
+
+    return a.shared("causal mask", make)
+
+
+def _positions(attention: Attention, width: int) -> fx.Node:
+    """int64 [width]: 0, 1, ..."""
+    return attention.shared(f"positions {width}", lambda at: _range(attention.graph, width, at))
+
+
+def _last_token(attention: Attention) -> fx.Node:
+    """int64 [batch, 1]: the position of each row's last token."""
+    a = attention
     lens = a.query_lens if a.block_table is None else a.context_lens
-    last = call(aten.unsqueeze.default, call(aten.sub.Tensor, lens, 1), 1)
-    positions = _range(a.graph, a.tokens, at)
-    if a.block_table is not None:
-        start = call(aten.unsqueeze.default, call(aten.sub.Tensor, a.context_lens, a.query_lens), 1)
-        positions = call(aten.add.Tensor, start, positions)
-    visible = call(aten.unsqueeze.default, call(aten.minimum.default, positions, last), 2)
-    hidden = call(aten.gt.Tensor, _range(a.graph, width, at), visible)
-    return call(aten.unsqueeze.default, hidden, 1)
+    return a.shared(
+        "last token",
+        lambda at: a.call(aten.unsqueeze.default, a.call(aten.sub.Tensor, lens, 1, at=at), 1, at=at),
+    )
 
 
 def _range(graph: ModelGraph, size: int, at: fx.Node) -> fx.Node:

@@ -212,35 +212,33 @@ def choose_attention(
     group = heads // kv_heads
     if phase != "decode":
         gathered = phase == "extend"
+        expanded = 1 + 2 * group if group > 1 else 1  # read, written once for each query head, read again
         return AttentionChoice(
             "PromptFlashAttention",
             paged=False,
             fold=1,
-            cache_passes=3 if gathered else 1,
+            cache_passes=2 * gathered + expanded,
             reason=("the cached blocks are gathered first: " if gathered else "over the fresh keys and values: ")
             + "PromptFlashAttention has no paging; key heads are expanded, the mask is made in the graph",
         )
+    gather_passes = 3  # read, written gathered, read again
+    too_many = f"exceeds the {MAX_ROWS_310P} rows of IncreFlashAttention"
     if group == 1 or head_dim <= GROUPED_HEAD_DIM_310P:
         if batch <= MAX_ROWS_310P:
             return AttentionChoice("IncreFlashAttention", True, 1, 1, f"paged; {group} query heads per key head")
-        return AttentionChoice("decomposed", False, 1, 3, f"a batch of {batch} exceeds {MAX_ROWS_310P} rows")
+        reason = f"a batch of {batch} {too_many}: blocks are gathered ({gather_passes} passes)"
+        return AttentionChoice("decomposed", False, 1, gather_passes, reason)
     limit = f"grouped heads need head_dim <= {GROUPED_HEAD_DIM_310P}, it is {head_dim}"
-    gather_passes = 3  # read, written gathered, read again
-    if batch * group <= MAX_ROWS_310P and group < gather_passes:
-        return AttentionChoice(
-            "IncreFlashAttention",
-            True,
-            group,
-            group,
-            f"{limit}: {group} query heads become rows, each reads the cache ({group} passes, gathering takes 3)",
-        )
-    return AttentionChoice(
-        "decomposed",
-        False,
-        1,
-        gather_passes,
-        f"{limit}: blocks are gathered ({gather_passes} passes; {group} heads as rows would take {group})",
-    )
+    as_rows = f"{group} query heads as rows would each read the cache, {group} passes"
+    # The scores, which only a decomposition moves, are less than a pass: 8 * group / head_dim of one.
+    if group <= gather_passes and batch * group <= MAX_ROWS_310P:
+        reason = f"{limit}: {group} query heads become rows, each reads the cache ({group} passes; "
+        reason += f"gathering takes {gather_passes} and the scores)"
+        return AttentionChoice("IncreFlashAttention", True, group, group, reason)
+    if group <= gather_passes:
+        as_rows = f"a batch of {batch} with {group} query heads as rows {too_many}"
+    reason = f"{limit}: blocks are gathered ({gather_passes} passes and the scores; {as_rows})"
+    return AttentionChoice("decomposed", False, 1, gather_passes, reason)
 
 
 def _choose_fused_infer(soc: Soc, phase: Phase, block_size: int, int8_cache: bool) -> AttentionChoice:

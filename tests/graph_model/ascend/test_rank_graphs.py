@@ -130,7 +130,7 @@ def nodes_per_layer(soc: str, model: str, world_size: int, scheme: str) -> int:
     group = heads // max(1, config.num_key_value_heads // world_size)
     # Attention is written out where 4 or 8 query heads share a key head. In w8a8 both norms take their addition, casts
     # and quantise along, and the output projection's input has a quantise.
-    return 35 + 10 * (group > 2) - 5 * w8a8 + 2 * several
+    return 35 + 9 * (group > 3) - 5 * w8a8 + 2 * several
 
 
 def check_all(soc: str, cases: list[Case], cache_dir: Path) -> None:

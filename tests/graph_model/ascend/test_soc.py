@@ -112,7 +112,10 @@ def test_an_int8_cache_is_paged_in_decode_alone(phase: str, paged: bool, passes:
         (GEMMA_7B, 256, 8, IFA, 1),  # 1:1 is accepted
         ((1, 1), 256, 8, IFA, 1),  # Gemma-2B on eight ranks
         ((2, 1), 256, 8, IFA, 2),  # on four: two passes beat gathering's three
+        ((3, 1), 256, 8, IFA, 3),  # so do three, as gathering has the scores besides
+        ((6, 2), 256, 8, IFA, 3),
         ((4, 1), 256, 8, "decomposed", 1),
+        ((4, 1), 144, 8, "decomposed", 1),
         (GEMMA_2B, 256, 8, "decomposed", 1),
         (GEMMA_2B, 128, 8, IFA, 1),  # grouped heads up to 128
         (GEMMA_7B, 256, 257, "decomposed", 1),
@@ -125,12 +128,36 @@ def test_decode_attention_on_the_300i_duo(
     choice = choose_attention(ATLAS_300I_DUO, "decode", 64, *heads, head_dim, batch)
     assert (choice.op, choice.fold) == (op, fold)
     assert choice.paged == (op == IFA)
-    assert choice.reason
+    assert choice.cache_passes == (fold if op == IFA else 3)
+
+
+@pytest.mark.parametrize(
+    ("heads", "batch", "reason"),
+    [
+        ((2, 1), 8, "2 query heads become rows, each reads the cache (2 passes; gathering takes 3 and the scores)"),
+        (
+            (2, 1),
+            129,
+            "blocks are gathered (3 passes and the scores; a batch of 129 with 2 query heads as rows exceeds",
+        ),
+        ((4, 1), 129, "(3 passes and the scores; 4 query heads as rows would each read the cache, 4 passes)"),
+        (GEMMA_7B, 257, "a batch of 257 exceeds the 256 rows of IncreFlashAttention: blocks are gathered (3 passes"),
+    ],
+)
+def test_the_reason_on_the_300i_duo_is_the_one_that_holds(heads: tuple[int, int], batch: int, reason: str) -> None:
+    assert reason in choose_attention(ATLAS_300I_DUO, "decode", 64, *heads, 256, batch).reason
+
+
+@pytest.mark.parametrize(("phase", "passes"), [("prefill", (1, 5, 17)), ("extend", (3, 7, 19))])
+def test_key_heads_repeated_for_prefill_on_the_300i_duo_are_counted(phase: str, passes: tuple[int, ...]) -> None:
+    """One, two and eight query heads per key head."""
+    found = (choose_attention(ATLAS_300I_DUO, phase, 64, heads, 1, 256, 1) for heads in (1, 2, 8))  # type: ignore[arg-type]
+    assert tuple(choice.cache_passes for choice in found) == passes
 
 
 def test_prefill_on_the_300i_duo_gathers_only_after_earlier_context() -> None:
     prefill, extend = (
-        choose_attention(ATLAS_300I_DUO, phase, 64, 8, 1, 256, batch=1) for phase in ("prefill", "extend")
+        choose_attention(ATLAS_300I_DUO, phase, 64, 16, 16, 256, batch=1) for phase in ("prefill", "extend")
     )
     assert (prefill.op, prefill.cache_passes, prefill.paged) == (PFA, 1, False)
     assert (extend.op, extend.cache_passes, extend.paged) == (PFA, 3, False)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,19 @@ from support.checkpoints import make_checkpoint
 from support.standin_cases import A2, DUO, Case, Cases
 
 from graph_model.ascend import standin
-from graph_model.ascend.cost import gathered_bytes
+from graph_model.ascend.cost import estimate, gathered_bytes
+from graph_model.ascend.ge_graph import GeGraph
+from graph_model.ascend.listing import VIEWS
+from graph_model.ascend.lower import lower
 from graph_model.ascend.recording import LoadedGraph, recorded_graphs
-from graph_model.ascend.soc import find_soc
+from graph_model.ascend.soc import AttentionChoice, choose_attention, find_soc
 from graph_model.backends.torchair import AscendOptions, TorchairBackend, kernel_passes
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.compile import CompiledModel
 from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
 from graph_model.graph import ModelGraph, Pages
+from passes import ascend_attention
 from passes.manager import DEFAULT_PASSES, run_passes
 from runners.engine.sampling_params import SamplingParams
 from runners.entry import compose
@@ -55,27 +60,39 @@ def check_gathers(found: dict[str, int], graph: ModelGraph, tensors: int) -> Non
     assert sorted(found.values()) == [each] * tensors, (found, each, tensors)
 
 
-def gathers_are_budgeted(soc: str, config: GemmaConfig, bucket: Bucket, folder: Path) -> None:
-    """Keys and values of every layer, and the dump says so."""
+def readers_of_gathers(graph: GeGraph) -> set[str]:
+    """Types of the nodes that read gathered blocks, through views."""
+    names, types = set(gathered_bytes(graph)), set()
+    for node in graph.nodes:
+        if any(edge.producer in names for edge in node.inputs):
+            if node.type in VIEWS:
+                names.add(node.name)
+            else:
+                types.add(node.type)
+    return types
+
+
+def gathers_are_budgeted(soc: str, config: GemmaConfig, bucket: Bucket, reader: str, folder: Path) -> None:
+    """Keys and values of every layer, which nothing copies before they are attended to; and the dump says so."""
     graph = selected(replace(config, num_hidden_layers=2), bucket, soc)
     backend = TorchairBackend(AscendOptions(find_soc(soc), "exact", dump_dir=folder), folder)
     lowered = backend.lower(graph)
     found = gathered_bytes(lowered.graph)
     check_gathers(found, graph, tensors=4)
+    assert readers_of_gathers(lowered.graph) == {reader}
     text = (folder / str(bucket) / "lowered.txt").read_text()
     assert f"# gathers of cached blocks: 4, which copy {sum(found.values())} bytes\n" in text
     assert "blocks are gathered" in text
 
 
-for _soc, _name, _config, _bucket, _slow in (
-    (A2, "later_chunk_of_2b", GEMMA_2B, Bucket("extend", 2, 256, 16), False),
-    (DUO, "later_chunk_of_7b", GEMMA_7B, Bucket("extend", 1, 256, 16), True),
-    (DUO, "decode_of_2b", GEMMA_2B, Bucket("decode", 8, 1, 16), False),
+for _soc, _name, _config, _bucket, _reader, _slow in (
+    (A2, "later_chunk_of_2b", GEMMA_2B, Bucket("extend", 2, 256, 16), "FusedInferAttentionScore", False),
+    (DUO, "later_chunk_of_7b", GEMMA_7B, Bucket("extend", 1, 256, 16), "PromptFlashAttention", True),
+    (DUO, "decode_of_2b", GEMMA_2B, Bucket("decode", 8, 1, 16), "BatchMatMul", False),
+    (DUO, "decode_of_many_rows_of_7b", GEMMA_7B, Bucket("decode", 257, 1, 1), "BatchMatMul", True),
 ):
     CASES[f"a_{_name}_gathers_each_block_once_on_{_soc}"] = Case(
-        _soc,
-        lambda folder, soc=_soc, config=_config, bucket=_bucket: gathers_are_budgeted(soc, config, bucket, folder),
-        _slow,
+        _soc, partial(gathers_are_budgeted, _soc, _config, _bucket, _reader), _slow
     )
 
 
@@ -85,6 +102,63 @@ def nothing_is_gathered_where_attention_reads_pages(folder: Path) -> None:
     graph = selected(replace(GEMMA_2B, num_hidden_layers=1), Bucket("decode", 8, 1, 16), A2)
     assert not gathered_bytes(backend.lower(graph).graph)
     assert "# gathers of cached blocks: 0, " in (folder / "decode-b8-w16" / "lowered.txt").read_text()
+
+
+def with_attention(choice: AttentionChoice, config: GemmaConfig, bucket: Bucket) -> int:
+    """Bytes that the step moves on the DUO, at full tables, where its attention runs in this way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ascend_attention, "attention_choice", lambda graph, soc: choice)
+        return estimate(lower(selected(config, bucket, DUO)).graph, find_soc(DUO)).total.bytes
+
+
+def passes_moved(choice: AttentionChoice, config: GemmaConfig, long: Bucket, short: Bucket) -> float:
+    """How often a longer block table's keys and values are moved; besides them scores, masks and places of tokens."""
+    more = with_attention(choice, config, long) - with_attention(choice, config, short)
+    tokens = long.batch * (long.table_width - short.table_width) * BLOCK
+    return more / (tokens * config.num_key_value_heads * 2 * config.head_dim * HALF.itemsize)
+
+
+def with_heads(group: int, kv_heads: int) -> GemmaConfig:
+    return replace(GEMMA_2B, num_hidden_layers=1, num_attention_heads=group * kv_heads, num_key_value_heads=kv_heads)
+
+
+def decode_attention_moves_fewer_bytes(sizes: list[tuple[int, int]], folder: Path) -> None:
+    """sizes: wide query heads per key head, and key heads."""
+    long, short = (Bucket("decode", 4, 1, width) for width in (16, 8))
+    wrong = {}
+    for group, kv_heads in sizes:
+        config = with_heads(group, kv_heads)
+        ways = [
+            AttentionChoice("IncreFlashAttention", True, group, group, "query heads as rows"),
+            AttentionChoice("decomposed", False, 1, 3, "gathered"),
+        ]
+        chosen = choose_attention(
+            find_soc(DUO), "decode", BLOCK, config.num_attention_heads, kv_heads, config.head_dim, long.batch
+        )
+        moved = {way.op: with_attention(way, config, long) for way in ways}
+        passes = passes_moved(chosen, config, long, short)
+        if moved[chosen.op] != min(moved.values()) or not 0 <= passes - chosen.cache_passes < 0.5:
+            wrong[group, kv_heads] = (chosen, passes, moved)
+    assert not wrong, wrong
+
+
+@CASES.add(DUO)
+def later_chunks_move_cached_blocks_as_often_as_is_said(folder: Path) -> None:
+    long, short = (Bucket("extend", 1, 16, width) for width in (16, 8))
+    for group in (1, 2):
+        config = with_heads(group, kv_heads=2)
+        chosen = choose_attention(
+            find_soc(DUO), "extend", BLOCK, config.num_attention_heads, 2, config.head_dim, long.batch
+        )
+        assert 0 <= passes_moved(chosen, config, long, short) - chosen.cache_passes < 0.5, (group, chosen)
+
+
+_AROUND_THE_LIMIT = [(3, 1), (4, 1), (4, 2)]
+_GROUPS = [*((group, 1) for group in range(2, 9)), *((group, 2) for group in (2, 3, 4, 8))]
+for _name, _sizes, _slow in (("", _AROUND_THE_LIMIT, False), ("of_all_groups_", _GROUPS, True)):
+    CASES[f"decode_attention_{_name}is_the_one_that_moves_fewer_bytes"] = Case(
+        DUO, partial(decode_attention_moves_fewer_bytes, _sizes), _slow
+    )
 
 
 @dataclass

@@ -64,7 +64,7 @@ def step(soc: str) -> Lowered:
 
 def kernels(lowered: Lowered, graph: GeGraph) -> None:
     of_last_token = 6 if lowered.model.bucket.chunk > 1 else 0
-    besides = BESIDES[lowered.soc] + lowered.gathers + of_last_token
+    besides = BESIDES[lowered.soc, lowered.size] + lowered.gathers + of_last_token
     check_kernels(count_nodes(graph), LAYERS, BUDGETS[lowered.soc, lowered.size, "exact"], besides)
 
 
