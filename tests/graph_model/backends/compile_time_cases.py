@@ -28,8 +28,8 @@ from passes.manager import DEFAULT_PASSES, run_passes
 
 CASES = Cases()
 MOST = 2.5
-PAGES = Pages(4096, 64)
-DECODE, PREFILL = Bucket("decode", 8, 1, 16), Bucket("prefill", 1, 512, 0)
+BLOCKS = 4096
+DECODE, PREFILL, EXTEND = Bucket("decode", 8, 1, 16), Bucket("prefill", 1, 512, 0), Bucket("extend", 1, 256, 16)
 T = TypeVar("T")
 
 
@@ -50,19 +50,19 @@ class Phases(dict[str, float]):
         return f"{self.total:.2f} s: " + ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in self.items())
 
 
-def own(config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, soc: str) -> tuple[Phases, GeGraph]:
+def own(config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, soc: str, pages: Pages) -> tuple[Phases, GeGraph]:
     """Phases from the plain model to the GE graph."""
     phases = Phases()
-    graph = phases.run("capture", lambda: capture(config, bucket, PAGES, dtype))
+    graph = phases.run("capture", lambda: capture(config, bucket, pages, dtype))
     phases.run("passes", lambda: run_passes(graph, [cls() for cls in DEFAULT_PASSES]))
     phases.run("kernels", lambda: run_passes(graph, kernel_passes(AscendOptions(find_soc(soc), "exact"))))
     return phases, phases.run("lowering", lambda: lower(graph)).graph
 
 
-def by_hand(config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, soc: str) -> tuple[Phases, GeGraph]:
+def by_hand(config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, soc: str, pages: Pages) -> tuple[Phases, GeGraph]:
     """The same of the step that is written by hand."""
     phases = Phases()
-    module, fakes = phases.run("export", lambda: hand_fused(config, bucket, PAGES, dtype, find_soc(soc)))
+    module, fakes = phases.run("export", lambda: hand_fused(config, bucket, pages, dtype, find_soc(soc)))
 
     def lower_it() -> Any:
         with fakes[0].fake_mode:  # type: ignore[attr-defined]
@@ -79,13 +79,13 @@ def kernels(graph: GeGraph) -> Counter[str]:
     return Counter({name: n for name, n in count_nodes(graph).by_type.items() if name not in FREE})
 
 
-def compare(config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, soc: str) -> None:
+def compare(config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, soc: str, pages: Pages) -> None:
     """Each twice, alternating; the faster of each phase counts."""
-    runs = [make(config, bucket, dtype, soc) for _ in range(2) for make in (own, by_hand)]
+    runs = [make(config, bucket, dtype, soc, pages) for _ in range(2) for make in (own, by_hand)]
     (ours, graph), (theirs, hand) = ((fastest([run[0] for run in runs[i::2]]), runs[i][1]) for i in (0, 1))
     report = (
-        f"{config.num_hidden_layers} layers of {config.hidden_size}, {bucket} on {soc}: own {ours}; by hand {theirs}; "
-        f"ratio {ours.total / theirs.total:.2f}; {kernels(graph).total()} kernels"
+        f"{config.num_hidden_layers} layers of {config.hidden_size}, {bucket}, blocks of {pages.block_size}, on {soc}: "
+        f"own {ours}; by hand {theirs}; ratio {ours.total / theirs.total:.2f}; {kernels(graph).total()} kernels"
     )
     print(report)
     check_equal_kernels(graph, hand)
@@ -102,16 +102,29 @@ def check_ratio(ours: Phases, theirs: Phases, report: str) -> None:
     assert ours.total <= MOST * theirs.total, report
 
 
-def register(name: str, soc: str, config: GemmaConfig, bucket: Bucket, dtype: torch.dtype, slow: bool = True) -> None:
+def register(
+    name: str,
+    soc: str,
+    config: GemmaConfig,
+    bucket: Bucket,
+    dtype: torch.dtype = torch.float16,
+    block_size: int = 64,
+    slow: bool = True,
+) -> None:
+    pages = Pages(BLOCKS, block_size)
     name = f"making_the_graph_of_{name}_takes_little_longer_than_by_hand"
-    CASES[name] = Case(soc, lambda folder: compare(config, bucket, dtype, soc), slow)
+    CASES[name] = Case(soc, lambda folder: compare(config, bucket, dtype, soc, pages), slow)
 
 
-register("three_layers", A2, replace(GEMMA_7B, num_hidden_layers=3), DECODE, torch.float16, slow=False)
+register("three_layers", A2, replace(GEMMA_7B, num_hidden_layers=3), DECODE, slow=False)
 register("7b_decode", A2, GEMMA_7B, DECODE, torch.bfloat16)
-register("2b_decode", A2, GEMMA_2B, DECODE, torch.float16)
-register("7b_prefill", A2, GEMMA_7B, PREFILL, torch.float16)
-register("7b_decode_on_the_duo", DUO, GEMMA_7B, DECODE, torch.float16)
+register("2b_decode", A2, GEMMA_2B, DECODE)
+register("7b_prefill", A2, GEMMA_7B, PREFILL)
+register("a_later_chunk_of_7b_with_pages", A2, GEMMA_7B, EXTEND, block_size=128)
+register("a_later_chunk_of_7b_with_gathered_blocks", A2, GEMMA_7B, EXTEND)
+register("7b_decode_on_the_duo", DUO, GEMMA_7B, DECODE)
+register("2b_decode_on_the_duo", DUO, GEMMA_2B, DECODE)
+register("7b_prefill_on_the_duo", DUO, GEMMA_7B, PREFILL)
 
 
 if __name__ == "__main__":
