@@ -64,13 +64,15 @@ class AscendFusedAttention(AscendAttention):
         npu_fused_infer_attention_score(q, key_cache, value_cache, context_lens, block_table)            decode
         the same with the causal mask and query_lens; over gathered blocks where paging is not legal     extend
 
-    The block table's cast to int32 and the causal mask are shared by all layers.
+    Where paging is legal for several query tokens, prefill is paged as well, its block table made from the slots. The
+    table's cast to int32 and the causal mask are shared by all layers.
     """
 
     name: ClassVar[str] = "ascend_fused_attention"
     introduces: ClassVar[tuple[str, ...]] = (
         "npu.npu_scatter_pa_kv_cache",
         "air.npu_fused_infer_attention_score",
+        "aten.floor_divide",
         "aten.index_select",
     )
 
@@ -85,7 +87,7 @@ class AscendFusedAttention(AscendAttention):
         attention.call(torch.ops.npu.npu_scatter_pa_kv_cache.default, key, value, *caches, slots, cache_mode="Norm")
 
     def attend(self, attention: Attention, choice: AttentionChoice) -> fx.Node:
-        if attention.block_table is None:
+        if attention.block_table is None and not choice.paged:
             key, value = attention.key, attention.value
         else:
             view = attention.blocks if choice.paged else attention.gathered
@@ -109,7 +111,7 @@ def fused_infer_attention(
     a = attention
     options["actual_seq_lengths_kv"] = a.query_lens if a.block_table is None else a.context_lens
     if paged:
-        options["block_table"] = a.shared("table", lambda at: a.call(aten.to.dtype, a.block_table, torch.int32, at=at))
+        options["block_table"] = a.int32_table()
         options["block_size"] = a.block_size
     if a.graph.bucket.phase != "decode":
         options["atten_mask"] = causal_mask(a.graph)
@@ -186,6 +188,18 @@ class Attention:
             if node not in known:
                 node.meta.update(layer="", shared=name if node is made else f"{name}, in part")
         return made
+
+    def int32_table(self) -> fx.Node:
+        """The block table that a paged kernel reads, shared by all layers; in prefill, of the blocks of the slots."""
+        return self.shared("table", self._int32_table)
+
+    def _int32_table(self, at: fx.Node) -> fx.Node:
+        table = self.block_table
+        if table is None:
+            # A first chunk begins with a block and fills one after the other.
+            firsts = self.call(aten.slice.Tensor, self.slots, 1, 0, self.tokens, self.block_size, at=at)
+            table = self.call(aten.floor_divide.default, firsts, self.block_size, at=at)
+        return self.call(aten.to.dtype, table, torch.int32, at=at)
 
     def blocks(self, cache: fx.Node) -> fx.Node:
         """A cache as [blocks, block_size, kv_heads * head_dim]."""

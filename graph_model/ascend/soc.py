@@ -183,7 +183,7 @@ def check_matmul_all_reduce(soc: Soc, world_size: int) -> None:
 class AttentionChoice:
     """How a step's attention runs on a chip.
 
-    op: the GE op type, or "decomposed". paged: it reads the cache through the block table itself; otherwise, except in
+    op: the GE op type, or "decomposed". paged: it reads the cache through a block table itself; otherwise, except in
     prefill, blocks are gathered first. fold: query heads that share a key head become rows of the batch, this many
     per row (1: as they are). cache_passes: how often the row's keys and values are moved. reason: for the dump.
     """
@@ -243,10 +243,10 @@ def choose_attention(
 
 def _choose_fused_infer(soc: Soc, phase: Phase, block_size: int, int8_cache: bool) -> AttentionChoice:
     op = "FusedInferAttentionScore"
-    if phase == "prefill":
-        return AttentionChoice(op, False, 1, 1, "unpaged, over the chunk's fresh keys and values")
     if phase == "decode":
         return AttentionChoice(op, True, 1, 1, f"paged, block_size {block_size}{', int8 cache' if int8_cache else ''}")
+    if phase == "prefill" and (int8_cache or block_size % 128):
+        return AttentionChoice(op, False, 1, 1, "unpaged, over the chunk's fresh keys and values")
     if int8_cache:
         reason = "an int8 cache serves one query token only: the cached blocks are gathered and dequantised first"
         return AttentionChoice(op, False, 1, 3, reason)

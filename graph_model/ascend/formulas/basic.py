@@ -40,6 +40,7 @@ _ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "Sub": lambda x1, x2: x1 - x2,
     "Mul": lambda x1, x2: x1 * x2,
     "RealDiv": lambda x1, x2: x1 / x2,
+    "FloorDiv": lambda x1, x2: (x1 - x1 % x2) // x2,
     "Minimum": lambda x1, x2: torch.where(x1 < x2, x1, x2),
     "Maximum": lambda x1, x2: torch.where(x1 > x2, x1, x2),
     "Greater": lambda x1, x2: ~(x1 <= x2),

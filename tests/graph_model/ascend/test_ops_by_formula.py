@@ -68,6 +68,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("Fill", {"dims": t([2, 3]), "value": t(1.5)}, {}),
     ("Fill", {"dims": t([2]), "value": t(True)}, {}),
     ("Mul", {"x1": x, "x2": x[:1]}, {}),
+    ("FloorDiv", {"x1": i - 5, "x2": t([2]).to(i.dtype)}, {}),
     ("Muls", {"x": h}, {"value": 2.5}),
     ("Muls", {"x": i}, {"value": 2.0}),
     ("Adds", {"x": x}, {"value": 2.5}),

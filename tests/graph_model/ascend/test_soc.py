@@ -87,7 +87,7 @@ def test_the_block_sizes_that_a_refusal_names_are_settings_and_legal(rule: dict[
         ("prefill", 64, False, 1),
         ("extend", 64, False, 3),
         ("decode", 64, True, 1),
-        ("prefill", 128, False, 1),
+        ("prefill", 128, True, 1),
         ("extend", 128, True, 1),
         ("decode", 128, True, 1),
     ],

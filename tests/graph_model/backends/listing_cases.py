@@ -39,6 +39,7 @@ LISTED[A2] |= {
     "decode-sampled": replace(DECODE, sampled=True),
     "decode-w8a8": replace(DECODE, scheme="w8a8"),
     "decode-kv8": replace(DECODE, kv8=True),
+    "prefill-blocks_of_128": steps.StepCase(TINY, HALF, 128, "prefill"),
     "extend-blocks_of_128": steps.StepCase(TINY, HALF, 128, "extend"),
 }
 # Wide heads: many query heads per key head are decomposed, two become rows of the batch.

@@ -107,7 +107,13 @@ def tokens_in_bfloat16_equal_those_of_transformers(folder: Path) -> None:
 
 @CASES.add(A2)
 def tokens_in_float16_with_paging_in_every_phase_equal_those_of_transformers(folder: Path) -> None:
-    tokens_follow_transformers(A2, folder, HALF, BIASED, "block_size=128")
+    """A first chunk over two blocks, prefix hits, decode."""
+    blocks = ("block_size=128", "max_prefill_tokens=192")
+    tokens_follow_transformers(A2, folder, HALF, BIASED, *blocks, f"dump_dir={folder / 'dump'}")
+    listings = {path.parent.name.split("-")[0]: path.read_text() for path in folder.glob("dump/*/lowered.txt")}
+    assert listings.keys() == {"prefill", "extend", "decode"}
+    for listing in listings.values():
+        assert "attention: FusedInferAttentionScore, paged, block_size 128" in listing
 
 
 @CASES.add(DUO)
