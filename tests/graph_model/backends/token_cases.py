@@ -5,19 +5,21 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
+from level_2_cases import BIASED, DECOMPOSED, GROUPED, ONE_TO_ONE, UNTIED  # isort: skip
 from support import torchair_steps as steps  # isort: skip
 from support.checkpoints import make_checkpoint, make_model
 from support.configs import TINY_CONFIGS
 from support.modelslim import quantised_tensors
-from support.standin_cases import A2, DUO, Cases
+from support.standin_cases import A2, DUO, ROOT, Case, Cases
 from support.token_rule import check_greedy
 
 from graph_model.ascend import standin
@@ -35,7 +37,6 @@ from runners.quantize import quantize
 
 CASES = Cases()
 HALF, BRAIN = torch.float16, torch.bfloat16
-BIASED = replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2)
 
 
 def run_command(command: Any, name: str, *arguments: str) -> str:
@@ -60,7 +61,7 @@ def run_infer(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]
     return printed, sorted(answers, key=lambda answer: answer["index"])
 
 
-def tokens_follow_transformers(soc: str, folder: Path, dtype: torch.dtype, config: Any, *arguments: str) -> None:
+def tokens_follow_transformers(soc: str, folder: Path, dtype: torch.dtype, config: Any, *arguments: str) -> Answers:
     """Prompts beyond one chunk, some sharing their first blocks, are answered as transformers answers them."""
     model = make_checkpoint(folder / "checkpoint", config, dtype=dtype)
     generator = torch.Generator().manual_seed(7)
@@ -84,6 +85,33 @@ def tokens_follow_transformers(soc: str, folder: Path, dtype: torch.dtype, confi
     excused = sum(check_greedy(model, answer["prompt_token_ids"], answer["token_ids"]) for answer in answers)
     assert sum(len(answer["token_ids"]) for answer in answers) == 80
     assert excused <= 1, excused
+    return Answers(model, prompts, answers)
+
+
+@dataclass
+class Answers:
+    """What was asked of a model, and the answers, which follow the token rule."""
+
+    model: Any
+    prompts: list[list[int]]
+    answers: list[dict[str, Any]]
+
+    def are_inductors(self, folder: Path) -> None:
+        """But for those that the default backend, which follows the rule too, begins to differ in at a tie."""
+        output = folder / "inductor.jsonl"
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        settings = [f"model.path={folder / 'checkpoint'}", f"dtype={dtype}", f"cache_dir={folder / 'cache'}"]
+        settings += [f"prompt_token_ids={json.dumps(self.prompts)}", "max_new_tokens=20", "ignore_eos=true"]
+        settings += ["max_batch_size=1", "max_prefill_batch_size=1", "max_seq_len=256", f"output_file={output}"]
+        command = [sys.executable, str(ROOT / "runners" / "infer.py"), *settings]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert process.returncode == 0, process.stderr
+        found = sorted(map(json.loads, output.read_text().splitlines()), key=lambda answer: answer["index"])
+        excused = sum(check_greedy(self.model, a["prompt_token_ids"], a["token_ids"]) for a in found)
+        pairs = zip(found, self.answers, strict=True)
+        differing = sum(a["token_ids"] != b["token_ids"] for a, b in pairs)
+        assert differing <= 1, differing
+        assert excused <= 1, excused
 
 
 def every_dump_says_stand_in(dumps: Path, soc: str) -> None:
@@ -114,6 +142,23 @@ def tokens_in_float16_with_paging_in_every_phase_equal_those_of_transformers(fol
     assert listings.keys() == {"prefill", "extend", "decode"}
     for listing in listings.values():
         assert "attention: FusedInferAttentionScore, paged, block_size 128" in listing
+
+
+for _soc, _name, _config, _dtype, _arguments in (
+    (A2, "an_untied_head_and_fused_norms", UNTIED, HALF, ("norm=fused",)),
+    (A2, "grouped_wide_heads_and_blocks_of_16", GROUPED, BRAIN, ("block_size=16",)),
+    (DUO, "decomposed_decode", DECOMPOSED, HALF, ()),
+    (DUO, "folded_decode", GROUPED, HALF, ()),
+    (DUO, "one_to_one_heads", ONE_TO_ONE, HALF, ()),
+    (DUO, "an_untied_head_and_fused_norms", UNTIED, HALF, ("norm=fused",)),
+):
+    CASES[f"tokens_with_{_name}_equal_those_of_transformers_and_inductor_on_{_soc}"] = Case(
+        _soc,
+        lambda folder, given=(_soc, _dtype, _config, _arguments): tokens_follow_transformers(
+            given[0], folder, *given[1:3], *given[3]
+        ).are_inductors(folder),
+        slow=True,
+    )
 
 
 @CASES.add(DUO)
