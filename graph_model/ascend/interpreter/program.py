@@ -33,9 +33,9 @@ class Program:
     """A GE graph bound to the interpreter's functions.
 
     Inputs are host tensors in the order of the Data nodes' indices; those that the graph writes by reference (caches)
-    are changed in place. Raises GeGraphError when the graph is loaded if a node, or a dtype or layout that it declares, is
-    not known, or if two nodes use a by-reference input in no defined order; and when it runs if the inputs are not those
-    that the graph declares, or an op's inputs are undefined for the real op.
+    are changed in place. Raises GeGraphError when the graph is loaded if a node, or a dtype or layout that it declares,
+    is not known, or if two nodes use a by-reference input in no defined order; and when it runs if the inputs are not
+    those that the graph declares, or an op's inputs are undefined for the real op.
     """
 
     def __init__(self, graph: GeGraph) -> None:

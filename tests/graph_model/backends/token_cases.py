@@ -17,7 +17,6 @@ import torch  # isort: skip
 from level_2_cases import BIASED, DECOMPOSED, GROUPED, ONE_TO_ONE, UNTIED  # isort: skip
 from support import torchair_steps as steps  # isort: skip
 from support.checkpoints import make_checkpoint, make_model
-from support.configs import TINY_CONFIGS
 from support.modelslim import quantised_tensors
 from support.standin_cases import A2, DUO, ROOT, Case, Cases
 from support.token_rule import check_greedy
