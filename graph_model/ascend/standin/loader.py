@@ -19,7 +19,7 @@ from graph_model.ascend.standin.symbols import NeededSymbols, needed_symbols
 from graph_model.errors import UserError
 
 BANNER = "CANN stand-in: graphs run in the GE interpreter on the CPU; no NPU is used"
-SUPPORTED_VERSIONS = ("2.13",)
+SUPPORTED_VERSIONS = ("2.11", "2.13")
 
 # Without these no graph is executed; libatb and the rest of CANN's libraries belong to optional packages.
 CANN_LIBRARIES = ("libascendcl.so", "libge_runner.so", "libgraph.so", "libhccl.so")

@@ -114,10 +114,11 @@ def test_a_missing_torch_npu_names_the_extra(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_untried_and_unmatched_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, torch_npu="2.13.0", torch="2.13.0+cpu")
-    loading.check_installation()
+    for version in ("2.11", "2.13"):
+        installed(monkeypatch, torch_npu=f"{version}.0", torch=f"{version}.0+cpu")
+        loading.check_installation()
     installed(monkeypatch, torch_npu="2.1.0", torch="2.1.0")
-    with pytest.raises(UserError, match=r"torch_npu 2\.1\.0 is installed.*supports 2\.13"):
+    with pytest.raises(UserError, match=r"torch_npu 2\.1\.0 is installed.*supports 2\.11, 2\.13"):
         loading.check_installation()
     installed(monkeypatch, torch_npu="2.13.0", torch="2.12.0+cpu")
     with pytest.raises(UserError, match="must match"):
