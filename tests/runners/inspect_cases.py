@@ -9,7 +9,7 @@ from pathlib import Path
 import graph_model  # noqa: F401  (before torch)
 
 from standin_commands import TINY, checkpoint, command  # isort: skip
-from support.standin_cases import A2, DUO, Case, Cases
+from support.standin_cases import A2, DUO, ROOT, Case, Cases
 
 from graph_model.ascend import standin
 from graph_model.ascend.soc import find_soc
@@ -81,6 +81,23 @@ def inspect_live(soc: str, folder: Path) -> None:
     assert all(re.fullmatch(r"\d+ lines? less, \d+ lines? new", change) for _, change in summaries[1:])
     assert re.search(r'class="del">-.*gemma\.rotary\(', html)
     assert re.search(r'class="add">\+.*npu\.npu_rotary_mul\(', html)
+
+
+@CASES.add(A2)
+def readme_shows_what_inspecting_gemma_2b_prints(folder: Path) -> None:
+    """Each line of the block, in its order, and the picture."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = readme.partition("\n```\npython runners/inspect_graph.py ")[2].partition("\n```\n")[0]
+    given, *shown = [" ".join(line.split()) for line in block.splitlines() if line and "..." not in line]
+    *settings, picture = given.split()
+    assert picture == "picture=docs/inspect_graph.svg"
+    places = [f"picture={folder / 'plots.svg'}", f"cache_dir={folder / 'cache'}"]
+    status, out, err = command(inspect_graph, "inspect_graph", *settings, *places)
+    assert status == 0, err
+    printed = [" ".join(line.split()) for line in out.splitlines()]
+    assert len(shown) >= 10
+    assert [line for line in printed if line in shown] == shown
+    assert (folder / "plots.svg").read_text() == (ROOT / "docs" / "inspect_graph.svg").read_text()
 
 
 for _soc in (A2, DUO):
