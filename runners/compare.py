@@ -45,7 +45,7 @@ def compare(settings: Any) -> None:
         answers_a, answers_b = (outcome.answers for outcome in outcomes)
         found = divergence.compare(rows_a, rows_b, list(map(len, texts.answers)), answers_a, answers_b)
     verdict = report.rule(found, outcomes)
-    report.print_comparison(sides, texts, found, verdict, inputs.tokenizer)
+    report.print_comparison(sides, outcomes, texts, found, verdict, inputs.tokenizer)
     files = report.write_comparison(directory, sides, outcomes, texts, found, verdict)
     print(f"written to {directory}: {', '.join(file.name for file in files)}")
     if verdict == "broken":

@@ -25,9 +25,12 @@ def rule(found: Divergence, outcomes: Sequence[Outcome]) -> Rule:
     return "holds" if found.passes else "broken"
 
 
-def print_comparison(sides: Sequence[Side], texts: Texts, found: Divergence, verdict: Rule, tokenizer: Any) -> None:
-    for side in sides:
+def print_comparison(
+    sides: Sequence[Side], outcomes: Sequence[Outcome], texts: Texts, found: Divergence, verdict: Rule, tokenizer: Any
+) -> None:
+    for side, outcome in zip(sides, outcomes, strict=True):
         print(f"{side.name + ':':17} {str(side).strip() or 'the settings as they are'}")
+        print(f"{side.name + ' ran on:':17} {outcome.backend}")
     print(f"compared:         {len(found.kl)} next-token distributions behind {found.num_texts} prompts")
     print(f"token agreement:  {found.agreement:.2%} on the same prefixes, {found.same_answers} answers alike")
     kl = found.kl
@@ -59,7 +62,7 @@ def write_comparison(
     stamp = time_stamp()
     files = {
         directory / f"comparison_{stamp}.json": json.dumps(_summary(sides, outcomes, texts, found, verdict), indent=2),
-        directory / f"positions_{stamp}.csv": _positions(texts, found),
+        directory / f"positions_{stamp}.csv": _positions(outcomes, texts, found),
     }
     for path, text in files.items():
         write_text(path, text)
@@ -81,6 +84,7 @@ def _summary(
                 "computed_by": "transformers" if side.peer else "graph_gemma",
                 "settings": list(side.overrides),
                 "precision": outcome.precision,
+                "backend": outcome.backend,
             }
             for side, outcome in zip(sides, outcomes, strict=True)
         },
@@ -96,16 +100,18 @@ def _summary(
     }
 
 
-def _positions(texts: Texts, found: Divergence) -> str:
+def _positions(outcomes: Sequence[Outcome], texts: Texts, found: Divergence) -> str:
     columns = ("prompt", "step", "token_id", "kl", "likeliest_a", "likeliest_b", "a_in_a", "a_in_b", "b_in_a", "b_in_b")
+    backends = {f"backend_{name}": outcome.backend for name, outcome in zip("ab", outcomes, strict=True)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([*columns, *backends])
     answers = texts.answers
     for place, (prompt, step) in enumerate(zip(found.texts.tolist(), found.steps.tolist(), strict=True)):
         at_a, at_b = found.logprobs_a[place].tolist(), found.logprobs_b[place].tolist()
         logprobs = (at_a[0], at_b[0], at_a[1], at_b[1])
-        writer.writerow([prompt, step, answers[prompt][step], found.kl[place], *found.best[place].tolist(), *logprobs])
+        best = found.best[place].tolist()
+        writer.writerow([prompt, step, answers[prompt][step], found.kl[place], *best, *logprobs, *backends.values()])
     return text.getvalue()
 
 

@@ -49,11 +49,13 @@ class Texts:
 @dataclass(frozen=True)
 class Outcome:
     """What a side gave: distributions [positions, vocab] float32 in a file, all texts behind one another, its greedy
-    answers where it was asked for them, and its precision (dtype and quantisation)."""
+    answers where it was asked for them, its precision (dtype and quantisation), and the description of what computed
+    it."""
 
     logprobs: Path
     answers: list[list[int]]
     precision: str
+    backend: str
 
 
 def run_side(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> tuple[Texts, Outcome]:
@@ -78,16 +80,17 @@ def compute(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> t
     try:
         settings = resolve_settings(compose("infer", side.overrides))
         run = _with_transformers if side.peer else _with_engine
-        texts, answers, rows = run(settings, texts, sampling, side.name)
+        texts, answers, rows, backend = run(settings, texts, sampling, side.name)
     except UserError as error:
         raise UserError(f"{side.name}: {error}") from None
     np.save(path, np.concatenate(rows))
-    return texts, Outcome(path, answers, f"{settings.dtype} {settings.quantisation or settings.config.quantize}")
+    precision = f"{settings.dtype} {settings.quantisation or settings.config.quantize}"
+    return texts, Outcome(path, answers, precision, backend)
 
 
 def _with_engine(
     settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str
-) -> tuple[Texts, list[list[int]], list[np.ndarray]]:
+) -> tuple[Texts, list[list[int]], list[np.ndarray], str]:
     from runners.engine import ScoreRequest
     from runners.llm import LLM
 
@@ -112,12 +115,12 @@ def _with_engine(
         ]
         bar, follow = bar_of("distributions")
         with bar:
-            return texts, answers, [scores.logprobs for scores in llm.score(requests, follow)]
+            return texts, answers, [scores.logprobs for scores in llm.score(requests, follow)], llm.loaded.backend
 
 
 def _with_transformers(
     settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str
-) -> tuple[Texts, list[list[int]], list[np.ndarray]]:
+) -> tuple[Texts, list[list[int]], list[np.ndarray], str]:
     import torch
 
     from runners.transformers_import import import_transformers
@@ -154,7 +157,7 @@ def _with_transformers(
             model(torch.tensor([ids[:-1]])).logits[0, length - 1 :].float().log_softmax(-1).numpy()
             for ids, length in tqdm(pairs, desc=f"{name}: distributions", unit="prompt")
         ]
-    return texts, answers, rows
+    return texts, answers, rows, f"transformers {transformers.__version__} on {model.device.type}"
 
 
 def _complete(texts: Texts, answers: Sequence[list[int]]) -> Texts:

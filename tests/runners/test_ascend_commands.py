@@ -1,7 +1,8 @@
-"""runners/export.py, verify.py, inspect_graph.py, evaluate.py and compare.py over the stand-in."""
+"""The commands that need a chip, and those that compare with one, over the stand-in."""
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 from ascend_command_cases import CASES
 from standin_commands import PROMPTS, SERVING, checkpoint
 from support.standin_cases import A2, NEEDS_TORCH_NPU, ROOT, run_cases
+
+from graph_model.ascend.standin import BANNER
 
 SCRIPT = Path(ascend_command_cases.__file__)
 
@@ -47,5 +50,13 @@ def test_the_cpu_and_the_standin_keep_the_rule(sides: list[str], tmp_path: Path)
     assert done.returncode == 0, done.stderr
     assert "compared:         12 next-token distributions behind 2 prompts" in done.stdout
     assert "rule:             holds" in done.stdout
-    (summary,) = (tmp_path / "results").glob("comparison_*.json")
-    assert json.loads(summary.read_text())["kl_max"] > 0, "two ways to compute it, not one"
+    (path,) = (tmp_path / "results").glob("comparison_*.json")
+    summary = json.loads(path.read_text())
+    assert summary["kl_max"] > 0, "two ways to compute it, not one"
+    (positions,) = (tmp_path / "results").glob("positions_*.csv")
+    with positions.open(newline="") as file:
+        row = next(csv.DictReader(file))
+    (printed,) = (line for line in done.stdout.splitlines() if line.startswith("b ran on: "))
+    for text in (printed, summary["b"]["backend"], row["backend_b"]):
+        assert BANNER in text
+    assert summary["a"]["backend"] == row["backend_a"] == "eager on cpu"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hydra.core.global_hydra import GlobalHydra
 from support.checkpoints import make_checkpoint
 from support.cli import CommandResult, run_command
@@ -90,6 +91,11 @@ def test_ours_and_transformers(run: Run, tmp_path: Path) -> None:
         assert f"{bar}: 100%" in result.stderr
     summary, positions = written(tmp_path)
     assert (summary["a"]["computed_by"], summary["b"]["computed_by"]) == ("graph_gemma", "transformers")
+    ran = summary["a"]["backend"], summary["b"]["backend"]
+    assert ran == ("eager on cpu", f"transformers {transformers.__version__} on cpu")
+    assert f"a ran on:         {ran[0]}\n" in result.stdout
+    assert f"b ran on:         {ran[1]}\n" in result.stdout
+    assert {(row["backend_a"], row["backend_b"]) for row in positions} == {ran}
     assert (summary["rule"], summary["first_divergence"], summary["prompts"]) == ("holds", None, 2)
     assert summary["positions"] == len(positions) == sum(row["prompt"] in "01" for row in positions)
     assert max(float(row["kl"]) for row in positions) == summary["kl_max"] < 1e-6
