@@ -37,8 +37,9 @@ def compile_matrix(settings: Any) -> None:
         replace_table(target, soc.name, "")  # before hours of work: a file without the table's place is refused
     standin.load(soc, cache_directory(settings.cache_dir) / "cann_standin")
     register_kernels()
-    print(f"{soc.product} ({soc.cann_name}), batch {settings.batch_size}, context {settings.context}\n")
-    table = []
+    print(f"{soc.product} ({soc.cann_name}), batch {settings.batch_size}, context {settings.context}")
+    table = [statement(), ""]
+    print("\n".join(table))
     for line in _lines(settings):
         print(line, flush=True)
         table.append(line)
@@ -61,6 +62,14 @@ def replace_table(path: Path, chip: str, table: str) -> str:
             f"write: {path} has no place for the table of {chip}. Put the lines {begin.strip()} and {end} there."
         )
     return f"{before}{begin}\n{table}\n\n{end}{after}"
+
+
+def statement() -> str:
+    """What the table's figures are, and what torch_npu was loaded over, once it is."""
+    from graph_model.ascend import standin
+
+    over = "the CANN stand-in: no NPU is used" if standin.is_standin() else "CANN"
+    return f"Graphs are lowered and not run; times are estimates, not measured. torch_npu was loaded over {over}."
 
 
 def _lines(settings: Any) -> Iterator[str]:
