@@ -17,9 +17,11 @@ from runners.llm import LLM
 
 @dataclass(frozen=True)
 class HostTime:
-    """Decode steps of the full batch, in seconds: whole, and the part outside the step's compiled function."""
+    """Decode steps of the full batch, in seconds: whole, and the part outside the step's compiled function. backend:
+    the description of what ran them."""
 
     case: Case
+    backend: str
     step_s: list[float]
     outside_s: list[float]
 
@@ -36,6 +38,7 @@ class HostTime:
             "Outside p50(us)": f"{median(self.outside_s) * 1e6:.1f}" if steps else "",
             "Outside p90(us)": f"{np.percentile(self.outside_s, 90) * 1e6:.1f}" if steps else "",
             "Share outside": f"{sum(self.outside_s) / sum(self.step_s):.4f}" if steps else "",
+            "Backend": self.backend,
         }
 
     def line(self) -> str:
@@ -57,10 +60,10 @@ def measure_host(request: Request) -> list[HostTime]:
         found = []
         for number, case in enumerate(request.cases):
             seed = number * (request.repeats + 1)
-            result = HostTime(case, [], [])
+            result = HostTime(case, llm.loaded.backend, [], [])
             for repeat in range(request.repeats + 1):
                 if repeat == 1:
-                    result = HostTime(case, [], [])
+                    result = HostTime(case, llm.loaded.backend, [], [])
                 _run(llm, backend.runs, random_prompts(case, settings.config.vocab_size, seed + repeat), result)
             found.append(result)
         return found

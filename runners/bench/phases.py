@@ -52,6 +52,7 @@ def _speed(request: Request) -> None:
 
 def _compile(request: Request) -> None:
     found = cold_and_warm(request)
+    print(f"backend: {found[0].backend}")
     for start in found:
         print(start.line())
     path = request.results_dir / "compile.csv"
@@ -61,6 +62,7 @@ def _compile(request: Request) -> None:
 
 def _host(request: Request) -> None:
     found = in_new_process("ours", partial(measure_host, request), torch.get_num_threads())
+    print(f"backend: {found[0].backend}")
     for result in found:
         print(result.line())
     path = request.results_dir / "host.csv"

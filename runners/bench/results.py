@@ -107,7 +107,7 @@ class Row:
             )
             text += f"GB/s ({self.share_of_bound:.0%})"
         text += f"; peak {self.peak_bytes / 1e6:.0f} MB, {self.peak_bytes / self.facts.weight_bytes:.2f} x the weights"
-        return f"{text}; {s.note}" if s.note else text
+        return "; ".join(part for part in (text, s.note, self.facts.details) if part)
 
 
 def cells_of(rows: Sequence[Row]) -> list[dict[str, str]]:

@@ -30,6 +30,7 @@ def print_estimates(request: Request) -> None:
 def estimates(request: Request, soc: Soc, model: CompiledModel) -> list[str]:
     """A line per case and phase: a lower bound of the time on the chip, and what it is bound by."""
     lines = [
+        f"backend: {model.recipe.description}",
         f"No speeds: the graph of the {soc.product} runs on the CANN stand-in, on this machine's CPU.",
         "Instead, the cost model's ESTIMATE, a lower bound by the chip's peak rates:",
     ]

@@ -21,9 +21,11 @@ from runners.settings import ModelSettings
 @dataclass(frozen=True)
 class StartUp:
     """A start, in seconds. process_s: until Python and torch are imported. lowering_s: the backend's work, or loading
-    what it left in the cache. ready_s: until every step can run, from the start of the process."""
+    what it left in the cache. ready_s: until every step can run, from the start of the process. backend: its
+    description."""
 
     kind: str
+    backend: str
     steps: int
     from_cache: int
     process_s: float
@@ -50,6 +52,7 @@ class StartUp:
             "Lowering(s)": f"{self.lowering_s:.3f}",
             "Weights and rest(s)": f"{self.rest_s:.3f}",
             "Ready(s)": f"{self.ready_s:.3f}",
+            "Backend": self.backend,
         }
 
     def line(self) -> str:
@@ -80,6 +83,7 @@ def measure_start(kind: str, settings: ModelSettings, cases: Sequence[Case], sta
         warm_up(llm, cases)
         return StartUp(
             kind=kind,
+            backend=llm.loaded.backend,
             steps=model.report.compiled + model.report.from_cache,
             from_cache=model.report.from_cache,
             process_s=process_s,

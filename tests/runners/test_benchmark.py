@@ -14,6 +14,7 @@ from support.checkpoints import make_checkpoint
 from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
 
+from graph_model.ascend.standin import BANNER
 from runners.benchmark import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +102,12 @@ def test_results_have_the_reference_columns_and_agree_with_themselves(run: Run, 
     assert ours["Weights(MB)"] == theirs["Weights(MB)"]
     assert ours["Step reads(MB)"] == theirs["Step reads(MB)"]
     assert "ours (float32), batch 3, 8 + 4" in result.stdout
+    lines = [line for line in result.stdout.splitlines() if line.startswith(("ours (", "transformers ("))]
+    assert len(lines) == len(rows)
+    for line in lines:
+        assert ("eager on cpu; torch " if line.startswith("ours") else "; transformers ") in line
     page = (tmp_path / "results" / "benchmark.html").read_text()
+    assert page.count("eager on cpu") == len(rows) / 2
     assert page.count("<rect") == len(rows)
 
 
@@ -124,6 +130,8 @@ def test_start_up_and_host_time_are_written(run: Run, tmp_path: Path) -> None:
         with (tmp_path / "results" / f"{phase}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert [row["Model"] for row in rows] == ["tiny"] * (2 if phase == "compile" else 1)
+        assert {row["Backend"] for row in rows} == {"eager on cpu"}
+        assert "backend: eager on cpu" in result.stdout.splitlines()
         assert rows[0]["Machine"]
 
 
@@ -189,4 +197,5 @@ def test_the_standin_gives_an_estimate_and_no_speed(tmp_path: Path) -> None:
     # 2.5 G parameters in float16 at the chip's 1.6 TB/s or less: a decode step takes at least 3 ms.
     step = float(result.stdout.split("decode step at least ")[1].split()[0])
     assert 3.0 < step < 10.0
+    assert BANNER in result.stdout
     assert not list((tmp_path / "results").iterdir())
