@@ -6,9 +6,9 @@ import sys
 
 from tqdm import tqdm
 
-from runners.engine.llm import LLM
 from runners.engine.result import RequestResult, TokenEvent
 from runners.inputs import Inputs
+from runners.llm import LLM
 from runners.output import OutputFile
 
 
@@ -20,7 +20,7 @@ def answer(llm: LLM, inputs: Inputs, output: OutputFile) -> list[RequestResult]:
 
         def follow(index: int, event: TokenEvent) -> None:
             if event.result is not None:
-                output.write(index, inputs.prompts[index].text, event.result)
+                output.write(index, inputs.prompts[index].text, event.result, llm.loaded.backend)
                 statistics = llm.engine.statistics
                 bar.set_postfix_str(
                     f"prefill {statistics.prefill_tokens_per_s:.0f} tokens/s, "
@@ -50,7 +50,7 @@ def _stream(llm: LLM, inputs: Inputs, output: OutputFile) -> list[RequestResult]
         piece = event.text if inputs.tokenizer is not None else f" {event.token_id}"
         print(piece, end="", flush=True)
         if event.result is not None:
-            output.write(0, prompt.text, event.result)
+            output.write(0, prompt.text, event.result, llm.loaded.backend)
             result = event.result
     print()
     return [result]

@@ -27,8 +27,9 @@ class OutputFile:
         self._missing = 0  # lines that could not be written
         self._error: OSError | None = None
 
-    def write(self, index: int, prompt: str | None, result: RequestResult) -> None:
-        """Append a request that came to its end, not one that was aborted; `index` is its place among the prompts.
+    def write(self, index: int, prompt: str | None, result: RequestResult, backend: str) -> None:
+        """Append a request that came to its end, not one that was aborted; `index` is its place among the prompts,
+        `backend` the description of what answered it.
 
         It is called while the engine runs, so a file that cannot take the line raises nothing here: `check` does.
         """
@@ -44,6 +45,7 @@ class OutputFile:
                 "finish_reason": result.finish_reason,
                 "ttft_s": result.ttft_s,
                 "decode_tokens_per_s": result.decode_tokens_per_s,
+                "backend": backend,
             },
             ensure_ascii=False,
         )

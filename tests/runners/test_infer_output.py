@@ -78,10 +78,12 @@ def test_many_prompts_show_progress_and_every_request_is_a_line(run: Run, tmp_pa
         "finish_reason": str,
         "ttft_s": float,
         "decode_tokens_per_s": float,
+        "backend": str,
     }
     for answer in answers:
         assert {name: type(value) for name, value in answer.items()} == types
         assert all(type(token) is int for token in answer["prompt_token_ids"] + answer["token_ids"])
+        assert answer["backend"] == "eager on cpu"
         assert "." not in answer["text"]
         assert answer["finish_reason"] == ("stop" if len(answer["token_ids"]) < 20 else "length")
         assert f"\n{answer['prompt']}{answer['text']}\n" in result.stdout

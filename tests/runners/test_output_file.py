@@ -111,14 +111,14 @@ def test_only_whole_lines_are_left_where_the_disk_ends_within_one(tmp_path: Path
     """A limit on the file's size: the system writes a part of a line, then refuses the rest."""
     path = tmp_path / "out.jsonl"
     with OutputFile(str(path)) as output:
-        output.write(0, "a", request_result("short"))
+        output.write(0, "a", request_result("short"), "eager on cpu")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 50, limits[1]))
         try:
-            output.write(1, "b", request_result("long" * 100))
+            output.write(1, "b", request_result("long" * 100), "eager on cpu")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        output.write(2, "c", request_result("after"))
+        output.write(2, "c", request_result("after"), "eager on cpu")
         with pytest.raises(UserError, match=r"output_file: .*out\.jsonl.* 1 of 3 "):
             output.check()
     text = path.read_text()
@@ -131,7 +131,7 @@ def test_a_line_that_is_taken_in_pieces_is_written_whole(tmp_path: Path, monkeyp
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
     with OutputFile(str(path)) as output:
-        output.write(0, "a", request_result("text"))
+        output.write(0, "a", request_result("text"), "eager on cpu")
         output.check()
     monkeypatch.undo()
     assert json.loads(path.read_text())["text"] == "text"
@@ -146,10 +146,10 @@ def test_an_interruption_within_a_line_leaves_none_of_it(tmp_path: Path, monkeyp
         raise KeyboardInterrupt
 
     with OutputFile(str(path)) as output:
-        output.write(0, "a", request_result("text"))
+        output.write(0, "a", request_result("text"), "eager on cpu")
         monkeypatch.setattr(os, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            output.write(1, "b", request_result("more"))
+            output.write(1, "b", request_result("more"), "eager on cpu")
     monkeypatch.undo()
     assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0]
 
@@ -159,7 +159,7 @@ def test_what_was_there_stays_until_the_first_line(tmp_path: Path) -> None:
     path.write_text("before\n")
     with OutputFile(str(path)) as output:
         assert path.read_text() == "before\n"
-        output.write(0, "a", request_result("text"))
+        output.write(0, "a", request_result("text"), "eager on cpu")
     assert "before" not in path.read_text()
     with OutputFile(str(tmp_path / "new.jsonl")):
         pass
