@@ -135,7 +135,7 @@ def _steps() -> Iterator[RepresentativeStep]:
     yield step(decode, shared, scheme="w8a16")
     yield step(decode, shared, scheme="w8a8_dynamic")
     yield step(extend, biased, norm="fused", scheme="w8a8_dynamic", kept=kept)
-    yield step(decode, shared, kv8=True)
+    yield step(decode, pairs, kv8=True)
 
     yield step(decode, wide, dtype="bfloat16")
     yield step(decode, shared, dtype="bfloat16", norm="fused", scheme="w8a8", kept=kept)

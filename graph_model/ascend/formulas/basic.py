@@ -41,6 +41,7 @@ _ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "Mul": lambda x1, x2: x1 * x2,
     "RealDiv": lambda x1, x2: x1 / x2,
     "FloorDiv": lambda x1, x2: (x1 - x1 % x2) // x2,
+    "FloorMod": lambda x1, x2: x1 - x2 * torch.floor(x1.double() / x2).to(x1.dtype),
     "Minimum": lambda x1, x2: torch.where(x1 < x2, x1, x2),
     "Maximum": lambda x1, x2: torch.where(x1 > x2, x1, x2),
     "Greater": lambda x1, x2: ~(x1 <= x2),

@@ -31,6 +31,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("Cast", {"x": i}, {"dst_type": 3}),
     ("Cast", {"x": x}, {"dst_type": 9}),
     ("RealDiv", {"x1": x, "x2": x.abs()[:, :1] + 1}, {}),
+    ("FloorMod", {"x1": i * 7 - 5, "x2": t(4)}, {}),
+    ("FloorMod", {"x1": i * 7 - 5, "x2": t(-4)}, {}),
     ("SelectV2", {"condition": b, "then": x, "else": x * 2}, {}),
     ("SelectV2", {"condition": b[:, :1], "then": x, "else": t(1.0)}, {}),
     ("Sort", {"x": x}, {"axis": -1, "descending": True}),
