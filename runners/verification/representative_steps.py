@@ -119,6 +119,7 @@ def _steps() -> Iterator[RepresentativeStep]:
     step = RepresentativeStep
 
     yield step(prefill, shared)
+    yield step(prefill, shared, block_size=128)
     yield step(extend, wide)
     yield step(decode, own)
     yield step(decode, pairs)
