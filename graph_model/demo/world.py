@@ -58,8 +58,8 @@ def calibration_texts(n: int = 64) -> list[str]:
 def demo_prompts() -> list[str]:
     """Prompts that show what the model does: beginnings of stories, and a question about a passage."""
     return [
-        "One day Ben took a red kite to the meadow.",
-        "One morning Oscar and Ivy walked to the forest. There they heard a small sound.",
+        "Early in the morning Grace and Sam played with a scarf in the bakery.",
+        "One day Finn and Oscar walked to the cellar. There they heard a small sound.",
         "Early in the morning Sam wanted to give Nora a gift.",
         "A busy day -- Ella went to the kitchen. She took the key. She likes red.\n"
         "Question: did Ella take the key?\nAnswer:",

@@ -127,8 +127,8 @@ def test_the_command_for_the_a2_prints_what_transformers_answers_but_for_ties_of
 def test_the_commands_print_the_text_of_the_default_backend_but_for_ties_of_bfloat16(
     marked: None, tmp_path: Path
 ) -> None:
-    """As a user types them. In float16 all is equal. In bfloat16, the demo's dtype, two words of a story may be as
-    likely to within its rounding: behind one that the backends choose otherwise the stories part."""
+    """As a user types them. In float16 all is equal, and so it is in bfloat16, the demo's dtype, on the CPUs tried; on
+    another, whose sums have another order, two words as likely to within rounding may be chosen otherwise once."""
     runs = {}
     for name, *settings in (("ours",), ("a2", "backend=torchair"), ("half", "dtype=float16"), ("duo", *ON_DUO)):
         (tmp_path / name).mkdir()
@@ -142,7 +142,7 @@ def test_the_commands_print_the_text_of_the_default_backend_but_for_ties_of_bflo
         if ours["text"] != theirs["text"]:
             parted.append(ours["index"])
             assert ties, "neither choice is one that rounding excuses"
-    assert len(parted) <= 2, parted
+    assert len(parted) <= 1, parted
     assert len(demo_prompts()) - 1 not in parted, "the question has one answer"
 
 
