@@ -105,6 +105,7 @@ def texts(answers: list[dict[str, Any]]) -> list[str]:
     return [answer["text"] for answer in answers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", [pytest.param(None, marks=NEEDS_TORCH_NPU)])
 def test_the_command_for_the_duo_prints_what_the_default_backend_does(
     marked: None, inductors_answers: list[dict[str, Any]], tmp_path: Path
@@ -112,6 +113,7 @@ def test_the_command_for_the_duo_prints_what_the_default_backend_does(
     assert texts(answers_of_command(tmp_path, standin.BANNER, *ON_DUO)) == texts(inductors_answers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marked", [pytest.param(None, marks=NEEDS_TORCH_NPU)])
 def test_the_command_for_the_a2_prints_what_transformers_answers_but_for_ties_of_bfloat16(
     marked: None, tmp_path: Path
