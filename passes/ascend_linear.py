@@ -13,7 +13,7 @@ from graph_model.ascend.soc import Soc
 from graph_model.graph import ModelGraph
 from graph_model.weights import Constant
 from passes.contract import operand, require, sole_user
-from passes.linear_kernel import LinearKernel
+from passes.linear_kernel import LinearKernel, as_rows, shaped_like
 
 aten = torch.ops.aten
 
@@ -57,27 +57,17 @@ class AscendLinear(LinearKernel):
         last.replace_all_uses_with(result)
 
     def kernel(self, graph: ModelGraph, at: fx.Node, x: fx.Node, weight: object, bias: object) -> fx.Node:
-        result = graph.insert(torch.ops.ascend.linear.default, _rows(graph, at, x), weight, bias, at=at)
-        return _reshaped(graph, at, result)
+        result = graph.insert(torch.ops.ascend.linear.default, as_rows(graph, x, at), weight, bias, at=at)
+        return shaped_like(graph, at, result)
 
 
 def _share_in_float32(graph: ModelGraph, linear: fx.Node) -> None:
     x, weight = operand(linear, 0), operand(linear, 1)
-    rows = _rows(graph, linear, x)
+    rows = as_rows(graph, x, linear)
     zeros = _zeros(graph, [rows.meta["val"].shape[0], weight.meta["val"].shape[0]])
     one = graph.add_weight(f"one_{graph.dtype}".replace("torch.", ""), Constant((1,), graph.dtype))
     result = graph.insert(torch.ops.ascend.gemm.default, rows, weight, one, zeros, at=linear)
-    linear.replace_all_uses_with(_reshaped(graph, linear, result))
-
-
-def _rows(graph: ModelGraph, at: fx.Node, x: fx.Node) -> fx.Node:
-    shape = x.meta["val"].shape
-    return x if len(shape) == 2 else graph.insert(aten.reshape.default, x, [-1, shape[-1]], at=at)
-
-
-def _reshaped(graph: ModelGraph, linear: fx.Node, result: fx.Node) -> fx.Node:
-    shape = list(linear.meta["val"].shape)
-    return result if len(shape) == 2 else graph.insert(aten.reshape.default, result, shape, at=linear)
+    linear.replace_all_uses_with(shaped_like(graph, linear, result))
 
 
 def _zeros(graph: ModelGraph, shape: list[int]) -> fx.Node:

@@ -17,6 +17,7 @@ from graph_model.quantised_weights import ChannelScale, DeqScale
 from graph_model.weights import Concat, Constant, Expression, OnePlus, Rounded, Slice, Source, rows_of
 from passes.contract import NearMiss, Pass, Tier, argument, operand
 from passes.integers import IntegerBound
+from passes.linear_kernel import as_rows, shaped_like
 
 aten = torch.ops.aten
 
@@ -113,7 +114,7 @@ class AscendQuant(Pass):
         assert isinstance(q, fx.Node)
         # Whether the kernel scales integers that it gives out is not documented, so its scale is 1.
         one = graph.add_weight("one", Constant((1,), torch.float32))
-        rows = _rows(graph, q, candidate)
+        rows = as_rows(graph, q, candidate)
         target = torch.ops.ascend.quant_matmul.default
         result = graph.insert(target, rows, weight, one, int_bias, None, torch.int32, at=candidate)
         _finish(graph, candidate, result, None)
@@ -122,7 +123,7 @@ class AscendQuant(Pass):
         joined = argument(candidate, 0, ops.all_reduce)
         scale, row_scale, bias, dtype = candidate.args[1:]
         if self.soc.int32_products:
-            rows = _rows(graph, joined, candidate)
+            rows = as_rows(graph, joined, candidate)
             result = graph.insert(torch.ops.ascend.dequantise.default, rows, scale, dtype, at=candidate)
             _finish(graph, candidate, result, None)
             return
@@ -194,7 +195,7 @@ def _int8_linear(graph: ModelGraph, candidate: fx.Node) -> None:
         scale = graph.add_weight(f"{scale.name}_packed", packed)
     if isinstance(row_scale, fx.Node) and len(row_scale.meta["val"].shape) != 1:
         row_scale = graph.insert(aten.reshape.default, row_scale, [-1], at=candidate)
-    rows = _rows(graph, q, candidate)
+    rows = as_rows(graph, q, candidate)
     target = torch.ops.ascend.quant_matmul.default
     result = graph.insert(target, rows, weight, scale, int_bias, row_scale, dtype, at=candidate)
     _finish(graph, candidate, result, bias)
@@ -207,7 +208,7 @@ def _int8_weight_linear(graph: ModelGraph, candidate: fx.Node) -> None:
     assert isinstance(scale, fx.Node)
     rounded = _map(scale.meta["expression"], lambda part: replace(part, dtype=graph.dtype))
     narrow = graph.add_weight(f"{scale.name}_rounded", rounded)
-    rows = _rows(graph, x, candidate)
+    rows = as_rows(graph, x, candidate)
     target = torch.ops.ascend.weight_quant_matmul.default
     parts = [graph.insert(target, rows, *part, at=candidate) for part in _parts(graph, weight, narrow)]
     result = parts[0] if len(parts) == 1 else graph.insert(aten.cat.default, parts, -1, at=candidate)
@@ -229,18 +230,10 @@ def _parts(graph: ModelGraph, *weights: fx.Node) -> list[tuple[fx.Node, ...]]:
     ]
 
 
-def _rows(graph: ModelGraph, x: fx.Node, at: fx.Node) -> fx.Node:
-    value = x.meta["val"]
-    return x if value.dim() == 2 else graph.insert(aten.reshape.default, x, [-1, value.shape[-1]], at=at)
-
-
 def _finish(graph: ModelGraph, candidate: fx.Node, result: fx.Node, bias: object) -> None:
     if bias is not None:
         result = graph.insert(aten.add.Tensor, result, bias, at=candidate)
-    shape = list(candidate.meta["val"].shape)
-    if len(shape) != 2:
-        result = graph.insert(aten.reshape.default, result, shape, at=candidate)
-    candidate.replace_all_uses_with(result)
+    candidate.replace_all_uses_with(shaped_like(graph, candidate, result))
 
 
 def _map(expression: Expression, change: object) -> Expression:

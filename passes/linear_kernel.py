@@ -23,6 +23,18 @@ def is_few_rows(x: fx.Node) -> bool:
     return value.numel() // value.shape[-1] <= _MOST_FEW_ROWS
 
 
+def as_rows(graph: ModelGraph, x: fx.Node, at: fx.Node) -> fx.Node:
+    """x [..., size] as a matrix, which is all that some kernels take; what is inserted comes before `at`."""
+    value = x.meta["val"]
+    return x if value.dim() == 2 else graph.insert(aten.reshape.default, x, [-1, value.shape[-1]], at=at)
+
+
+def shaped_like(graph: ModelGraph, at: fx.Node, matrix: fx.Node) -> fx.Node:
+    """A kernel's matrix in the shape of `at`, the call that it replaces."""
+    shape = list(at.meta["val"].shape)
+    return matrix if len(shape) == 2 else graph.insert(aten.reshape.default, matrix, shape, at=at)
+
+
 @dataclass(frozen=True)
 class LinearKernel(Pass):
     """Base of passes that replace calls of `linears`, (x, w, bias) or (x, w); w stays as it is stored, [out, in]."""
