@@ -9,7 +9,7 @@ from graph_model.capture import plain_weight
 from graph_model.errors import UserError
 from graph_model.gemma import GemmaForCausalLM
 from graph_model.weights import evaluate
-from passes.check import check_passes
+from passes.check import FEW_EXCUSED, check_passes, most_excused
 from passes.contract import PassError
 from runners.engine.result import RequestResult
 from runners.inputs import Inputs
@@ -57,9 +57,6 @@ def report_checked_steps(loaded: LoadedModel) -> None:
             )
 
 
-_FEW_EXCUSED = 3
-
-
 def check_answers(loaded: LoadedModel, inputs: Inputs, results: list[RequestResult]) -> None:
     """Hold greedy answers to the token rule: the plain model sees each prefix and must choose the same token.
 
@@ -85,9 +82,9 @@ def check_answers(loaded: LoadedModel, inputs: Inputs, results: list[RequestResu
     if quantised:
         print(f"check: {total - excused} of {total} tokens equal the plain model's, which computes in floating point")
         return
-    if excused > max(_FEW_EXCUSED, total // 100):
+    if excused > most_excused(total):
         raise UserError(
-            f"check: {excused} of {total} tokens needed the excuse of rounding; at most 1 %, or {_FEW_EXCUSED}, may."
+            f"check: {excused} of {total} tokens needed the excuse of rounding; at most 1 %, or {FEW_EXCUSED}, may."
         )
     print(f"check: {total} tokens equal the plain model's, {excused} of them within rounding")
 

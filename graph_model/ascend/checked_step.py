@@ -19,10 +19,8 @@ from graph_model.ascend.synchronised import Recorder, Synchronised, Tracer
 from graph_model.backends.base import StepFunction
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
-from passes.check import TOLERANCE
+from passes.check import FEW_EXCUSED, TOLERANCE, most_excused
 
-_SHARE_EXCUSED = 100  # of this many tokens one may differ by rounding
-_FEW_EXCUSED = 3  # chance gives a short run more than a hundredth
 # A device's results may lie this many times as far from the FX graph's as the interpreter's do, which round otherwise.
 _DRIFT = 4
 
@@ -190,9 +188,9 @@ class CheckedStep:
         found = self.findings
         found.excused += excused
         found.tokens += tokens
-        if found.excused > max(_FEW_EXCUSED, found.tokens // _SHARE_EXCUSED):
+        if found.excused > most_excused(found.tokens):
             raise _Difference(
-                f"{found.excused} of {found.tokens} tokens needed the excuse of rounding; 1 %, or {_FEW_EXCUSED}, may."
+                f"{found.excused} of {found.tokens} tokens needed the excuse of rounding; 1 %, or {FEW_EXCUSED}, may."
             )
 
     def _hold_as_near(self, expected: Tensor, near: Tensor, found: Tensor, what: str) -> None:
