@@ -245,18 +245,23 @@ def _choose_fused_infer(soc: Soc, phase: Phase, block_size: int, int8_cache: boo
     op = "FusedInferAttentionScore"
     if phase == "decode":
         return AttentionChoice(op, True, 1, 1, f"paged, block_size {block_size}{', int8 cache' if int8_cache else ''}")
-    if phase == "prefill" and (int8_cache or block_size % 128):
+    if not int8_cache and _pages_several_tokens(soc, block_size):
+        return AttentionChoice(op, True, 1, 1, f"paged, block_size {block_size}")
+    if phase == "prefill":
         return AttentionChoice(op, False, 1, 1, "unpaged, over the chunk's fresh keys and values")
     if int8_cache:
         reason = "an int8 cache serves one query token only: the cached blocks are gathered and dequantised first"
-        return AttentionChoice(op, False, 1, 3, reason)
+    else:
+        reason = f"block_size {block_size} is not a multiple of 128: the cached blocks are gathered first"
+    return AttentionChoice(op, False, 1, 3, reason)
+
+
+def _pages_several_tokens(soc: Soc, block_size: int) -> bool:
     try:
         check_block_size(soc, block_size, query_tokens=2)
     except UserError:
-        return AttentionChoice(
-            op, False, 1, 3, f"block_size {block_size} is not a multiple of 128: the cached blocks are gathered first"
-        )
-    return AttentionChoice(op, True, 1, 1, f"paged, block_size {block_size}")
+        return False
+    return True
 
 
 def fused_rotary(soc: Soc, head_dim: int) -> bool:
