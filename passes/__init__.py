@@ -32,7 +32,7 @@ and, chosen by the backend, to select kernels:
 ==================  ========  ==========================================================================
 few_rows_linear     tolerant  16-bit linear layers of few rows -> a kernel of our own, on CPUs
 onednn_linear       tolerant  linear layers -> oneDNN, on CPUs
-tiled_linear        tolerant  16-bit linear layers -> products in float32, on CPUs without 16-bit products
+tiled_linear        tolerant  16-bit linear layers that are left -> products in float32, on CPUs
 native_int8_linear  tolerant  int8 linear layers -> kernels of our own or torch's integer product, on CPUs
 ascend_*_attention  tolerant  attention -> cache writes and the attention kernel of an Ascend chip
 ascend_norm_*       (either)  norms -> GemmaRmsNorm or RmsNorm (exact), AddRmsNorm (fused, tolerant)

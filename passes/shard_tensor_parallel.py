@@ -93,7 +93,7 @@ class ShardTensorParallel(Pass):
         part = self.shard.part(operand(linear, 1).meta["val"].shape[1])
         bias = linear.args[2] if len(linear.args) > 2 else None
         linear.args = (linear.args[0], _part(graph, linear, 1, 1, *part))
-        wide = sums_in_float32(graph, linear)
+        wide = _sums_in_float32(graph, linear)
         if wide:
             linear.target = ops.float32_linear
         total = _append(graph, linear, ops.all_reduce)
@@ -115,9 +115,9 @@ class ShardTensorParallel(Pass):
         _append(graph, linear, ops.all_gather, self.shard.world_size)
 
 
-def sums_in_float32(graph: ModelGraph, linear: fx.Node) -> bool:
+def _sums_in_float32(graph: ModelGraph, linear: fx.Node) -> bool:
     """Whether ranks sum their shares of a row-parallel layer's result in float32, not in 16 bit."""
-    if graph.quantisation is None or graph.quantisation.scheme != "w8a8" or graph.dtype == torch.float32:
+    if graph.quantisation is None or graph.scheme != "w8a8" or graph.dtype == torch.float32:
         return False
     return linear.meta["layer"] not in graph.quantisation.linears
 

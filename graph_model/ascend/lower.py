@@ -113,7 +113,7 @@ def lower(graph: ModelGraph) -> LoweredStep:
     # The mode is left on for torchair, which infers shapes with tensors that it would allocate otherwise.
     with fake_mode:
         concrete, module = lower_module(copy.module, fakes, compiler_config(), {aten.rsub.Scalar: _subtract_from})
-    lowered = LoweredStep(concrete, module, views, current_target())
+    lowered = LoweredStep(concrete, module, views, _target())
     annotate(concrete.graph._proto, module, graph, [item.placeholder for item in lowered.inputs])
     note_target(concrete.graph._proto, lowered.target)
     return lowered
@@ -138,8 +138,7 @@ def lower_module(
         return get_compiler(config)(traced, list(fakes)).runner, traced
 
 
-def current_target() -> Target:
-    """The chip that torch_npu is loaded for, and whether it is there."""
+def _target() -> Target:
     soc = standin.loaded_soc()
     assert soc is not None, "torch_npu is loaded by standin.load"
     return Target(soc.name, standin.BANNER if standin.is_standin() else "on the device")

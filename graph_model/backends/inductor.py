@@ -57,23 +57,24 @@ class InductorBackend:
     def kernel_passes(self, dtype: torch.dtype, scheme: Scheme | None = None) -> tuple[Pass, ...]:
         if self.device.type != "cpu":
             return ()
-        onednn = ops.onednn_supports(dtype)
+        many: tuple[Pass, ...] = (OneDNNLinear(),) if ops.onednn_supports(dtype) else ()
         if dtype == torch.float32 and scheme is None:
-            return (OneDNNLinear(),) if onednn else ()
+            return many
         # Sums of several ranks stay in float32 beside static int8 layers, which oneDNN's products do not give.
-        tiled = (TiledLinear(),) if not onednn or scheme == "w8a8" else ()
+        if not many or scheme == "w8a8":
+            many = (*many, TiledLinear())
         version = cpp_compiler()
         assert version is not None
         try:
             load_kernels(self.kernel_dir, _compiler_command(), version)
         except NativeBuildError as error:
             warnings.warn(f"linear layers run on torch's own kernels, which are slower here: {error}", stacklevel=2)
-            return (*((OneDNNLinear(),) if onednn else ()), *tiled)
+            return many
         few = () if dtype == torch.float32 else (FewRowsLinear(),)
         capabilities = torch.cpu.get_capabilities()
         int_mm = bool(capabilities.get("amx_int8") or capabilities.get("avx512_vnni"))
         int8 = (NativeInt8Linear(int_mm),)
-        return (*few, *((OneDNNLinear(),) if onednn else ()), *tiled, *(int8 if scheme else ()))
+        return (*few, *many, *(int8 if scheme else ()))
 
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         from torch._inductor import standalone_compile

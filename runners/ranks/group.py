@@ -18,6 +18,7 @@ import torch.distributed as dist
 from graph_model.checkpoint.identity import checkpoint_identity
 from graph_model.compile.cache import source_digest
 from graph_model.errors import UserError
+from runners.ranks.parent import is_rank
 from runners.settings import ModelSettings, check_devices
 
 # A rank that fails, or that sees another one gone, waits this long: the launcher stops it sooner if the fault is not
@@ -44,7 +45,7 @@ class Place:
 
 def find_place() -> Place | None:
     """This process's place as its launcher (torchrun, or `start_ranks`) says; None: it has none."""
-    if not dist.is_torchelastic_launched():
+    if not is_rank():
         return None
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     return Place(*(int(os.environ[name]) for name in names))

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from graph_model.ascend.formulas.kernels import rms_norm
 from graph_model.ascend.formulas.registry import Attrs, Inputs, formula
+from graph_model.ascend.ge_graph import GE_DTYPES
 
 _LARGEST = 127
-_INT32 = 3  # GE's number of the dtype
 
 
 @formula("AscendQuantV2")
@@ -59,7 +59,7 @@ def _int8_product(x: Inputs, a: Attrs) -> list[Tensor]:
     right = x["x2"].transpose(-1, -2) if a.get("transpose_x2") else x["x2"]
     total = torch.einsum("mk,kn->mn", left, right) + x.get("bias", 0)
     assert total.dtype == torch.int64
-    if a.get("dtype") == _INT32:
+    if GE_DTYPES.get(a.get("dtype", -1)) is torch.int32:
         return [total]
     scale = x["scale"] if x["scale"].is_floating_point() else _scale_in(x["scale"])
     result = total.double() * scale
