@@ -22,7 +22,7 @@ class Bucket:
     phase: ``prefill`` - every row is the beginning of a sequence, so its chunk attends to itself only;
       ``extend`` - rows are chunks that continue what their blocks already hold (any start, 0 included);
       ``decode`` - one token per row.
-    batch: rows. chunk: tokens per row (1 in decode). table_width: blocks per row of the block table
+    batch: rows. chunk: tokens per row (1 in decode). max_blocks_per_seq: blocks per row of the block table
       (0 in prefill, which reads no blocks).
     selection: ``greedy`` takes the likeliest token; ``sample`` adds the sampling inputs (temperature 0 in a row is
       greedy there too, so that any mixture of requests fits one bucket). Not in decode: ``score`` chooses nothing but
@@ -36,7 +36,7 @@ class Bucket:
     phase: Phase
     batch: int
     chunk: int
-    table_width: int
+    max_blocks_per_seq: int
     selection: Selection = "greedy"
     logprobs: int = -1
     scored: int = 0
@@ -45,8 +45,8 @@ class Bucket:
         shape = f"{self.phase}-b{self.batch}"
         if self.phase != "decode":
             shape += f"-t{self.chunk}"
-        if self.table_width:
-            shape += f"-w{self.table_width}"
+        if self.max_blocks_per_seq:
+            shape += f"-w{self.max_blocks_per_seq}"
         if self.selection != "greedy":
             shape += f"-{self.selection}{self.scored or ''}"
         return shape if self.logprobs < 0 else f"{shape}-logprobs{self.logprobs}"
@@ -54,7 +54,9 @@ class Bucket:
 
 @dataclass
 class StepInputs:
-    """Host arrays of one step; B = batch, T = chunk, W = table_width, S = scored. None: the bucket has no such input.
+    """Host arrays of one step; B = batch, T = chunk, W = max_blocks_per_seq, S = scored.
+
+    None: the bucket has no such input.
 
     Padding. Tokens of a row beyond its ``query_lens`` and whole padded rows have id 0, position 0 and a scratch slot
     of their own in ``slot_mapping`` (all slots of a step are distinct). Padded rows have length 1 in both length
@@ -109,7 +111,7 @@ def make_inputs(bucket: Bucket) -> StepInputs:
         inputs.query_lens = np.ones(batch, np.int64)
     if bucket.phase != "prefill":
         inputs.context_lens = np.ones(batch, np.int64)
-        inputs.block_table = np.zeros((batch, bucket.table_width), np.int64)
+        inputs.block_table = np.zeros((batch, bucket.max_blocks_per_seq), np.int64)
     if bucket.selection == "sample":
         inputs.temperature = np.zeros(batch, np.float32)
         inputs.top_k = np.zeros(batch, np.int64)
@@ -150,7 +152,7 @@ class BucketTable:
             phase=phase,
             batch=round_up(rows, self.batch_sizes if decode else self.prefill_batch_sizes),
             chunk=chunk,
-            table_width=0 if phase == "prefill" else round_up(blocks, self.table_widths),
+            max_blocks_per_seq=0 if phase == "prefill" else round_up(blocks, self.table_widths),
             selection=selection,
             logprobs=logprobs,
             scored=min(scored, 1) * _FEW_SCORED if scored <= _FEW_SCORED else -(-scored // chunk) * chunk,

@@ -11,31 +11,32 @@ from torch._subclasses import FakeTensorMode
 from graph_model.bucket import Bucket
 from graph_model.config import GemmaConfig
 from graph_model.gemma import GemmaForCausalLM
-from graph_model.graph import ModelGraph, Pages
-from graph_model.quantisation import HEAD, Quantisation
-from graph_model.quantised_weights import Dequantised, DequantisedBias
-from graph_model.weights import Expression, Source
+from graph_model.graph import KVCacheConfig, ModelGraph
+from graph_model.quantization.linears import HEAD, Quantization
+from graph_model.weights import CheckpointTensor, Expression
+from graph_model.weights.quantized import Dequantized, DequantizedBias
 
 
 def capture(
     config: GemmaConfig,
     bucket: Bucket,
-    pages: Pages,
+    cache_config: KVCacheConfig,
     dtype: torch.dtype,
-    quantisation: Quantisation | None = None,
+    quantization: Quantization | None = None,
 ) -> ModelGraph:
     """Export the plain model for the bucket's [batch, chunk]: inputs input_ids and positions, output logits.
 
-    Attention stays one node (scaled_dot_product_attention). Weights are placeholders with a Source expression each;
-    a tied head shares the embedding's. What the checkpoint stores quantised is dequantised, as the plain model is a
-    floating-point one. `pages` and `quantisation` are carried along for the passes that add caches and int8.
+    Attention stays one node (scaled_dot_product_attention). Weights are placeholders, each with a CheckpointTensor
+    as its expression; a tied head shares the embedding's. What the checkpoint stores
+    quantized is dequantized, as the plain model is a floating-point one. `cache_config` and `quantization` are carried
+    along for the passes that add caches and int8.
     """
     with FakeTensorMode(), default_dtype(dtype):
         model = GemmaForCausalLM(config).requires_grad_(False)
         tokens = torch.zeros((bucket.batch, bucket.chunk), dtype=torch.int64)
         program = torch.export.export(model, (tokens, tokens.clone()), strict=False)
     module = program.graph_module
-    model_graph = ModelGraph(module, config, bucket, pages, dtype, quantisation)
+    model_graph = ModelGraph(module, config, bucket, cache_config, dtype, quantization)
     names = dict(program.graph_signature.inputs_to_parameters)
     for node in module.graph.nodes:
         node.meta = {"val": node.meta.get("val"), "layer": _layer(node)}
@@ -44,24 +45,24 @@ def capture(
             if node.name in names:
                 value = node.meta["val"]
                 shape = tuple(value.shape)
-                node.meta["expression"] = plain_weight(names[node.name], shape, value.dtype, config, quantisation)
+                node.meta["expression"] = plain_weight(names[node.name], shape, value.dtype, config, quantization)
     return model_graph
 
 
 def plain_weight(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, config: GemmaConfig, quantisation: Quantisation | None
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, config: GemmaConfig, quantization: Quantization | None
 ) -> Expression:
     """The expression of a parameter of the plain model, by its name."""
     path, _, kind = name.rpartition(".")
-    if quantisation is not None and quantisation.stored and path in quantisation.linears:
-        static = quantisation.scheme == "w8a8"
+    if quantization is not None and quantization.stored and path in quantization.linears:
+        static = quantization.scheme == "w8a8"
         if kind == "weight":
-            return Dequantised(path, shape, dtype, static)
+            return Dequantized(path, shape, dtype, static)
         if static:
-            return DequantisedBias(path, shape, dtype)
+            return DequantizedBias(path, shape, dtype)
     if path == HEAD and config.tie_word_embeddings:
         name = "model.embed_tokens.weight"
-    return Source(name, shape, dtype)
+    return CheckpointTensor(name, shape, dtype)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Gemma, as its paper defines it: no cache, no parallelism, no quantisation, no device.
+"""Gemma, as its paper defines it: no cache, no parallelism, no quantization, no device.
 
 Whole sequences of token ids go in, logits come out. Parameter names are those of Hugging Face checkpoints and the
 numerics those of transformers' ``GemmaForCausalLM``. Everything that makes inference fast is a graph pass.

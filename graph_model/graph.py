@@ -10,15 +10,15 @@ from torch import fx
 
 from graph_model.bucket import Bucket
 from graph_model.config import GemmaConfig
-from graph_model.quantisation import Quantisation, Scheme
-from graph_model.shard import WHOLE, Shard
+from graph_model.quantization.linears import Quantization, Scheme
+from graph_model.tensor_parallel import WHOLE, Shard
 from graph_model.weights import Expression, WeightPlan
 
 Kind = Literal["weight", "cache", "input"]
 
 
 @dataclass(frozen=True)
-class Pages:
+class KVCacheConfig:
     """The shape of the KV cache: num_blocks blocks of block_size tokens, scratch blocks included."""
 
     num_blocks: int
@@ -38,15 +38,15 @@ class ModelGraph:
     module: fx.GraphModule
     config: GemmaConfig
     bucket: Bucket
-    pages: Pages
+    cache_config: KVCacheConfig
     dtype: torch.dtype
-    quantisation: Quantisation | None = None
+    quantization: Quantization | None = None
     shard: Shard = WHOLE
 
     @property
     def scheme(self) -> Scheme | None:
-        """How linears are quantised; None: none is."""
-        return None if self.quantisation is None else self.quantisation.scheme
+        """How linears are quantized; None: none is."""
+        return None if self.quantization is None else self.quantization.scheme
 
     @property
     def graph(self) -> fx.Graph:

@@ -3,7 +3,7 @@
 The passes in their order (conf/passes/default.yaml), with tier and what they do:
 
 ==================  ========  ==========================================================================
-canonicalise        exact     one spelling for each operation; no-ops and unused weights dropped
+canonicalize        exact     one spelling for each operation; no-ops and unused weights dropped
 fold_inv_freq       exact     the rotary frequencies become a weight
 rms_norm            exact     float32 norm arithmetic -> gemma.rms_norm, its factor 1 + w computed at load
 rotary              exact     slices, negation and concatenation -> gemma.rotary
@@ -13,14 +13,14 @@ gelu_and_mul        exact     tanh GELU and product -> gemma.gelu_and_mul
 paged_attention     tolerant  attention -> gemma.paged_attention; adds caches, tables and lengths to the signature
 last_token          exact     only each row's last token, or the scored ones, reach the head
 quantize_cache      quantis.  caches of int8 with a scale per token and head
-insert_quantization quantis.  quantise and dequantise around the linears that are quantised; int8 weights
-fold_dequantise     tolerant  dequantise into the integer or int8-weight linear
+insert_quantization quantis.  quantize and dequantize around the linears that are quantized; int8 weights
+fold_dequantize     tolerant  dequantize into the integer or int8-weight linear
 add_rms_norm        exact     residual sum and norm -> gemma.add_rms_norm
-fold_quantise       exact     quantise into the norm before it
+fold_quantize       exact     quantize into the norm before it
 select_token        exact     logits -> token ids (greedy or sampled), log-probabilities on request
 ==================  ========  ==========================================================================
 
-with several ranks, behind canonicalise and behind select_token:
+with several ranks, behind canonicalize and behind select_token:
 
 =====================  ========  =======================================================================
 shard_tensor_parallel  tolerant  each rank gets its part of the weights; collectives join the parts
@@ -30,7 +30,7 @@ shard_token_selection  tolerant  the token is chosen from the parts; whole logit
 and, chosen by the backend, to select kernels:
 
 ==================  ========  ==========================================================================
-few_rows_linear     tolerant  16-bit linear layers of few rows -> a kernel of our own, on CPUs
+skinny_linear     tolerant  16-bit linear layers of few rows -> a kernel of our own, on CPUs
 onednn_linear       tolerant  linear layers -> oneDNN, on CPUs
 tiled_linear        tolerant  16-bit linear layers that are left -> products in float32, on CPUs
 native_int8_linear  tolerant  int8 linear layers -> kernels of our own or torch's integer product, on CPUs
@@ -43,6 +43,7 @@ ascend_last_token   exact     a row's only token is taken without a gather
 ascend_matmul_...   tolerant  matrix product and all-reduce -> MatmulAllReduce, in steps of prompts; off by default
 ==================  ========  ==========================================================================
 
-Exact passes keep every bit; tolerant ones change the order of sums and stay within rounding; quantising ones stay
-within the budget that they declare (passes.check). The quantising passes are left out where nothing is quantised.
+Exact passes keep every bit; tolerant ones change the order of sums and stay within rounding; quantizing ones stay
+within the budget that they declare (passes.check). The quantizing passes
+are left out where nothing is quantized.
 """

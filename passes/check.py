@@ -13,35 +13,23 @@ from graph_model import ops
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GemmaConfig
-from graph_model.graph import ModelGraph, Pages
-from graph_model.quantisation import Quantisation
+from graph_model.graph import KVCacheConfig, ModelGraph
+from graph_model.numerics import TOLERANCE, difference
+from graph_model.quantization.linears import Quantization
 from graph_model.weights import Expression, Read, evaluate
-from passes.contract import Pass, PassError, Tier
-from passes.integers import IntegerDifference, Recorder, compare_integers
-from passes.manager import run_passes
+from passes.framework.contract import Pass, PassError, Tier
+from passes.framework.integers import IntegerDifference, Recorder, compare_integers
+from passes.framework.manager import run_passes
 from passes.select_token import SAMPLING_INPUTS
 
-# Largest difference that another order of the same sums may make, relative to the largest logit: in 16 bit six units in
-# the last place of 1 (the demo's attention comes to 4.3).
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 6e-3, torch.bfloat16: 4.6e-2}
-
-# Of 16-bit tokens that are held to a reference, how many may need the excuse of rounding: a hundredth; chance gives a
-# short run more.
-FEW_EXCUSED = 3
-
-_PAGES = Pages(num_blocks=8, block_size=16)
-_INT8_PAGES = Pages(num_blocks=8, block_size=32)  # the smallest that an int8 cache may have on Ascend
+_KV_CACHE = KVCacheConfig(num_blocks=8, block_size=16)
+_INT8_KV_CACHE = KVCacheConfig(num_blocks=8, block_size=32)  # the smallest that an int8 cache may have on Ascend
 BUCKETS = (
-    Bucket("prefill", batch=2, chunk=8, table_width=0),
-    Bucket("extend", batch=2, chunk=8, table_width=2),
-    Bucket("decode", batch=2, chunk=1, table_width=2),
-    Bucket("decode", batch=2, chunk=1, table_width=2, selection="sample"),
+    Bucket("prefill", batch=2, chunk=8, max_blocks_per_seq=0),
+    Bucket("extend", batch=2, chunk=8, max_blocks_per_seq=2),
+    Bucket("decode", batch=2, chunk=1, max_blocks_per_seq=2),
+    Bucket("decode", batch=2, chunk=1, max_blocks_per_seq=2, selection="sample"),
 )
-
-
-def most_excused(tokens: int) -> int:
-    """How many of so many tokens rounding may excuse."""
-    return max(FEW_EXCUSED, tokens // 100)
 
 
 def check_passes(
@@ -50,16 +38,16 @@ def check_passes(
     passes: Sequence[Pass],
     read: Read,
     buckets: Sequence[Bucket] = BUCKETS,
-    quantisation: Quantisation | None = None,
+    quantization: Quantization | None = None,
 ) -> list[Comparison]:
     """Run the passes on a small graph of every phase, comparing before and after each; returns what was found.
 
     `read` gives the checkpoint's tensors. Raises PassError naming the first pass that breaks its tier.
     """
     checker = PassChecker(read)
-    pages = _INT8_PAGES if quantisation is not None and quantisation.kv8 else _PAGES
+    cache_config = _INT8_KV_CACHE if quantization is not None and quantization.kv8 else _KV_CACHE
     for bucket in buckets:
-        run_passes(capture(config, bucket, pages, dtype, quantisation), passes, observe=checker)
+        run_passes(capture(config, bucket, cache_config, dtype, quantization), passes, observe=checker)
     return checker.comparisons
 
 
@@ -101,7 +89,7 @@ class PassChecker:
             real = torch.arange(after.bucket.chunk) < lens[:, None]
             expected, found = expected[real], found[real]
         error = difference(expected, found)
-        bounds = {Tier.EXACT: 0.0, Tier.TOLERANT: TOLERANCE[after.dtype], Tier.QUANTISING: graph_pass.budget}
+        bounds = {Tier.EXACT: 0.0, Tier.TOLERANT: TOLERANCE[after.dtype], Tier.QUANTIZING: graph_pass.budget}
         bound = bounds[graph_pass.tier]
         integers = None
         if recorder is not None:
@@ -142,19 +130,9 @@ class PassChecker:
         return outputs[0]
 
 
-def difference(expected: Tensor, found: Tensor) -> float:
-    """Largest difference relative to the largest expected value; for integers, the share that differs. NaN: inf."""
-    if expected.shape != found.shape or expected.dtype != found.dtype:
-        return float("inf")
-    if not expected.is_floating_point():
-        return (expected != found).float().mean().item()
-    error = ((expected.double() - found.double()).abs().max() / expected.double().abs().max()).item()
-    return error if error == error else float("inf")
-
-
 def example_inputs(graph: ModelGraph, past: bool) -> dict[str, Tensor]:
     """Random inputs of the graph's bucket: rows of different lengths, with `past` some tokens in their blocks."""
-    bucket, block_size = graph.bucket, graph.pages.block_size
+    bucket, block_size = graph.bucket, graph.cache_config.block_size
     generator = torch.Generator().manual_seed(0)
     batch, chunk = bucket.batch, bucket.chunk
     rows = torch.arange(batch)
@@ -162,9 +140,9 @@ def example_inputs(graph: ModelGraph, past: bool) -> dict[str, Tensor]:
     starts = (rows + 1) * block_size // 2 if past and bucket.phase != "prefill" else torch.zeros(batch).long()
     steps = torch.arange(chunk)
     positions = starts[:, None] + steps
-    table = 1 + torch.arange(batch * bucket.table_width).view(batch, -1)
+    table = 1 + torch.arange(batch * bucket.max_blocks_per_seq).view(batch, -1)
     real = steps < query_lens[:, None]
-    if bucket.table_width:
+    if bucket.max_blocks_per_seq:
         slots = table.gather(1, positions // block_size) * block_size + positions % block_size
     else:
         slots = block_size + torch.arange(batch * chunk).view(batch, chunk)

@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies
-from passes.contract import NearMiss, Pass, Tier, argument, require
+from passes.framework.contract import NearMiss, Pass, Tier, argument, require
 
 aten = torch.ops.aten
 

@@ -1,4 +1,4 @@
-"""Put quantise and dequantise nodes around the linears that are quantised."""
+"""Put quantize and dequantize nodes around the linears that are quantized."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from graph_model.quantisation import GROUPS, Quantisation, group_of
-from graph_model.quantised_weights import (
+from graph_model.quantization.linears import GROUPS, Quantization, group_of
+from graph_model.weights import CheckpointTensor, Concat, Expression, Slice
+from graph_model.weights.quantized import (
     ChannelScale,
     DeqScale,
-    Dequantised,
-    DequantisedBias,
+    Dequantized,
+    DequantizedBias,
     PartialBias,
-    QuantisedExpression,
-    QuantisedWeight,
+    QuantizedExpression,
+    QuantizedWeight,
 )
-from graph_model.weights import Concat, Expression, Slice, Source
-from passes.contract import NearMiss, Pass, Tier, operand, sole_user
+from passes.framework.contract import NearMiss, Pass, Tier, operand, sole_user
 
 aten = torch.ops.aten
 
-Leaf = Source | Dequantised
+Leaf = CheckpointTensor | Dequantized
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,18 @@ class InsertQuantization(Pass):
 
     Original: y = aten.linear(x, w, bias). After::
 
-        y = dequantise(int_linear(quantise(x, input_scale, input_offset), w8, quant_bias), deq_scale)      w8a8
-        q, s = quantise_rows(x); y = dequantise(int_linear(q, w8, None), scale, s, bias)                   w8a8_dynamic
-        y = aten.linear(x, dequantise_weight(w8, scale), bias)                                             w8a16
+        y = dequantize(int_linear(quantize(x, input_scale, input_offset), w8, quant_bias), deq_scale)      w8a8
+        q, s = quantize_rows(x); y = dequantize(int_linear(q, w8, None), scale, s, bias)                   w8a8_dynamic
+        y = aten.linear(x, dequantize_weight(w8, scale), bias)                                             w8a16
 
-    Linears of one input share its quantise. quant_bias holds the bias and the correction for input_offset. Where ranks
+    Linears of one input share its quantize. quant_bias holds the bias and the correction for input_offset. Where ranks
     share the columns of w, w8a8 sums their integers, so that several ranks compute what one does::
 
-        all_reduce(aten.linear(x, w))  ->  dequantise(all_reduce(int_linear(q, w8, partial_bias)), deq_scale)
+        all_reduce(aten.linear(x, w))  ->  dequantize(all_reduce(int_linear(q, w8, partial_bias)), deq_scale)
     """
 
     name: ClassVar[str] = "insert_quantization"
-    tier: ClassVar[Tier] = Tier.QUANTISING
+    tier: ClassVar[Tier] = Tier.QUANTIZING
     # Small random models are far more sensitive than trained ones; accuracy is measured on the latter.
     budget: ClassVar[float] = 0.5
     required: ClassVar[bool] = True
@@ -56,16 +56,16 @@ class InsertQuantization(Pass):
         return graph.scheme is not None
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        quantised = set(_quantisation(graph).linears)
-        return [node for node in graph.calls(aten.linear.default) if quantised.intersection(_paths(node))]
+        quantized = set(_quantization(graph).linears)
+        return [node for node in graph.calls(aten.linear.default) if quantized.intersection(_paths(node))]
 
     def expected_matches(self, graph: ModelGraph) -> int:
-        linears = set(_quantisation(graph).linears)
+        linears = set(_quantization(graph).linears)
         merged = [paths for node in graph.calls(aten.linear.default) if len(paths := _paths(node)) > 1]
         return len(linears) - sum(len(paths) - 1 for paths in merged if linears.issuperset(paths))
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        scheme = _quantisation(graph).scheme
+        scheme = _quantization(graph).scheme
         x, weight = operand(candidate, 0), operand(candidate, 1)
         bias = candidate.args[2] if len(candidate.args) > 2 else None
         paths = _paths(candidate)
@@ -82,7 +82,7 @@ class InsertQuantization(Pass):
         if scheme == "w8a8":
             owner = group_of(paths[0])[0]
             scale, offset = (_scalar(graph, f"{owner}.{name}") for name in ("input_scale", "input_offset"))
-            q = _quantised(graph, ops.quantise, x, scale, offset)
+            q = _quantized(graph, ops.quantize, x, scale, offset)
             deq_scale = add("deq_scale", lambda path, leaf: DeqScale(f"{path}.deq_scale", leaf.shape[:1]))
             if isinstance(leaves[0], Slice) and leaves[0].dim == 1:
                 int_bias = add("quant_bias", lambda path, _: _partial_bias(path, leaves[0]))
@@ -91,26 +91,28 @@ class InsertQuantization(Pass):
                 total = graph.insert(ops.all_reduce, total, at=candidate)
                 candidate = _with_bias(candidate)
             else:
-                int_bias = add("quant_bias", lambda path, w: Source(f"{path}.quant_bias", w.shape[:1], torch.int32))
+                int_bias = add(
+                    "quant_bias", lambda path, w: CheckpointTensor(f"{path}.quant_bias", w.shape[:1], torch.int32)
+                )
                 total = graph.insert(ops.int_linear, q, int8, int_bias, at=candidate)
-            result = graph.insert(ops.dequantise, total, deq_scale, None, None, graph.dtype, at=candidate)
+            result = graph.insert(ops.dequantize, total, deq_scale, None, None, graph.dtype, at=candidate)
         elif scheme == "w8a8_dynamic":
-            pair = _quantised(graph, ops.quantise_rows, x)
+            pair = _quantized(graph, ops.quantize_rows, x)
             q, row_scale = (graph.insert(operator.getitem, pair, index, at=candidate) for index in range(2))
             total = graph.insert(ops.int_linear, q, int8, None, at=candidate)
             scale = add("scale", _weight_scale)
-            result = graph.insert(ops.dequantise, total, scale, row_scale, bias, graph.dtype, at=candidate)
+            result = graph.insert(ops.dequantize, total, scale, row_scale, bias, graph.dtype, at=candidate)
         else:
             scale = add("scale", _weight_scale)
-            wide = graph.insert(ops.dequantise_weight, int8, scale, graph.dtype, at=candidate)
+            wide = graph.insert(ops.dequantize_weight, int8, scale, graph.dtype, at=candidate)
             rest = () if bias is None else (bias,)
             result = graph.insert(aten.linear.default, x, wide, *rest, at=candidate)
         candidate.replace_all_uses_with(result)
 
 
-def _quantisation(graph: ModelGraph) -> Quantisation:
-    assert graph.quantisation is not None
-    return graph.quantisation
+def _quantization(graph: ModelGraph) -> Quantization:
+    assert graph.quantization is not None
+    return graph.quantization
 
 
 def _paths(linear: fx.Node) -> tuple[str, ...]:
@@ -140,7 +142,7 @@ def _rank_part(make: Callable[[str, Leaf], Expression], path: str, leaf: Leaf | 
     whole = make(path, leaf.x)
     if leaf.dim >= len(whole.shape):
         return whole
-    assert isinstance(whole, Source | QuantisedExpression)
+    assert isinstance(whole, CheckpointTensor | QuantizedExpression)
     return Slice(whole, leaf.dim, leaf.start, leaf.stop)
 
 
@@ -155,31 +157,31 @@ def _with_bias(total: fx.Node) -> fx.Node:
     users = list(total.users)
     if len(users) != 1 or users[0].target != aten.add.Tensor:
         return total
-    return users[0] if isinstance(operand(users[0], 1).meta.get("expression"), DequantisedBias) else total
+    return users[0] if isinstance(operand(users[0], 1).meta.get("expression"), DequantizedBias) else total
 
 
 def _int8_weight(path: str, leaf: Leaf) -> Expression:
-    if isinstance(leaf, Dequantised):
-        return Source(f"{path}.weight", leaf.shape, torch.int8)
-    return QuantisedWeight(leaf.name, leaf.shape, leaf.dtype)
+    if isinstance(leaf, Dequantized):
+        return CheckpointTensor(f"{path}.weight", leaf.shape, torch.int8)
+    return QuantizedWeight(leaf.name, leaf.shape, leaf.dtype)
 
 
 def _weight_scale(path: str, leaf: Leaf) -> Expression:
-    if isinstance(leaf, Dequantised):
-        return Source(f"{path}.weight_scale", leaf.shape[:1], torch.float32)
+    if isinstance(leaf, Dequantized):
+        return CheckpointTensor(f"{path}.weight_scale", leaf.shape[:1], torch.float32)
     return ChannelScale(leaf.name, leaf.shape[:1], leaf.dtype)
 
 
 def _scalar(graph: ModelGraph, name: str) -> fx.Node:
     """The weight of one float32 that the checkpoint calls `name`."""
-    return graph.add_weight(f"p_{name}".replace(".", "_"), Source(name, (1,), torch.float32))
+    return graph.add_weight(f"p_{name}".replace(".", "_"), CheckpointTensor(name, (1,), torch.float32))
 
 
-def _quantised(graph: ModelGraph, target: Callable[..., object], x: fx.Node, *scales: fx.Node) -> fx.Node:
-    """The quantise of `x`, which all linears of `x` share."""
+def _quantized(graph: ModelGraph, target: Callable[..., object], x: fx.Node, *scales: fx.Node) -> fx.Node:
+    """The quantize of `x`, which all linears of `x` share."""
     for user in x.users:
         if user.target == target and user.args == (x, *scales):
             return user
-    quantised = graph.insert(target, x, *scales, at=x.next)
-    quantised.meta["layer"] = x.meta["layer"]
-    return quantised
+    quantized = graph.insert(target, x, *scales, at=x.next)
+    quantized.meta["layer"] = x.meta["layer"]
+    return quantized

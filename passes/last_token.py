@@ -11,7 +11,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import NearMiss, Pass, Tier, operand
+from passes.framework.contract import NearMiss, Pass, Tier, operand
 
 aten = torch.ops.aten
 

@@ -9,18 +9,18 @@ import torch
 from torch import fx
 
 from graph_model.graph import ModelGraph
-from passes.contract import Pass, Tier
+from passes.framework.contract import Pass, Tier
 
 aten = torch.ops.aten
 
 # From here on unpacking the weight once costs less than multiplying as it is unpacked.
-_MOST_FEW_ROWS = 16
+_MOST_SKINNY_ROWS = 16
 
 
-def is_few_rows(x: fx.Node) -> bool:
+def is_skinny(x: fx.Node) -> bool:
     """Whether x has so few rows that a linear layer's time is that of reading its weight."""
     value = x.meta["val"]
-    return value.numel() // value.shape[-1] <= _MOST_FEW_ROWS
+    return value.numel() // value.shape[-1] <= _MOST_SKINNY_ROWS
 
 
 def as_rows(graph: ModelGraph, x: fx.Node, at: fx.Node) -> fx.Node:

@@ -11,7 +11,7 @@ from torch import fx
 
 from graph_model.graph import ModelGraph
 from graph_model.weights import Concat
-from passes.contract import NearMiss, Pass, Tier
+from passes.framework.contract import NearMiss, Pass, Tier
 
 aten = torch.ops.aten
 

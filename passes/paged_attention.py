@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import Pass, PassError, Tier, argument, require, sole_user
+from passes.framework.contract import Pass, PassError, Tier, argument, require, sole_user
 
 aten = torch.ops.aten
 
@@ -44,18 +44,18 @@ class PagedAttention(Pass):
         return graph.config.num_hidden_layers
 
     def prepare(self, graph: ModelGraph) -> None:
-        bucket, config, pages = graph.bucket, graph.config, graph.pages
+        bucket, config, cache_config = graph.bucket, graph.config, graph.cache_config
         with graph.fake_mode:
             cache = torch.empty(
-                pages.num_blocks,
-                pages.block_size,
+                cache_config.num_blocks,
+                cache_config.block_size,
                 graph.shard.kv_heads(config),
                 config.head_dim,
                 dtype=graph.dtype,
             )
             slots = torch.empty(bucket.batch, bucket.chunk, dtype=torch.int64)
             lens = torch.empty(bucket.batch, dtype=torch.int64)
-            table = torch.empty(bucket.batch, bucket.table_width, dtype=torch.int64)
+            table = torch.empty(bucket.batch, bucket.max_blocks_per_seq, dtype=torch.int64)
         for layer in range(config.num_hidden_layers):
             graph.add_placeholder(f"key_cache_{layer}", "cache", cache)
             graph.add_placeholder(f"value_cache_{layer}", "cache", cache)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import Pass, Tier
+from passes.framework.contract import Pass, Tier
 
 _CACHES = slice(3, 5)  # the arguments of attention that are caches
 
@@ -25,13 +25,13 @@ class QuantizeCache(Pass):
     """
 
     name: ClassVar[str] = "quantize_cache"
-    tier: ClassVar[Tier] = Tier.QUANTISING
+    tier: ClassVar[Tier] = Tier.QUANTIZING
     budget: ClassVar[float] = 0.3
     required: ClassVar[bool] = True
     removes: ClassVar[tuple[object, ...]] = (ops.paged_attention,)
 
     def applies(self, graph: ModelGraph) -> bool:
-        return graph.quantisation is not None and graph.quantisation.kv8
+        return graph.quantization is not None and graph.quantization.kv8
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(ops.paged_attention)

@@ -1,4 +1,4 @@
-"""Recognise Gemma's RMSNorm."""
+"""Recognize Gemma's RMSNorm."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from graph_model.weights import OnePlus, Source
-from passes.contract import NearMiss, Pass, Tier, argument, operand, require, sole_user
+from graph_model.weights import CheckpointTensor, OnePlus
+from passes.framework.contract import NearMiss, Pass, Tier, argument, operand, require, sole_user
 
 aten = torch.ops.aten
 
@@ -71,6 +71,6 @@ class RMSNorm(Pass):
         if graph.dtype != torch.float32:
             weight = operand(argument(factor, 0, aten.to.dtype), 0)
         expression = weight.meta.get("expression")
-        if not isinstance(expression, Source):
+        if not isinstance(expression, CheckpointTensor):
             raise NearMiss(factor, "its weight is not a weight of the checkpoint")
         return graph.add_weight(weight.name + "_factor", OnePlus(expression))

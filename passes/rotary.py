@@ -1,4 +1,4 @@
-"""Recognise rotary embedding."""
+"""Recognize rotary embedding."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import Pass, Tier, argument, operand, require, sole_user
+from passes.framework.contract import Pass, Tier, argument, operand, require, sole_user
 
 aten = torch.ops.aten
 

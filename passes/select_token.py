@@ -11,7 +11,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import Pass, Tier
+from passes.framework.contract import Pass, Tier
 
 SAMPLING_INPUTS = (
     ("temperature", torch.float32),

@@ -10,10 +10,10 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from graph_model.quantised_weights import Dequantised, DequantisedBias
-from graph_model.shard import Shard, check_world_size
-from graph_model.weights import Constant, Slice, Source
-from passes.contract import NearMiss, Outcome, Pass, Tier, operand
+from graph_model.tensor_parallel import Shard, check_world_size
+from graph_model.weights import CheckpointTensor, Constant, Slice
+from graph_model.weights.quantized import Dequantized, DequantizedBias
+from passes.framework.contract import NearMiss, Outcome, Pass, Tier, operand
 
 aten = torch.ops.aten
 
@@ -117,9 +117,9 @@ class ShardTensorParallel(Pass):
 
 def _sums_in_float32(graph: ModelGraph, linear: fx.Node) -> bool:
     """Whether ranks sum their shares of a row-parallel layer's result in float32, not in 16 bit."""
-    if graph.quantisation is None or graph.scheme != "w8a8" or graph.dtype == torch.float32:
+    if graph.quantization is None or graph.scheme != "w8a8" or graph.dtype == torch.float32:
         return False
-    return linear.meta["layer"] not in graph.quantisation.linears
+    return linear.meta["layer"] not in graph.quantization.linears
 
 
 def rank_weight(graph: ModelGraph) -> fx.Node:
@@ -131,7 +131,7 @@ def _part(graph: ModelGraph, node: fx.Node, index: int, dim: int, start: int, st
     """A weight that is the part [start, stop) of argument `index` along `dim`."""
     weight = operand(node, index)
     source = weight.meta.get("expression")
-    if not isinstance(source, Source | Dequantised | DequantisedBias):
+    if not isinstance(source, CheckpointTensor | Dequantized | DequantizedBias):
         raise NearMiss(node, f"argument {index} is not a weight of the checkpoint")
     return graph.add_weight(f"{weight.name}_part", Slice(source, dim, start, stop))
 

@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import Pass, Tier, argument, require
+from passes.framework.contract import Pass, Tier, argument, require
 from passes.shard_tensor_parallel import rank_weight
 
 _SHARDED = {

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from runners.entry import main
+from runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.bench.request import Request
+    from runners.benchmarking.request import Request
 
 
 def benchmark(settings: Any) -> None:
     """Run the phase that the settings name, print what was found, and write its files."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
-    from runners.bench.phases import run_phase
-    from runners.bench.request import read_request
+    from runners.benchmarking.phases import run_phase
+    from runners.benchmarking.request import read_request
 
     request = read_request(settings)
     if not _follows(request):
@@ -24,8 +24,8 @@ def benchmark(settings: Any) -> None:
 def _follows(request: Request) -> bool:
     """Whether this process is a rank that torchrun started and that follows rank 0, which it has done then."""
     from graph_model.errors import UserError
-    from runners.ranks.group import find_place, join
-    from runners.ranks.leader import follow
+    from runners.distributed.group import find_place, join
+    from runners.llm.follow import follow
     from runners.settings import check_place
 
     place = find_place()

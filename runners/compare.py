@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graph_model.errors import UserError
-from runners.entry import main
+from runners.command_line.entry import main
 
 if TYPE_CHECKING:
     from runners.comparison.side import Side
@@ -23,7 +23,7 @@ def compare(settings: Any) -> None:
 
     from runners.comparison import divergence, report, side
     from runners.engine.sampling_params import SamplingParams
-    from runners.inputs import read_inputs
+    from runners.io.inputs import read_inputs
     from runners.settings import resolve_settings, writable_directory
 
     given = HydraConfig.get().overrides.task

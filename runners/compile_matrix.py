@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graph_model.errors import UserError
-from runners.entry import CONF, main
+from runners.command_line.entry import CONF, main
 
 if TYPE_CHECKING:
-    from graph_model.ascend.rank_graph import RankSummary
+    from runners.backends.ascend.rank_graph import RankSummary
 
 _FLOAT, _INT8_CACHE = "none", "kv8"
 _HEADER = (
-    "| model | dtype | quantised | world size | compiles | nodes per layer | all-reduces | other collectives |"
+    "| model | dtype | quantized | world size | compiles | nodes per layer | all-reduces | other collectives |"
     " weights, GB | KV cache, kB per token | KV tokens that fit | ms per token (estimate) |"
 )
 _RULE = "|---|---|---|" + "---:|" * 9
@@ -26,9 +26,9 @@ def compile_matrix(settings: Any) -> None:
 
     Raises UserError.
     """
-    from graph_model.ascend import standin
-    from graph_model.ascend.kernels import register_kernels
-    from graph_model.ascend.soc import find_soc
+    from graph_model.chips.soc import find_soc
+    from runners.backends.ascend import standin
+    from runners.backends.ascend.kernels import register_kernels
     from runners.settings import cache_directory
 
     soc = find_soc(settings.soc)
@@ -66,7 +66,7 @@ def replace_table(path: Path, chip: str, table: str) -> str:
 
 def statement() -> str:
     """What the table's figures are, and what torch_npu was loaded over, once it is."""
-    from graph_model.ascend import standin
+    from runners.backends.ascend import standin
 
     over = "the CANN stand-in: no NPU is used" if standin.is_standin() else "CANN"
     return f"Graphs are lowered and not run; times are estimates, not measured. torch_npu was loaded over {over}."
@@ -80,10 +80,10 @@ def _lines(settings: Any) -> Iterator[str]:
 
 def rows(settings: Any) -> Iterator[str]:
     """The table's rows. The last rank stands for all: their graphs are the same."""
-    from graph_model.ascend.rank_graph import collective_counts
-    from graph_model.ascend.soc import find_soc
+    from graph_model.chips.soc import find_soc
     from graph_model.config import DTYPES
-    from graph_model.quantisation import SCHEMES
+    from graph_model.quantization.linears import SCHEMES
+    from runners.backends.ascend.rank_graph import collective_counts
     from runners.settings import NAMED_CONFIGS
 
     soc = find_soc(settings.soc)
@@ -96,7 +96,7 @@ def rows(settings: Any) -> Iterator[str]:
             raise UserError(f"{name}: {unknown[0]!r} is not known; it must be one of {', '.join(names)}.")
     dtypes = [dtype for dtype in settings.dtypes if dtype in soc.dtypes]
     for case in itertools.product(settings.models, dtypes, settings.schemes, settings.world_sizes):
-        decode, _ = (summarise(settings, *case, phase) for phase in ("decode", "prefill"))
+        decode, _ = (summarize(settings, *case, phase) for phase in ("decode", "prefill"))
         reduces, others = collective_counts(decode)
         kv_tokens = decode.kv_tokens(soc, settings.memory_fraction)
         yield (
@@ -106,29 +106,29 @@ def rows(settings: Any) -> Iterator[str]:
         )
 
 
-def summarise(settings: Any, model: str, dtype: str, scheme: str, world_size: int, phase: str) -> RankSummary:
+def summarize(settings: Any, model: str, dtype: str, scheme: str, world_size: int, phase: str) -> RankSummary:
     """What the step of the last rank costs."""
     import torch
 
-    from graph_model.ascend.rank_graph import summarise_rank
-    from graph_model.ascend.soc import check_quantisation, find_soc
-    from graph_model.backends.torchair import AscendOptions, kernel_passes
     from graph_model.bucket import Bucket
-    from graph_model.graph import Pages
-    from graph_model.quantisation import Quantisation, select_linears
-    from graph_model.shard import Shard, check_world_size
-    from passes.manager import build_kernel_options, build_passes
+    from graph_model.chips.soc import check_quantization, find_soc
+    from graph_model.graph import KVCacheConfig
+    from graph_model.quantization.linears import Quantization, select_linears
+    from graph_model.tensor_parallel import Shard, check_world_size
+    from passes.pipeline import build_kernel_options, build_passes
+    from runners.backends.ascend.rank_graph import summarize_rank
+    from runners.backends.torchair import AscendOptions, kernel_passes
     from runners.settings import NAMED_CONFIGS
 
     soc, config = find_soc(settings.soc), NAMED_CONFIGS[model]
     check_world_size(config, world_size)
-    quantisation = None
+    quantization = None
     if scheme != _FLOAT:
         of_linears: Any = scheme.removesuffix(_INT8_CACHE).removesuffix("+") or None
         linears = select_linears(config, _keep_float(settings, of_linears), "keep_float") if of_linears else ()
         kv8 = scheme.endswith(_INT8_CACHE)
-        quantisation = Quantisation(of_linears, linears, stored=of_linears == "w8a8", kv8=kv8)
-        check_quantisation(soc, quantisation, config.head_dim, settings.block_size)
+        quantization = Quantization(of_linears, linears, stored=of_linears == "w8a8", kv8=kv8)
+        check_quantization(soc, quantization, config.head_dim, settings.block_size)
     shard = Shard(world_size - 1, world_size)
     width = -(-settings.context // settings.block_size)
     if phase == "decode":
@@ -137,8 +137,8 @@ def summarise(settings: Any, model: str, dtype: str, scheme: str, world_size: in
         bucket = Bucket("prefill", 1, settings.prefill_tokens, 0)
     kernels = kernel_passes(AscendOptions(soc, "exact"))
     passes = (*build_passes(settings.passes, shard), *kernels, *build_kernel_options(settings.passes))
-    pages = Pages(width * settings.batch_size + 1, settings.block_size)
-    return summarise_rank(config, soc, getattr(torch, dtype), bucket, pages, passes, shard, quantisation)
+    cache_config = KVCacheConfig(width * settings.batch_size + 1, settings.block_size)
+    return summarize_rank(config, soc, getattr(torch, dtype), bucket, cache_config, passes, shard, quantization)
 
 
 def _keep_float(settings: Any, scheme: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from runners.entry import main, require
+from runners.command_line.entry import main, require
 
 
 def convert(settings: Any) -> None:

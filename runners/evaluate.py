@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graph_model.errors import UserError
-from runners.entry import main
+from runners.command_line.entry import main
 
 if TYPE_CHECKING:
     from runners.evaluation.report import TaskReport
@@ -19,7 +19,7 @@ def evaluate(settings: Any) -> None:
     """Score what is asked for, write the reports."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from runners.evaluation.harness import check_installed
-    from runners.ranks import on_ranks
+    from runners.llm.ranks import on_ranks
     from runners.settings import resolve_settings, writable_directory
 
     tasks, limit = _tasks(settings.tasks), _limit(settings.limit)
@@ -60,7 +60,7 @@ def _local_jobs(settings: Any, limit: int | None, default: bool) -> list[Callabl
     """What is asked for besides the harness's tasks; its data is read here. The demo's items if nothing else is."""
     from runners.evaluation.items import demo_items, read_items
     from runners.evaluation.local import boolq, perplexity
-    from runners.values import text_or_none
+    from runners.settings.values import text_or_none
 
     jobs: list[Callable[[Any], list[TaskReport]]] = []
     dataset, perplexity_of = (text_or_none(name, settings[name]) for name in ("dataset", "perplexity"))
@@ -91,16 +91,16 @@ def _timed(llm: Any, job: Callable[[Any], list[TaskReport]]) -> list[TaskReport]
 
 def _configuration(model: ModelSettings, backend: str, limit: int | None) -> dict[str, Any]:
     """What decides the figures, under the names of the settings."""
-    quantisation, path = model.quantisation, model.checkpoint_dir
+    quantization, path = model.quantization, model.checkpoint_dir
     names = ("dtype", "norm", "world_size", "block_size", "max_batch_size", "max_prefill_batch_size")
     arguments = {
         "model.path": None if path is None else str(path),
         "weights": "random" if model.random_weights else "checkpoint",
         "backend": model.backend,
         "soc": None if model.soc is None else model.soc.name,
-        "quant.scheme": None if quantisation is None else quantisation.scheme,
-        "quant.linears": [] if quantisation is None else list(quantisation.linears),
-        "quant.kv8": quantisation is not None and quantisation.kv8,
+        "quant.scheme": None if quantization is None else quantization.scheme,
+        "quant.linears": [] if quantization is None else list(quantization.linears),
+        "quant.kv8": quantization is not None and quantization.kv8,
         **{name: getattr(model, name) for name in (*names, "max_prefill_tokens", "max_seq_len")},
     }
     return {"model": "graph_gemma", "model_args": arguments, "backend": backend, "limit": limit}

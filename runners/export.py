@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runners.entry import main, require
+from runners.command_line.entry import main, require
 
 
 def export(settings: Any) -> None:
@@ -12,7 +12,7 @@ def export(settings: Any) -> None:
     from pathlib import Path
 
     from graph_model.checkpoint.writer import check_target
-    from runners.exporting import export_model
+    from runners.llm.exporting import export_model
     from runners.settings import require_torchair, resolve_settings
 
     directory = Path(require(settings, "export_dir", str, "the directory to write")).expanduser()

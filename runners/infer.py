@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from runners.entry import main
+from runners.command_line.entry import main
 
 if TYPE_CHECKING:
     from runners.settings import ModelSettings
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def infer(settings: Any) -> None:
     """Load the model, answer the prompts, report speed and memory. Ends with status 1 if a request failed."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
-    from runners.ranks import on_ranks
+    from runners.llm.ranks import on_ranks
     from runners.settings import resolve_settings
-    from runners.values import boolean
+    from runners.settings.values import boolean
 
     model_settings = resolve_settings(settings)
     check = boolean("check", settings.check)
@@ -24,13 +24,13 @@ def infer(settings: Any) -> None:
 
 
 def _answer(settings: Any, model_settings: ModelSettings, check: bool) -> None:
-    from graph_model.backends.base import Check
-    from runners.answer import answer, name_failures
-    from runners.check import check_answers, check_model_passes, report_checked_steps
-    from runners.inputs import read_inputs
+    from runners.backends.base import Check
+    from runners.io.inputs import read_inputs
+    from runners.io.output import OutputFile
     from runners.llm import LLM
-    from runners.output import OutputFile
-    from runners.report import print_report
+    from runners.llm.answer import answer, name_failures
+    from runners.llm.check import check_answers, check_model_passes, report_checked_steps
+    from runners.llm.report import print_report
 
     inputs = read_inputs(settings, model_settings)
     checking: Check = "stop" if check else "no"

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from graph_model.errors import UserError
-from runners.entry import main, require
+from runners.command_line.entry import main, require
 
 
 def inspect_graph(settings: Any) -> None:
     """Print the figures of dumped graphs, or of one that is lowered now, and write the page; or the comparison."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
-    from runners.files import check_writable, write_text
     from runners.inspection.findings import find
     from runners.inspection.live import dump_step
     from runners.inspection.page import as_page
     from runners.inspection.plots import plots
     from runners.inspection.source import read_dumps
     from runners.inspection.text import as_text
-    from runners.values import text_or_none
+    from runners.io.files import check_writable, write_text
+    from runners.settings.values import text_or_none
 
     top = _positive(settings, "top", "a number of nodes")
     context_length = None

@@ -21,7 +21,7 @@ def main() -> None:
 
     try:
         check_installed()
-        from runners.transformers_import import import_transformers
+        from runners.backends.transformers_import import import_transformers
 
         import_transformers()  # for --model hf
         from lm_eval.__main__ import cli_evaluate
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # As in runners.entry: this folder's files would hide packages of their names.
+    # As in runners.command_line.entry: this folder's files would hide packages of their names.
     from pathlib import Path
 
     here = Path(__file__).resolve().parent

@@ -1,11 +1,11 @@
-"""Write a quantised checkpoint: python runners/quantize.py model.path=DIR output_dir=NEW quant=w8a8."""
+"""Write a quantized checkpoint: python runners/quantize.py model.path=DIR output_dir=NEW quant=w8a8."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from runners.entry import main, require
+from runners.command_line.entry import main, require
 
 
 def quantize(settings: Any) -> None:
@@ -15,17 +15,17 @@ def quantize(settings: Any) -> None:
     from rich.table import Table
     from tqdm import tqdm
 
-    from graph_model import demo
     from graph_model.checkpoint.writer import check_target
     from graph_model.config import read_config
     from graph_model.errors import UserError
-    from graph_model.quantisation import SCHEMES, Quantisation, select_linears
-    from graph_model.quantiser import QuantiserOptions, quantise_checkpoint
-    from graph_model.quantiser.checkpoint import REPORT_NAME
-    from graph_model.quantiser.ranges import RANGE_METHODS
-    from graph_model.quantiser.report import COLUMNS, table_rows
-    from runners.calibration import calibration_sequences
-    from runners.values import group, text_list, text_or_none
+    from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
+    from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+    from graph_model.quantizer.checkpoint import REPORT_NAME
+    from graph_model.quantizer.ranges import RANGE_METHODS
+    from graph_model.quantizer.report import COLUMNS, table_rows
+    from runners import demo
+    from runners.io.calibration import calibration_sequences
+    from runners.settings.values import group, text_list, text_or_none
 
     target = Path(require(settings, "output_dir", str, "the directory to write")).expanduser()
     overwrite = require(settings, "overwrite", bool, "true or false")
@@ -35,7 +35,7 @@ def quantize(settings: Any) -> None:
     if quant.get("kv8", False):
         way_out = "Leave it out here" if scheme in SCHEMES else f"Choose quant={', quant='.join(SCHEMES)} here"
         raise UserError(
-            "quant.kv8 is true; keys and values are quantised when the model runs, a checkpoint holds none. "
+            "quant.kv8 is true; keys and values are quantized when the model runs, a checkpoint holds none. "
             f"{way_out}, and give quant.kv8=true (or quant=kv8) to runners/infer.py."
         )
     if scheme not in SCHEMES:
@@ -54,18 +54,18 @@ def quantize(settings: Any) -> None:
     if settings.format not in ("atb", "vllm_ascend"):
         raise UserError(f"format is {settings.format!r}; it must be atb or vllm_ascend.")
     keep_float = text_list("quant.keep_float", quant.keep_float)
-    options = QuantiserOptions(
-        Quantisation(scheme, select_linears(config, keep_float), stored=True),
+    options = QuantizerOptions(
+        Quantization(scheme, select_linears(config, keep_float), stored=True),
         smooth=anti_outlier == "smooth",
         method=method,
         dialect=settings.format,
     )
     sequences = calibration_sequences(settings, source, config) if scheme == "w8a8" else []
     with tqdm(total=config.num_hidden_layers, unit="layer", dynamic_ncols=True) as bar:
-        reports = quantise_checkpoint(
+        reports = quantize_checkpoint(
             source, target, options, sequences, overwrite=overwrite, progress=lambda stage: bar.update()
         )
-    table = Table(title=f"{scheme}: inputs and outputs of the quantised linears")
+    table = Table(title=f"{scheme}: inputs and outputs of the quantized linears")
     for column in COLUMNS:
         table.add_column(column, no_wrap=column == COLUMNS[0])
     for row in table_rows(reports):

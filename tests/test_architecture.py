@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,59 @@ def sources(*packages: str) -> list[Path]:
     return found
 
 
+def edges_among(names: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Of every pair of siblings, at any depth of the tree, which imports which: two names with the same parent."""
+    found: dict[str, set[str]] = {}
+    for importer, imported in names.items():
+        for name in imported:
+            ours, theirs = importer.split("."), name.split(".")
+            depth = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), None)
+            if depth is not None:
+                found.setdefault(".".join(ours[: depth + 1]), set()).add(".".join(theirs[: depth + 1]))
+    return found
+
+
+def circle(edges: Mapping[str, set[str]]) -> list[str]:
+    """A circle of imports, or []."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def all_imports() -> dict[str, set[str]]:
+    return {module_name(path): own_imports(path) - {module_name(path)} for path in SOURCES}
+
+
+def test_imports_go_down_only_between_the_layers() -> None:
+    layers = ("graph_model", "passes", "runners")
+    for name, imported in all_imports().items():
+        layer = name.split(".")[0]
+        if layer in layers:
+            above = layers[layers.index(layer) + 1 :]
+            assert not [found for found in imported if within(found, *above, "conf")], name
+
+
+def test_imports_go_one_way_between_siblings_of_every_package() -> None:
+    assert circle(edges_among(all_imports())) == []
+
+
+def test_no_circle_of_files() -> None:
+    assert circle(all_imports()) == []
+
+
+def test_circles_would_be_found() -> None:
+    assert circle({"a.x": {"b.y"}, "b.y": {"b.z"}, "b.z": set()}) == []
+    assert circle(edges_among({"a.x": {"b.y"}, "b.z": {"a.w"}})) != []
+    assert circle({"a.x": {"b.y"}, "b.y": {"a.x"}}) != []
+
+
+def test_the_root_of_runners_holds_commands_only() -> None:
+    for path in (ROOT / "runners").glob("*.py"):
+        assert path.name == "__init__.py" or 'if __name__ == "__main__":' in path.read_text(encoding="utf-8"), path
+
+
 def test_the_plain_definition_imports_its_config_only() -> None:
     assert own_imports(ROOT / "graph_model" / "gemma.py") == {"graph_model.config"}
 
@@ -63,45 +117,9 @@ def test_config_and_canonical_ops_stand_alone() -> None:
         assert all(within(name, "graph_model.ops") for name in own_imports(path)), path
 
 
-PASSES_MAY_IMPORT = (
-    "ascend.soc",
-    "bucket",
-    "capture",
-    "config",
-    "errors",
-    "gemma",
-    "graph",
-    "ops",
-    "quantisation",
-    "quantised_weights",
-    "shard",
-    "weights",
-)
-
-
-@pytest.mark.parametrize("path", sources("passes"), ids=module_name)
-def test_passes_know_the_graph_and_not_who_runs_it(path: Path) -> None:
-    allowed = ("passes", *(f"graph_model.{name}" for name in PASSES_MAY_IMPORT))
-    assert {name for name in own_imports(path) if not within(name, *allowed)} == set()
-
-
-BELOW_PASSES = (*PASSES_MAY_IMPORT, "checkpoint")
-
-
-@pytest.mark.parametrize("name", BELOW_PASSES)
-def test_what_passes_build_on_does_not_import_passes(name: str) -> None:
-    for path in sources(f"graph_model.{name}"):
-        assert not [found for found in own_imports(path) if within(found, "passes", "runners")], path
-
-
-def test_graph_model_never_imports_runners() -> None:
-    for path in sources("graph_model"):
-        assert not [name for name in own_imports(path) if within(name, "runners", "conf")], path
-
-
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_torch_npu_is_imported_in_the_ascend_part_only(path: Path) -> None:
-    if not within(module_name(path), "graph_model.ascend"):
+    if not within(module_name(path), "runners.backends.ascend"):
         assert not [name for name in imports(path) if within(name, "torch_npu", "torchair")]
 
 

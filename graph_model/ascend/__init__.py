@@ -1,1 +1,1 @@
-"""All that knows the chip: SoC tables, the CANN stand-in, the GE interpreter, converters and listings."""
+"""The Ascend graph as data: its nodes, and the files that hold it."""

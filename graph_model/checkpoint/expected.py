@@ -100,7 +100,7 @@ def check_float_dtypes(directory: Path, found: Mapping[str, TensorHeader], names
         if dtype == "I8":
             raise UserError(
                 f"{directory}: {name} has the dtype I8, but config.json and the quant_model_description file do not "
-                'say that it is quantised. Add "quantize" with the scheme (such as "w8a8") to config.json and copy the '
+                'say that it is quantized. Add "quantize" with the scheme (such as "w8a8") to config.json and copy the '
                 "description file from the original."
             )
         if dtype not in FLOAT_DTYPES:

@@ -1,4 +1,4 @@
-"""Read a checkpoint, quantised or not: safetensors mapped into memory, checked against the config when opened."""
+"""Read a checkpoint, quantized or not: safetensors mapped into memory, checked against the config when opened."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from graph_model.checkpoint.expected import (
     expected_tensors,
 )
 from graph_model.checkpoint.layout import WeightFiles, find_safetensors
-from graph_model.checkpoint.quantised import (
+from graph_model.checkpoint.quantized import (
     check_description,
     check_dtypes,
     check_values,
     expected_names,
     is_norm_bias,
     norm_aliases,
-    read_quantisation,
+    read_quantization,
     stored_dtype,
 )
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
-from graph_model.quantisation import Quantisation
+from graph_model.quantization.linears import Quantization
 
 __all__ = ["Checkpoint", "expected_tensors", "open_checkpoint"]
 
@@ -44,7 +44,7 @@ _READ_AHEAD = 1 << 17  # as much as every system reads at one request
 class Checkpoint:
     """The tensors of an open checkpoint. A context manager; tensors that were read stay valid after `close`.
 
-    `names` are the tensors that the model needs, in the model's order; `quantisation` says which of them are int8.
+    `names` are the tensors that the model needs, in the model's order; `quantization` says which of them are int8.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class Checkpoint:
         names: list[str],
         headers: dict[str, TensorHeader],
         files: dict[str, Any],
-        quantisation: Quantisation | None = None,
+        quantization: Quantization | None = None,
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.names = names
-        self.quantisation = quantisation
+        self.quantization = quantization
         self._aliases = aliases or {}  # stored names of tensors that the model names otherwise
         self._headers = headers
         self._files = files  # the open safetensors file of each tensor
@@ -119,7 +119,7 @@ def open_checkpoint(directory: Path, config: GemmaConfig) -> Checkpoint:
     or shards with model.safetensors.index.json; or one *.safetensors file of another name.
     Raises UserError naming the file and what is wrong with it.
     """
-    quantisation = read_quantisation(directory, config)
+    quantization = read_quantization(directory, config)
     layout = find_safetensors(directory)
     headers: dict[str, TensorHeader] = {}
     files: dict[str, Any] = {}
@@ -129,22 +129,22 @@ def open_checkpoint(directory: Path, config: GemmaConfig) -> Checkpoint:
             view = file.get_slice(name)
             headers[name] = TensorHeader(tuple(view.get_shape()), view.get_dtype())
             files[name] = file
-    if quantisation is None:
+    if quantization is None:
         check_float_dtypes(directory, headers, [name for name, header in headers.items() if header.dtype == "I8"])
         names = check_tensors(headers, config, directory)
         aliases: dict[str, str] = {}
     else:
-        names, aliases = _check_quantised(directory, config, quantisation, headers, files)
-    head_is_own = quantisation is not None and "lm_head" in quantisation.linears
+        names, aliases = _check_quantized(directory, config, quantization, headers, files)
+    head_is_own = quantization is not None and "lm_head" in quantization.linears
     if config.tie_word_embeddings and HEAD in headers and not head_is_own:
         _check_tied_head(directory, headers, files)
-    return Checkpoint(names, headers, files, quantisation, aliases)
+    return Checkpoint(names, headers, files, quantization, aliases)
 
 
-def _check_quantised(
+def _check_quantized(
     directory: Path,
     config: GemmaConfig,
-    quantisation: Quantisation,
+    quantization: Quantization,
     headers: dict[str, TensorHeader],
     files: dict[str, Any],
 ) -> tuple[list[str], dict[str, str]]:
@@ -161,16 +161,16 @@ def _check_quantised(
     for name in filter(is_norm_bias, stored):
         del headers[name], files[name]
     floats = expected_tensors(config)
-    if "lm_head" in quantisation.linears:
+    if "lm_head" in quantization.linears:
         floats[HEAD] = (config.vocab_size, config.hidden_size)
-    expected, optional = expected_names(config, quantisation, floats)
-    check_dtypes(directory, headers, quantisation)
+    expected, optional = expected_names(config, quantization, floats)
+    check_dtypes(directory, headers, quantization)
     names = check_tensors(headers, config, directory, expected, optional)
     check_description(directory, config, stored)
     check_float_dtypes(
-        directory, headers, [name for name in names if name.rpartition(".")[0] not in quantisation.linears]
+        directory, headers, [name for name in names if name.rpartition(".")[0] not in quantization.linears]
     )
-    check_values(directory, quantisation, headers, read)
+    check_values(directory, quantization, headers, read)
     return names, aliases
 
 

@@ -32,7 +32,7 @@ def load_kernels(cache_dir: Path, compiler: str, compiler_version: str) -> Path 
     writes a file of its own, and the last to finish renames it into place. Returns the library's path, None if torch
     has the kernels already. Raises NativeBuildError.
     """
-    if torch._C._dispatch_has_kernel_for_dispatch_key(ops.few_rows_linear.name(), "CPU"):
+    if torch._C._dispatch_has_kernel_for_dispatch_key(ops.skinny_linear.name(), "CPU"):
         return None
     texts = [path.read_text(encoding="utf-8") for path in (*HEADERS, *SOURCES)]
     ingredients = [*texts, compiler_version, torch.__version__, *_OPTIONS, *_cpu()]

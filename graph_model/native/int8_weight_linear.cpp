@@ -95,23 +95,23 @@ Tensor linear(const Tensor& input, const Tensor& matrix, const Tensor& scale, co
   return y;
 }
 
-Tensor few_rows_int8_weight_linear(Tensor x, Tensor weight, Tensor scale, std::optional<Tensor> bias) {
+Tensor skinny_int8_weight_linear(Tensor x, Tensor weight, Tensor scale, std::optional<Tensor> bias) {
   const Tensor* b = bias ? &*bias : nullptr;
   const ScalarType type = x.scalar_type();
   STD_TORCH_CHECK(weight.scalar_type() == ScalarType::Char && scale.scalar_type() == ScalarType::Float &&
                       (!b || b->scalar_type() == type),
-                  "few_rows_int8_weight_linear: dtypes differ");
+                  "skinny_int8_weight_linear: dtypes differ");
   STD_TORCH_CHECK(fit_together(x, weight) && scale.numel() == weight.size(0) && (!b || b->numel() == weight.size(0)),
-                  "few_rows_int8_weight_linear: sizes do not fit together");
+                  "skinny_int8_weight_linear: sizes do not fit together");
   const Tensor scales = torch::stable::contiguous(scale);
   if (type == ScalarType::BFloat16) return linear<c10::BFloat16>(x, weight, scales, b);
   if (type == ScalarType::Half) return linear<c10::Half>(x, weight, scales, b);
-  STD_TORCH_CHECK(type == ScalarType::Float, "few_rows_int8_weight_linear: x is not floating point");
+  STD_TORCH_CHECK(type == ScalarType::Float, "skinny_int8_weight_linear: x is not floating point");
   return linear<float>(x, weight, scales, b);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(gemma, CPU, m) {
-  m.impl("few_rows_int8_weight_linear", TORCH_BOX(&few_rows_int8_weight_linear));
+  m.impl("skinny_int8_weight_linear", TORCH_BOX(&skinny_int8_weight_linear));
 }

@@ -68,14 +68,14 @@ Tensor linear(const Tensor& input, const Tensor& matrix, const Tensor* bias, Sca
   return y;
 }
 
-Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> bias, ScalarType dtype) {
+Tensor skinny_linear(Tensor x, Tensor weight, std::optional<Tensor> bias, ScalarType dtype) {
   const Tensor* b = bias ? &*bias : nullptr;
   const ScalarType type = weight.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half, "few_rows_linear: the weight is not 16 bit");
-  STD_TORCH_CHECK(x.scalar_type() == type && (!b || b->scalar_type() == type), "few_rows_linear: dtypes differ");
+  STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half, "skinny_linear: the weight is not 16 bit");
+  STD_TORCH_CHECK(x.scalar_type() == type && (!b || b->scalar_type() == type), "skinny_linear: dtypes differ");
   STD_TORCH_CHECK(fit_together(x, weight) && (!b || b->numel() == weight.size(0)),
-                  "few_rows_linear: sizes do not fit together");
-  STD_TORCH_CHECK(dtype == type || dtype == ScalarType::Float, "few_rows_linear: the result has x's dtype or is float32");
+                  "skinny_linear: sizes do not fit together");
+  STD_TORCH_CHECK(dtype == type || dtype == ScalarType::Float, "skinny_linear: the result has x's dtype or is float32");
   const auto run = [&](auto product, auto number) {
     using Product = decltype(product);
     using Number = decltype(number);
@@ -87,4 +87,4 @@ Tensor few_rows_linear(Tensor x, Tensor weight, std::optional<Tensor> bias, Scal
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(gemma, CPU, m) { m.impl("few_rows_linear", TORCH_BOX(&few_rows_linear)); }
+STABLE_TORCH_LIBRARY_IMPL(gemma, CPU, m) { m.impl("skinny_linear", TORCH_BOX(&skinny_linear)); }

@@ -34,7 +34,7 @@ def main() -> None:
         weight = torch.randn(out, size).bfloat16()
         for rows in (1, 8, 256):
             x = torch.randn(rows, size).bfloat16()
-            op = ops.few_rows_linear if rows <= 16 else ops.tiled_linear
+            op = ops.skinny_linear if rows <= 16 else ops.tiled_linear
             torch_s, ours_s, read_s = _in_turn(
                 partial(F.linear, x, weight),
                 partial(op, x, weight, None, x.dtype),

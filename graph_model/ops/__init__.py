@@ -4,27 +4,27 @@ from graph_model.ops.attention import paged_attention, paged_attention_int8
 from graph_model.ops.collective import all_gather, all_reduce
 from graph_model.ops.elementwise import gelu_and_mul, rotary
 from graph_model.ops.linear import (
-    few_rows_int8_weight_linear,
-    few_rows_linear,
     float32_linear,
     native_int8_linear,
     native_int_linear,
     onednn_linear,
     onednn_supports,
+    skinny_int8_weight_linear,
+    skinny_linear,
     tiled_int8_weight_linear,
     tiled_linear,
 )
 from graph_model.ops.norm import add_rms_norm, rms_norm
-from graph_model.ops.quantise import (
-    add_rms_norm_quantise,
-    dequantise,
-    dequantise_weight,
+from graph_model.ops.quantize import (
+    add_rms_norm_quantize,
+    dequantize,
+    dequantize_weight,
     int8_linear,
     int8_weight_linear,
     int_linear,
-    quantise,
-    quantise_rows,
-    rms_norm_quantise,
+    quantize,
+    quantize_rows,
+    rms_norm_quantize,
 )
 from graph_model.ops.registry import NAMESPACE, is_canonical
 from graph_model.ops.sharded_tokens import (
@@ -49,13 +49,11 @@ from graph_model.ops.tokens import (
 __all__ = [
     "NAMESPACE",
     "add_rms_norm",
-    "add_rms_norm_quantise",
+    "add_rms_norm_quantize",
     "all_gather",
     "all_reduce",
-    "dequantise",
-    "dequantise_weight",
-    "few_rows_int8_weight_linear",
-    "few_rows_linear",
+    "dequantize",
+    "dequantize_weight",
     "float32_linear",
     "gelu_and_mul",
     "greedy_token",
@@ -71,11 +69,11 @@ __all__ = [
     "onednn_supports",
     "paged_attention",
     "paged_attention_int8",
-    "quantise",
-    "quantise_rows",
+    "quantize",
+    "quantize_rows",
     "redraw",
     "rms_norm",
-    "rms_norm_quantise",
+    "rms_norm_quantize",
     "rotary",
     "sample_token",
     "sharded_embedding",
@@ -84,6 +82,8 @@ __all__ = [
     "sharded_sample_token",
     "sharded_target_logprobs",
     "sharded_token_logprobs",
+    "skinny_int8_weight_linear",
+    "skinny_linear",
     "take_tokens",
     "target_logprobs",
     "tiled_int8_weight_linear",

@@ -67,17 +67,17 @@ def paged_attention_int8(
     block_table: Tensor | None,
     scale: float,
 ) -> Tensor:
-    """paged_attention with caches of int8, quantised as quantise_rows does: a scale for each token and head.
+    """paged_attention with caches of int8, quantized as quantize_rows does: a scale for each token and head.
 
     key_cache, value_cache [num_blocks, kv_heads, block_size, head_dim] int8; key_scales, value_scales [num_blocks,
     kv_heads, block_size] float32: heads stand before tokens in both, as FusedInferAttentionScore takes them. All four
-    are written in place. Attention computes on dequantised keys and values, in the query's dtype; without a block
+    are written in place. Attention computes on dequantized keys and values, in the query's dtype; without a block
     table on the new ones as they are.
     """
     block_size = key_cache.shape[2]
     slots = slot_mapping // block_size, slot_mapping % block_size
     for new, cache, scales in ((key, key_cache, key_scales), (value, value_cache, value_scales)):
-        q, row_scales = torch.ops.gemma.quantise_rows(new)
+        q, row_scales = torch.ops.gemma.quantize_rows(new)
         cache.transpose(1, 2).index_put_(slots, q)
         scales.transpose(1, 2).index_put_(slots, row_scales)
     if block_table is not None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from graph_model.ops.registry import canonical_op
 
 _c10d = torch.ops._c10d_functional
-_UNINITIALISED = "0"  # the name that torch gives the first group: for graphs made where there is none yet
+_UNINITIALIZED = "0"  # the name that torch gives the first group: for graphs made where there is none yet
 
 
 @canonical_op("all_reduce(Tensor x) -> Tensor")
@@ -32,4 +32,4 @@ def stack_ranks(x: Tensor, world_size: int) -> Tensor:
 
 
 def _group() -> str:
-    return dist.distributed_c10d._get_default_group().group_name if dist.is_initialized() else _UNINITIALISED
+    return dist.distributed_c10d._get_default_group().group_name if dist.is_initialized() else _UNINITIALIZED

@@ -41,8 +41,8 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-@kernel_op("few_rows_linear(Tensor x, Tensor weight, Tensor? bias, ScalarType dtype) -> Tensor", _fake_as)
-def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+@kernel_op("skinny_linear(Tensor x, Tensor weight, Tensor? bias, ScalarType dtype) -> Tensor", _fake_as)
+def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x @ weight.T + bias, summed in float32 and rounded once to `dtype`: x's own, or float32.
 
     x [..., in], weight [out, in] and bias [out] in bfloat16 or float16.
@@ -54,7 +54,7 @@ def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch
 
 @kernel_op("tiled_linear(Tensor x, Tensor weight, Tensor? bias, ScalarType dtype) -> Tensor", _fake_as)
 def tiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """few_rows_linear for many rows of x, as float32 products of a few megabytes of the weight at a time."""
+    """skinny_linear for many rows of x, as float32 products of a few megabytes of the weight at a time."""
     rows = x.reshape(-1, x.shape[-1]).float()
     result = x.new_empty((rows.shape[0], weight.shape[0]), dtype=dtype)
     for tile in _tiles(weight):
@@ -63,8 +63,8 @@ def tiled_linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dt
     return result.view(*x.shape[:-1], weight.shape[0])
 
 
-@kernel_op("few_rows_int8_weight_linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias) -> Tensor", _fake_scaled)
-def few_rows_int8_weight_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+@kernel_op("skinny_int8_weight_linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias) -> Tensor", _fake_scaled)
+def skinny_int8_weight_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """(x @ weight.T) * scale + bias in float32, rounded once to x's dtype.
 
     x [..., in] of any float dtype, weight int8 [out, in], scale float32 [out], bias [out] of x's dtype.
@@ -76,7 +76,7 @@ def few_rows_int8_weight_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: 
 
 @kernel_op("tiled_int8_weight_linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias) -> Tensor", _fake_scaled)
 def tiled_int8_weight_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """few_rows_int8_weight_linear for many rows of x, as products of a few megabytes of the weight at a time.
+    """skinny_int8_weight_linear for many rows of x, as products of a few megabytes of the weight at a time.
 
     They are computed in x's dtype where this CPU has such products, and then rounded to it before they are scaled.
     """

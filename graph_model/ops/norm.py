@@ -1,4 +1,4 @@
-"""RMS normalisation, alone and with the residual addition before it."""
+"""RMS normalization, alone and with the residual addition before it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from runners.comparison.divergence import MAX_KL, MAX_SHARE, SMALL_KL, Divergence
 from runners.comparison.side import Outcome, Side, Texts
-from runners.files import time_stamp, write_text
+from runners.io.files import time_stamp, write_text
 
 Rule = Literal["holds", "broken", "none"]
 _CONTEXT = 16  # tokens shown before a divergence

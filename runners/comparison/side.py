@@ -49,7 +49,7 @@ class Texts:
 @dataclass(frozen=True)
 class Outcome:
     """What a side gave: distributions [positions, vocab] float32 in a file, all texts behind one another, its greedy
-    answers where it was asked for them, its precision (dtype and quantisation), and the description of what computed
+    answers where it was asked for them, its precision (dtype and quantization), and the description of what computed
     it."""
 
     logprobs: Path
@@ -73,7 +73,7 @@ def run_side(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> 
 
 def compute(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> tuple[Texts, Outcome]:
     """As `run_side`, in this process."""
-    from runners.entry import compose
+    from runners.command_line.entry import compose
     from runners.settings import resolve_settings
 
     # The error of a side must not look like the other's.
@@ -84,7 +84,7 @@ def compute(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> t
     except UserError as error:
         raise UserError(f"{side.name}: {error}") from None
     np.save(path, np.concatenate(rows))
-    precision = f"{settings.dtype} {settings.quantisation or settings.config.quantize}"
+    precision = f"{settings.dtype} {settings.quantization or settings.config.quantize}"
     return texts, Outcome(path, answers, precision, backend)
 
 
@@ -123,12 +123,12 @@ def _with_transformers(
 ) -> tuple[Texts, list[list[int]], list[np.ndarray], str]:
     import torch
 
-    from runners.transformers_import import import_transformers
+    from runners.backends.transformers_import import import_transformers
 
     if settings.checkpoint_dir is None or settings.random_weights:
         raise UserError("transformers needs a checkpoint: give model.path, without weights=random.")
     if settings.config.quantize is not None:
-        raise UserError("transformers does not read quantised checkpoints of ModelSlim's; compare with our own.")
+        raise UserError("transformers does not read quantized checkpoints of ModelSlim's; compare with our own.")
     transformers = import_transformers()
     transformers.utils.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(

@@ -1,7 +1,7 @@
 """The engine: many requests at once through steps of a compiled model."""
 
+from runners.engine.driver import EngineDriver
 from runners.engine.engine import Engine
-from runners.engine.llm import LLM
 from runners.engine.model import StepModel
 from runners.engine.result import FinishReason, RequestResult, Scores, TokenEvent, TokenLogprobs
 from runners.engine.sampling_params import SamplingParams
@@ -9,8 +9,8 @@ from runners.engine.scoring import ScoreRequest
 from runners.engine.statistics import Statistics
 
 __all__ = [
-    "LLM",
     "Engine",
+    "EngineDriver",
     "FinishReason",
     "RequestResult",
     "SamplingParams",

@@ -14,9 +14,9 @@ from graph_model.bucket import Bucket, StepOutput
 from graph_model.errors import UserError
 from runners.engine.block_manager import BlockManager
 from runners.engine.detokenizer import Detokenizer, make_decode
+from runners.engine.input_batch import InputBatch
 from runners.engine.model import StepModel, check_model
 from runners.engine.result import FinishReason, RequestResult, TokenEvent, TokenLogprobs
-from runners.engine.row_state import RowState
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scheduler import Plan, Scheduler
 from runners.engine.scoring import ScoreRequest, Scoring, make_scoring
@@ -46,7 +46,7 @@ class Engine:
         self.statistics = Statistics()
         self.blocks = BlockManager(model.num_blocks, model.num_scratch_blocks, model.block_size)
         buckets = model.buckets
-        rows = RowState(buckets.batch_sizes[-1] + buckets.prefill_batch_sizes[-1], buckets.table_widths[-1])
+        rows = InputBatch(buckets.batch_sizes[-1] + buckets.prefill_batch_sizes[-1], buckets.table_widths[-1])
         self.scheduler = Scheduler(buckets, self.blocks, rows, self.statistics)
         self._rows = rows
         self._preparation = StepPreparation(buckets, model.block_size, rows)

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from graph_model.bucket import BucketTable, round_up
 from runners.engine.block_manager import BlockManager
-from runners.engine.row_state import RowState
+from runners.engine.input_batch import InputBatch
 from runners.engine.sequence import Sequence
 from runners.engine.statistics import Statistics
 
@@ -36,7 +36,7 @@ class Scheduler:
     later, or found in the cache. The oldest running sequence is never preempted, so every request comes to its end.
     """
 
-    def __init__(self, buckets: BucketTable, blocks: BlockManager, rows: RowState, statistics: Statistics) -> None:
+    def __init__(self, buckets: BucketTable, blocks: BlockManager, rows: InputBatch, statistics: Statistics) -> None:
         self.waiting: deque[Sequence] = deque()
         self.prefilling: list[Sequence] = []
         self.decoding: list[Sequence] = []

@@ -17,7 +17,7 @@ from runners.engine.stop_matcher import StopMatcher
 class Sequence:
     """A request's tokens and where their keys and values are.
 
-    A sequence waits (it holds nothing), runs (it holds blocks and a row of RowState), or has ended.
+    A sequence waits (it holds nothing), runs (it holds blocks and a row of InputBatch), or has ended.
     """
 
     request_id: int  # ascending with arrival: the scheduler's priority
@@ -32,7 +32,7 @@ class Sequence:
     on_event: Callable[[TokenEvent], None] | None = None
     scoring: Scoring | None = None  # set: it makes no answer, its prompt's next tokens are scored
 
-    row: int = -1  # row in RowState, -1: does not run
+    row: int = -1  # row in InputBatch, -1: does not run
     blocks: list[int] = field(default_factory=list)
     num_computed: int = 0  # tokens whose keys and values are in the blocks
     num_registered: int = 0  # blocks that the block manager knows by content

@@ -5,21 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from graph_model.bucket import Bucket, BucketTable, Phase, Selection, StepInputs
-from runners.engine.row_state import RowState
+from runners.engine.input_batch import InputBatch
 from runners.engine.scheduler import Plan
 
 
 class StepPreparation:
     """Writes plans into a model's input arrays, by the padding rules of StepInputs."""
 
-    def __init__(self, buckets: BucketTable, block_size: int, rows: RowState) -> None:
+    def __init__(self, buckets: BucketTable, block_size: int, rows: InputBatch) -> None:
         self._buckets = buckets
         self._block_size = block_size
         self._state = rows
         self._scratch_slots = np.arange(buckets.num_scratch_slots)
 
     def choose(self, plan: Plan) -> tuple[Bucket, np.ndarray, np.ndarray]:
-        """The bucket for a plan; the row in RowState of each of its sequences; which of them get a token.
+        """The bucket for a plan; the row in InputBatch of each of its sequences; which of them get a token.
 
         Rows whose prompt goes on after this chunk get no token, so their sampling settings do not count.
         """

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from graph_model.errors import UserError
-from runners.engine import LLM, ScoreRequest, TokenEvent
+from runners.engine import EngineDriver, ScoreRequest, TokenEvent
 
 Pair = tuple[list[int], list[int]]  # token ids: context (at least one), continuation (at least one)
 
@@ -21,7 +21,7 @@ class Likelihood:
     is_greedy: bool
 
 
-def loglikelihoods(llm: LLM, pairs: Sequence[Pair], description: str, max_seq_len: int) -> list[Likelihood]:
+def loglikelihoods(llm: EngineDriver, pairs: Sequence[Pair], description: str, max_seq_len: int) -> list[Likelihood]:
     """Of each continuation behind its context; a pair longer than max_seq_len tokens loses its beginning.
 
     Pairs that need the same tokens computed, such as the choices of a question that are one token each, are one

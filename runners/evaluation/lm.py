@@ -13,8 +13,8 @@ from tqdm import tqdm
 from graph_model.errors import UserError
 from runners.engine import SamplingParams, TokenEvent
 from runners.evaluation.likelihood import Pair, loglikelihoods, windows
+from runners.io.tokenizer import chat_prompt
 from runners.llm import LLM
-from runners.tokenizer import chat_prompt
 
 
 @register_model("graph_gemma")

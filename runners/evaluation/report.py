@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners.files import time_stamp, write_text
+from runners.io.files import time_stamp, write_text
 
 
 @dataclass

@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from graph_model.ascend.cost import CostEstimate, NodeCost, estimate
 from graph_model.ascend.ge_graph import GeGraph, Node, TensorDesc
-from graph_model.ascend.interpreter.registry import OPS
-from graph_model.ascend.listing import FREE, count_nodes, writers
-from graph_model.ascend.liveness import MemoryProfile, profile_memory
-from graph_model.ascend.origins import Carrier, find_carriers, origin_of
-from graph_model.ascend.tensors import TensorKey, byte_count, tensor_descs
+from runners.backends.ascend.interpreter.registry import OPS
+from runners.backends.ascend.liveness import MemoryProfile, profile_memory
+from runners.backends.ascend.printer import FREE, count_nodes, writers
+from runners.backends.ascend.provenance import Carrier, find_carriers, origin_of
+from runners.backends.ascend.roofline import CostEstimate, NodeCost, estimate
+from runners.backends.ascend.tensors import TensorKey, byte_count, tensor_descs
 from runners.inspection.source import Dump
 
 _DECODER_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graph_model.backends.torchair import TorchairBackend
 from graph_model.bucket import Bucket, BucketTable
-from graph_model.compile import Recipe
 from graph_model.errors import UserError
-from runners.load import bucket_table, load_model
+from runners.backends.torchair import TorchairBackend
+from runners.compile import Recipe
+from runners.llm.load import bucket_table, load_model
 from runners.settings import ModelSettings, resolve_settings
 
 _PHASES = ("prefill", "extend", "decode")

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from graph_model.ascend import standin
-from graph_model.ascend.cost import estimate
 from graph_model.ascend.ge_graph import GeGraph
-from graph_model.ascend.listing import count_nodes
-from graph_model.ascend.naive import naive_graph
-from graph_model.ascend.soc import Soc
-from graph_model.backends.torchair import TorchairBackend
 from graph_model.bucket import Bucket
+from graph_model.chips.soc import Soc
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from runners.backends.ascend import standin
+from runners.backends.ascend.baseline import naive_graph
+from runners.backends.ascend.printer import count_nodes
+from runners.backends.ascend.roofline import estimate
+from runners.backends.torchair import TorchairBackend
 from runners.inspection.live import recipe_of
 from runners.inspection.text import ESTIMATE, quantity, table
 from runners.settings import ModelSettings, require_torchair, resolve_settings
@@ -43,8 +43,8 @@ def compare_with_naive(settings: Any, context_length: int | None) -> str:
     fit. Raises UserError."""
     resolved = resolve_settings(settings)
     require_torchair(resolved)
-    if resolved.quantisation is not None:
-        raise UserError("compare=naive is about floating point, and the model is quantised. Leave quant out.")
+    if resolved.quantization is not None:
+        raise UserError("compare=naive is about floating point, and the model is quantized. Leave quant out.")
     tokens = min(context_length or _TOKENS, resolved.max_seq_len)
     assert resolved.soc is not None
     steps = measure(resolved, tokens)

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Sequence
 from html import escape
 
-from graph_model.ascend.listing import list_graph
-from graph_model.ascend.origins import origin_of
-from graph_model.ascend.tensors import tensor_descs
+from runners.backends.ascend.printer import list_graph
+from runners.backends.ascend.provenance import origin_of
+from runners.backends.ascend.tensors import tensor_descs
 from runners.inspection.findings import Findings, is_kernel
 from runners.inspection.plots import plots
 from runners.inspection.text import ESTIMATE, carrier_rows, duration, input_rows, op_rows, quantity, unknown, views

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from graph_model.ascend.cost import NodeCost
+from runners.backends.ascend.roofline import NodeCost
 from runners.inspection.findings import Findings, is_kernel
 from runners.inspection.text import duration, quantity
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from graph_model.ascend.ge_graph import GeGraph
 from graph_model.ascend.graph_file import read_graph_file
-from graph_model.ascend.origins import target_of
-from graph_model.ascend.soc import SOCS, Soc, find_soc
+from graph_model.chips.soc import SOCS, Soc, find_soc
 from graph_model.errors import UserError
+from runners.backends.ascend.provenance import target_of
 
 _LISTING = "lowered.txt"
 _GRAPH = "lowered.pbtxt"

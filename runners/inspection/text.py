@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from graph_model.ascend.listing import COPIES, FREE
-from graph_model.ascend.origins import origin_of
+from runners.backends.ascend.printer import COPIES, FREE
+from runners.backends.ascend.provenance import origin_of
 from runners.inspection.findings import Findings, slowest
 
 ESTIMATE = "estimates by peak rates (a roofline): a lower bound, not a measurement"

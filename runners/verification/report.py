@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from graph_model.ascend.acceptance import OpResult
-from graph_model.ascend.checked_step import Findings
 from graph_model.errors import UserError
-from runners.files import write_text
+from runners.backends.ascend.acceptance import OpResult
+from runners.backends.ascend.checked_step import Findings
+from runners.io.files import write_text
 
 _ON_DEVICE = (
     "Each op ran alone, and each step whole, on the device; both are compared with the interpreter, and the "

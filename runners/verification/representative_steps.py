@@ -9,22 +9,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from graph_model.ascend.lower import lower
-from graph_model.ascend.rank_graph import fake_group
-from graph_model.ascend.single_ops import SingleOp, cut_out_ops
-from graph_model.ascend.soc import Soc, check_model, check_quantisation
-from graph_model.backends.torchair import AscendOptions, kernel_passes
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
+from graph_model.chips.soc import Soc, check_model, check_quantization
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
-from graph_model.graph import Pages
-from graph_model.quantisation import Quantisation, Scheme, select_linears
-from graph_model.shard import WHOLE, Shard
+from graph_model.graph import KVCacheConfig
+from graph_model.quantization.linears import Quantization, Scheme, select_linears
+from graph_model.tensor_parallel import WHOLE, Shard
 from graph_model.weights import Part, Read, evaluate
 from passes.check import example_inputs, random_caches
-from passes.manager import DEFAULT_PASSES, build_passes, run_passes
-from runners.random_weights import random_weights
+from passes.framework.manager import run_passes
+from passes.pipeline import DEFAULT_PASSES, build_passes
+from runners.backends.ascend.lower import lower
+from runners.backends.ascend.rank_graph import fake_group
+from runners.backends.ascend.single_ops import SingleOp, cut_out_ops
+from runners.backends.torchair import AscendOptions, kernel_passes
+from runners.llm.random_weights import random_weights
 
 _NUM_BLOCKS = 8
 _LIMITS = {torch.int32: 1000, torch.float32: 8}  # of the numbers in place of zeros
@@ -32,7 +33,7 @@ _LIMITS = {torch.int32: 1000, torch.float32: 8}  # of the numbers in place of ze
 
 @dataclass(frozen=True)
 class RepresentativeStep:
-    """A step of a model with random weights. kept: linears in floating point where others are quantised."""
+    """A step of a model with random weights. kept: linears in floating point where others are quantized."""
 
     bucket: Bucket
     config: GemmaConfig
@@ -53,19 +54,19 @@ class RepresentativeStep:
         return f"{self.bucket} ({', '.join(parts)})"
 
     @property
-    def quantisation(self) -> Quantisation | None:
+    def quantization(self) -> Quantization | None:
         if self.scheme is None:
-            return Quantisation(None, kv8=True) if self.kv8 else None
+            return Quantization(None, kv8=True) if self.kv8 else None
         linears = select_linears(self.config, self.kept)
-        return Quantisation(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)
+        return Quantization(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)
 
     def runs_on(self, soc: Soc) -> bool:
         """Whether the chip's tables allow it."""
         heads, kv_heads = self.shard.heads(self.config), self.shard.kv_heads(self.config)
         try:
             check_model(soc, self.dtype, self.config.head_dim, heads, kv_heads, self.block_size)
-            if self.quantisation is not None:
-                check_quantisation(soc, self.quantisation, self.config.head_dim, self.block_size)
+            if self.quantization is not None:
+                check_quantization(soc, self.quantization, self.config.head_dim, self.block_size)
         except UserError:
             return False
         return True
@@ -75,15 +76,15 @@ class RepresentativeStep:
 
         A rank runs alone: collectives give it what they would if all ranks had what it has.
         """
-        pages = Pages(_NUM_BLOCKS, self.block_size)
+        cache_config = KVCacheConfig(_NUM_BLOCKS, self.block_size)
         passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, self.shard)
         passes += kernel_passes(AscendOptions(soc, self.norm))
         with fake_group(self.shard):
-            graph = capture(self.config, self.bucket, pages, getattr(torch, self.dtype), self.quantisation)
+            graph = capture(self.config, self.bucket, cache_config, getattr(torch, self.dtype), self.quantization)
             run_passes(graph, passes)
             inputs = example_inputs(graph, past=True)
             plan = graph.weight_plan
-            read = _without_zeros(random_weights(self.config, self.quantisation))
+            read = _without_zeros(random_weights(self.config, self.quantization))
             weights = evaluate(plan.values(), read, torch.device("cpu"))
             arguments = [*(weights[expression] for expression in plan.values()), *random_caches(graph)]
             arguments += [inputs[node.name] for node in graph.placeholders("input")]
@@ -91,7 +92,7 @@ class RepresentativeStep:
 
 
 def representative_steps(soc: Soc) -> list[RepresentativeStep]:
-    """Those that the chip runs: phases, norms, quantisations, dtypes, shapes of heads and blocks, selections, ranks."""
+    """Those that the chip runs: phases, norms, quantizations, dtypes, shapes of heads and blocks, selections, ranks."""
     return [step for step in _steps() if step.runs_on(soc)]
 
 

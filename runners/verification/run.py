@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 
-from graph_model.ascend import standin
-from graph_model.ascend.acceptance import verify_ops
-from graph_model.ascend.engine import describe_device
 from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.ascend.single_ops import SingleOp, cut_out_ops
-from graph_model.backends.torchair import TorchairBackend
 from graph_model.errors import UserError
+from runners.backends.ascend import standin
+from runners.backends.ascend.acceptance import verify_ops
+from runners.backends.ascend.engine import describe_device
+from runners.backends.ascend.single_ops import SingleOp, cut_out_ops
+from runners.backends.torchair import TorchairBackend
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scoring import ScoreRequest
 from runners.llm import LLM

@@ -14,17 +14,17 @@ from support.configs import TINY_CONFIGS
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.gemma import GemmaForCausalLM
-from graph_model.graph import ModelGraph, Pages
-from graph_model.weights import Source, evaluate
+from graph_model.graph import KVCacheConfig, ModelGraph
+from graph_model.weights import CheckpointTensor, evaluate
 
 aten = torch.ops.aten
-PAGES = Pages(num_blocks=8, block_size=16)
-PREFILL = Bucket("prefill", batch=2, chunk=8, table_width=0)
-DECODE = Bucket("decode", batch=3, chunk=1, table_width=2)
+KV_CACHE = KVCacheConfig(num_blocks=8, block_size=16)
+PREFILL = Bucket("prefill", batch=2, chunk=8, max_blocks_per_seq=0)
+DECODE = Bucket("decode", batch=3, chunk=1, max_blocks_per_seq=2)
 
 
 def captured(name: str, bucket: Bucket = PREFILL, dtype: torch.dtype = torch.float32) -> ModelGraph:
-    return capture(TINY_CONFIGS[name], bucket, PAGES, dtype)
+    return capture(TINY_CONFIGS[name], bucket, KV_CACHE, dtype)
 
 
 @pytest.mark.parametrize("bucket", [PREFILL, DECODE], ids=str)
@@ -43,8 +43,8 @@ def test_weights_are_the_checkpoints_tensors_by_name(name: str) -> None:
     graph = captured(name)
     checkpoint = {key: tuple(p.shape) for key, p in make_model(graph.config).named_parameters()}  # a tied one once
     expressions = list(graph.weight_plan.values())
-    assert all(isinstance(expression, Source) for expression in expressions)
-    assert {e.name: e.shape for e in expressions if isinstance(e, Source)} == checkpoint
+    assert all(isinstance(expression, CheckpointTensor) for expression in expressions)
+    assert {e.name: e.shape for e in expressions if isinstance(e, CheckpointTensor)} == checkpoint
 
 
 def test_a_tied_head_reads_the_embedding() -> None:
@@ -112,8 +112,9 @@ from graph_model import ops
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GEMMA_2B, GEMMA_7B
-from graph_model.graph import Pages
-from passes.manager import DEFAULT_PASSES, run_passes
+from graph_model.graph import KVCacheConfig
+from passes.framework.manager import run_passes
+from passes.pipeline import DEFAULT_PASSES
 
 def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -124,7 +125,7 @@ imported = peak_mb()
 config = {"2b": GEMMA_2B, "7b": GEMMA_7B}[sys.argv[1]]
 found = {}
 for bucket in (Bucket("prefill", 1, 512, 0), Bucket("decode", 16, 1, 128, "sample", 5)):
-    graph = capture(config, bucket, Pages(num_blocks=4096, block_size=64), torch.bfloat16)
+    graph = capture(config, bucket, KVCacheConfig(num_blocks=4096, block_size=64), torch.bfloat16)
     run_passes(graph, [cls() for cls in DEFAULT_PASSES])
     plan = graph.weight_plan
     found[bucket.phase] = {

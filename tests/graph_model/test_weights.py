@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graph_model.quantised_weights import ChannelScale, QuantisedWeight
 from graph_model.weights import (
+    CheckpointTensor,
     Concat,
     Expression,
     InverseFrequencies,
     OnePlus,
     Part,
     Slice,
-    Source,
     evaluate,
     from_json,
     rows_of,
     to_json,
 )
+from graph_model.weights.quantized import ChannelScale, QuantizedWeight
 
 CPU = torch.device("cpu")
 
@@ -42,8 +42,8 @@ class Checkpoint:
         self.reads[name] += 1
         return self.tensors[name]
 
-    def source(self, name: str, dtype: torch.dtype) -> Source:
-        return Source(name, tuple(self.tensors[name].shape), dtype)
+    def source(self, name: str, dtype: torch.dtype) -> CheckpointTensor:
+        return CheckpointTensor(name, tuple(self.tensors[name].shape), dtype)
 
 
 def evaluate_one(expression: Expression, checkpoint: Checkpoint) -> Tensor:
@@ -64,9 +64,9 @@ def test_rows_of_a_tensor_are_those_of_the_whole_and_all_that_is_read(expression
     checkpoint = Checkpoint({"a": (9, 5)}, torch.bfloat16)
     whole: Expression = {
         "source": checkpoint.source("a", torch.bfloat16),
-        "weight": QuantisedWeight("a", (9, 5), torch.bfloat16),
+        "weight": QuantizedWeight("a", (9, 5), torch.bfloat16),
         "scale": ChannelScale("a", (9,), torch.bfloat16),
-        "slice": Slice(QuantisedWeight("a", (9, 5), torch.bfloat16), 0, 1, 8),
+        "slice": Slice(QuantizedWeight("a", (9, 5), torch.bfloat16), 0, 1, 8),
     }[expression]
     rows_read = []
 
@@ -193,7 +193,9 @@ def test_the_allocation_count_would_see_a_temporary() -> None:
 
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 names = st.text(min_size=1, max_size=12)
-sources = st.builds(Source, names, st.lists(st.integers(0, 1 << 40), min_size=1, max_size=3).map(tuple), dtypes)
+sources = st.builds(
+    CheckpointTensor, names, st.lists(st.integers(0, 1 << 40), min_size=1, max_size=3).map(tuple), dtypes
+)
 leaves = (
     sources
     | st.builds(OnePlus, sources)
@@ -211,6 +213,6 @@ def test_json_form_is_read_back_equal(expression: Expression) -> None:
 
 
 def test_text_reads_as_a_formula() -> None:
-    q, k = (Source(f"{name}_proj.weight", (4, 4), torch.bfloat16) for name in "qk")
+    q, k = (CheckpointTensor(f"{name}_proj.weight", (4, 4), torch.bfloat16) for name in "qk")
     assert str(Concat((q, k))) == "cat(q_proj.weight, k_proj.weight)"
     assert str(OnePlus(q)) == "1 + float32(q_proj.weight)"

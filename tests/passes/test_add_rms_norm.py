@@ -8,8 +8,8 @@ from support.graphs import CASES, FLOAT32, LAYERS, Case, find, rewrite
 
 from graph_model import ops
 from passes.add_rms_norm import AddRMSNorm
-from passes.contract import PassError
-from passes.manager import run_passes
+from passes.framework.contract import PassError
+from passes.framework.manager import run_passes
 
 aten = torch.ops.aten
 

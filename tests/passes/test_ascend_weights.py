@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from graph_model.weights import CausalMask, Expression, OnePlus, Rounded, Source, evaluate, from_json, to_json
+from graph_model.weights import CausalMask, CheckpointTensor, Expression, OnePlus, Rounded, evaluate, from_json, to_json
 
-FACTOR = OnePlus(Source("norm.weight", (3,), torch.bfloat16))
+FACTOR = OnePlus(CheckpointTensor("norm.weight", (3,), torch.bfloat16))
 
 
 def read(name: str) -> torch.Tensor:

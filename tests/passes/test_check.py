@@ -14,20 +14,22 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.check import TOLERANCE, PassChecker, check_passes, difference, example_inputs
-from passes.contract import Pass, PassError, Tier
-from passes.fold_dequantise import FoldDequantise
-from passes.fold_quantise import FoldQuantise
+from graph_model.numerics import TOLERANCE, difference
+from passes.check import PassChecker, check_passes, example_inputs
+from passes.fold_dequantize import FoldDequantize
+from passes.fold_quantize import FoldQuantize
+from passes.framework.contract import Pass, PassError, Tier
+from passes.framework.manager import run_passes
 from passes.gelu_and_mul import GeluAndMul
 from passes.insert_quantization import InsertQuantization
-from passes.manager import DEFAULT_PASSES, run_passes
 from passes.paged_attention import PagedAttention
+from passes.pipeline import DEFAULT_PASSES
 from passes.quantize_cache import QuantizeCache
 from passes.rotary import Rotary
 
 aten = torch.ops.aten
-QUANTISING = (QuantizeCache, InsertQuantization, FoldDequantise, FoldQuantise)  # they leave float graphs alone
-FLOAT_PASSES = tuple(cls for cls in DEFAULT_PASSES if cls not in QUANTISING)
+QUANTIZING = (QuantizeCache, InsertQuantization, FoldDequantize, FoldQuantize)  # they leave float graphs alone
+FLOAT_PASSES = tuple(cls for cls in DEFAULT_PASSES if cls not in QUANTIZING)
 
 
 @pytest.mark.parametrize("name", TINY_CONFIGS)
@@ -163,12 +165,12 @@ def test_example_inputs_are_a_step_as_the_host_prepares_it(bucket: str, past: bo
     inputs = example_inputs(graph, past)
     slots = inputs["slot_mapping"].flatten().tolist()
     assert len(set(slots)) == len(slots)
-    assert max(slots) < graph.pages.num_blocks * graph.pages.block_size
+    assert max(slots) < graph.cache_config.num_blocks * graph.cache_config.block_size
     for row, length in enumerate(inputs["query_lens"].tolist()):
         start = int(inputs["context_lens"][row]) - length
         assert inputs["positions"][row, :length].tolist() == list(range(start, start + length))
         assert (start > 0) == (past and bucket != "prefill")
-        if graph.bucket.table_width:
+        if graph.bucket.max_blocks_per_seq:
             for token in range(length):
                 position = start + token
                 block = int(inputs["block_table"][row, position // 16])

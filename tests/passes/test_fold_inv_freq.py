@@ -7,9 +7,9 @@ import torch
 from support.graphs import BFLOAT16, CASES, Case, find, replace_call, rewrite
 
 from graph_model.weights import InverseFrequencies
-from passes.contract import PassError
 from passes.fold_inv_freq import FoldInvFreq
-from passes.manager import run_passes
+from passes.framework.contract import PassError
+from passes.framework.manager import run_passes
 
 aten = torch.ops.aten
 CHAIN = ("aten.arange.start_step", "aten.div.Tensor", "aten.pow.Scalar", "aten.reciprocal")

@@ -6,9 +6,9 @@ import pytest
 import torch
 from support.graphs import CASES, FLOAT32, LAYERS, Case, find, replace_call, rewrite
 
-from passes.contract import PassError
+from passes.framework.contract import PassError
+from passes.framework.manager import run_passes
 from passes.gelu_and_mul import GeluAndMul
-from passes.manager import run_passes
 
 aten = torch.ops.aten
 

@@ -20,10 +20,11 @@ import torch
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GemmaConfig
-from graph_model.graph import Pages
-from graph_model.quantisation import Quantisation, select_linears
-from graph_model.shard import Shard
-from passes.manager import DEFAULT_PASSES, build_passes, run_passes
+from graph_model.graph import KVCacheConfig
+from graph_model.quantization.linears import Quantization, select_linears
+from graph_model.tensor_parallel import Shard
+from passes.framework.manager import run_passes
+from passes.pipeline import DEFAULT_PASSES, build_passes
 
 torch.set_num_threads(1)
 config = GemmaConfig(
@@ -31,19 +32,20 @@ config = GemmaConfig(
     num_key_value_heads=1, head_dim=16, max_position_embeddings=512,
 )
 buckets = [
-    Bucket("prefill", batch=2, chunk=8, table_width=0),
-    Bucket("extend", batch=2, chunk=8, table_width=2),
-    Bucket("decode", batch=2, chunk=1, table_width=2),
-    Bucket("decode", batch=2, chunk=1, table_width=2, selection="sample", logprobs=3),
+    Bucket("prefill", batch=2, chunk=8, max_blocks_per_seq=0),
+    Bucket("extend", batch=2, chunk=8, max_blocks_per_seq=2),
+    Bucket("decode", batch=2, chunk=1, max_blocks_per_seq=2),
+    Bucket("decode", batch=2, chunk=1, max_blocks_per_seq=2, selection="sample", logprobs=3),
 ]
-pages, folder = Pages(num_blocks=8, block_size=16), Path(sys.argv[1])
+cache_config, folder = KVCacheConfig(num_blocks=8, block_size=16), Path(sys.argv[1])
 for bucket in buckets:
-    run_passes(capture(config, bucket, pages, torch.bfloat16), [cls() for cls in DEFAULT_PASSES], dump_dir=folder)
-int8 = Quantisation("w8a8", select_linears(config, ["down_proj", "lm_head"]), stored=True, kv8=True)
-quantised = capture(config, buckets[2], pages, torch.bfloat16, int8)
-run_passes(quantised, [cls() for cls in DEFAULT_PASSES], dump_dir=folder / "w8a8-kv8")
+    graph = capture(config, bucket, cache_config, torch.bfloat16)
+    run_passes(graph, [cls() for cls in DEFAULT_PASSES], dump_dir=folder)
+int8 = Quantization("w8a8", select_linears(config, ["down_proj", "lm_head"]), stored=True, kv8=True)
+quantized = capture(config, buckets[2], cache_config, torch.bfloat16, int8)
+run_passes(quantized, [cls() for cls in DEFAULT_PASSES], dump_dir=folder / "w8a8-kv8")
 sharding = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, Shard(1, 2))
-run_passes(capture(config, buckets[2], pages, torch.bfloat16), sharding, dump_dir=folder / "rank1of2")
+run_passes(capture(config, buckets[2], cache_config, torch.bfloat16), sharding, dump_dir=folder / "rank1of2")
 """
 
 

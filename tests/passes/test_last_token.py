@@ -6,9 +6,9 @@ import pytest
 import torch
 from support.graphs import BUCKETS, CASES, FLOAT32, LAYERS, Case, find, rewrite
 
-from passes.contract import PassError
+from passes.framework.contract import PassError
+from passes.framework.manager import run_passes
 from passes.last_token import LastToken
-from passes.manager import run_passes
 
 aten = torch.ops.aten
 

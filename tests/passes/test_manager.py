@@ -18,17 +18,11 @@ from graph_model import ops
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies, OnePlus
-from passes.attributes import attribute_value, check_attributes, find_attributes
-from passes.contract import Pass, PassError, Tier
+from passes.framework.attributes import attribute_value, check_attributes, find_attributes
+from passes.framework.contract import Pass, PassError, Tier
+from passes.framework.manager import run_passes
 from passes.gelu_and_mul import GeluAndMul
-from passes.manager import (
-    DEFAULT_PASSES,
-    KERNEL_OPTIONS,
-    PASSES,
-    build_kernel_options,
-    build_passes,
-    run_passes,
-)
+from passes.pipeline import DEFAULT_PASSES, KERNEL_OPTIONS, PASSES, build_kernel_options, build_passes
 from passes.rms_norm import RMSNorm
 from passes.select_token import SelectToken
 
@@ -75,7 +69,7 @@ def test_a_pass_is_on_unless_it_is_switched_off() -> None:
 
 
 def test_an_unknown_pass_is_refused() -> None:
-    with pytest.raises(UserError, match=r"passes\.flash: there is no such pass\. The passes are canonicalise, "):
+    with pytest.raises(UserError, match=r"passes\.flash: there is no such pass\. The passes are canonicalize, "):
         build_passes({**ALL, "flash": {"enabled": True}})
 
 
@@ -107,8 +101,8 @@ def test_a_required_pass_cannot_be_switched_off_or_left_out(name: str) -> None:
 
 def test_what_is_required_is_what_no_backend_could_do_without() -> None:
     required = {cls.name for cls in DEFAULT_PASSES if cls.required}
-    quantising = {"quantize_cache", "insert_quantization"}
-    assert required == {"canonicalise", "paged_attention", "last_token", "select_token", *quantising}
+    quantizing = {"quantize_cache", "insert_quantization"}
+    assert required == {"canonicalize", "paged_attention", "last_token", "select_token", *quantizing}
 
 
 # Attributes of the model, from the captured graph to the last.
@@ -210,7 +204,7 @@ def test_a_definition_that_disagrees_with_its_config_is_stopped_at_the_first_pas
 ) -> None:
     graph = BFLOAT16.captured()
     change(graph)
-    with pytest.raises(PassError, match=f"after canonicalise: {attribute} = "):
+    with pytest.raises(PassError, match=f"after canonicalize: {attribute} = "):
         run_passes(graph, build_passes(ALL))
 
 
@@ -284,6 +278,6 @@ def test_a_broken_pass_stops_the_run_before_the_next() -> None:
 def test_a_dump_is_written_before_the_first_pass_and_after_each(tmp_path: Path) -> None:
     run_passes(FLOAT32.captured("decode"), build_passes(ALL), dump_dir=tmp_path)
     names = sorted(path.name for path in (tmp_path / "decode-b2-w2").iterdir())
-    quantising = ("quantize_cache", "insert_quantization", "fold_dequantise", "fold_quantise")  # nothing is quantised
-    ran = [name for name in ALL if name not in quantising]
+    quantizing = ("quantize_cache", "insert_quantization", "fold_dequantize", "fold_quantize")  # nothing is quantized
+    ran = [name for name in ALL if name not in quantizing]
     assert names == [f"{i:02}_{name}.txt" for i, name in enumerate(["capture", *ran])]

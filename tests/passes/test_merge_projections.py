@@ -9,8 +9,8 @@ from torch import fx
 
 from graph_model.graph import ModelGraph
 from graph_model.weights import Concat
-from passes.contract import PassError
-from passes.manager import run_passes
+from passes.framework.contract import PassError
+from passes.framework.manager import run_passes
 from passes.merge_projections import MergeGateUp, MergeQKV
 
 aten = torch.ops.aten

@@ -8,8 +8,8 @@ from support.graphs import CASES, LAYERS, Case, count, rewrite
 
 from graph_model import ops
 from passes.check import PassChecker
-from passes.manager import run_passes
-from passes.onednn_linear import OneDNNLinear
+from passes.cpu.onednn_linear import OneDNNLinear
+from passes.framework.manager import run_passes
 from passes.select_token import SelectToken
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from support.graphs import BUCKETS, CASES, FLOAT32, LAYERS, PAGES, Case, find, rewrite
+from support.graphs import BUCKETS, CASES, FLOAT32, KV_CACHE, LAYERS, Case, find, rewrite
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import PassError
-from passes.manager import run_passes
+from passes.framework.contract import PassError
+from passes.framework.manager import run_passes
 from passes.paged_attention import PagedAttention
 
 aten = torch.ops.aten
@@ -43,10 +43,10 @@ def test_signature_has_caches_and_what_the_phase_reads(bucket: str) -> None:
     assert {tuple(values[n].shape) for n in ("input_ids", "slot_mapping")} == {(shape.batch, shape.chunk)}
     assert all(value.dtype == torch.int64 for value in values.values())
     if "block_table" in values:
-        assert values["block_table"].shape == (shape.batch, shape.table_width)
+        assert values["block_table"].shape == (shape.batch, shape.max_blocks_per_seq)
     caches = graph.placeholders("cache")
     assert [c.name for c in caches] == [f"{kind}_cache_{i}" for i in range(LAYERS) for kind in ("key", "value")]
-    size = (PAGES.num_blocks, PAGES.block_size, FLOAT32.config.num_key_value_heads, FLOAT32.config.head_dim)
+    size = (KV_CACHE.num_blocks, KV_CACHE.block_size, FLOAT32.config.num_key_value_heads, FLOAT32.config.head_dim)
     assert {tuple(c.meta["val"].shape) for c in caches} == {size}
     assert {c.meta["val"].dtype for c in caches} == {torch.float32}
     kinds = [n.meta["kind"] for n in graph.graph.nodes if n.op == "placeholder"]

@@ -10,7 +10,7 @@ import torch
 from support.graphs import BFLOAT16, FLOAT32, LAYERS, Case, rewrite
 
 from graph_model import ops
-from graph_model.quantisation import Quantisation
+from graph_model.quantization.linears import Quantization
 from passes.quantize_cache import QuantizeCache
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -19,7 +19,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 @pytest.mark.parametrize("bucket", ["prefill", "extend", "decode"])
 @pytest.mark.parametrize("case", [BFLOAT16, FLOAT32], ids=["bfloat16", "float32"])
 def test_ops_before_ops_after_matches_numerics(case: Case, bucket: str) -> None:
-    done = rewrite(QuantizeCache(), replace(case, quantisation=Quantisation(None, kv8=True)), bucket)
+    done = rewrite(QuantizeCache(), replace(case, quantization=Quantization(None, kv8=True)), bucket)
     assert done.matches == done.after["gemma.paged_attention_int8"] == LAYERS
     assert done.error <= (0.0 if bucket == "prefill" else 0.1)
     caches = [node.meta["val"] for node in done.graph.placeholders("cache")]
@@ -43,7 +43,7 @@ def test_what_is_written_is_the_rows_largest_value_in_127_steps() -> None:
         stored = cache.transpose(1, 2).flatten(0, 1)[slots.flatten()].numpy()
         assert np.abs(stored - rows / steps[..., None]).max() <= 0.5001
         assert int(scale.isnan().sum()) == 4 * 8 * 2 - 6 * 2  # nothing else was written
-    # Row 0's blocks hold its three tokens: a fourth attends to them dequantised, whatever lies beyond.
+    # Row 0's blocks hold its three tokens: a fourth attends to them dequantized, whatever lies beyond.
     new = [torch.randn(2, 1, heads, 16, generator=GENERATOR) for heads in (4, 2, 2)]
     found = ops.paged_attention_int8(
         *new, *caches, *scales, torch.tensor([[11], [0]]), None, lens + 1 - torch.tensor([0, 3]), table, 0.25

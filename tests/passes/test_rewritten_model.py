@@ -13,13 +13,14 @@ from torch import Tensor
 
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
-from graph_model.graph import ModelGraph, Pages
-from passes.manager import DEFAULT_PASSES, run_passes
+from graph_model.graph import KVCacheConfig, ModelGraph
+from passes.framework.manager import run_passes
+from passes.pipeline import DEFAULT_PASSES
 
-PAGES = Pages(num_blocks=8, block_size=16)
-PREFILL = Bucket("prefill", batch=2, chunk=16, table_width=0, logprobs=0)
-EXTEND = Bucket("extend", batch=2, chunk=16, table_width=2, logprobs=0)
-DECODE = Bucket("decode", batch=2, chunk=1, table_width=2, logprobs=0)
+KV_CACHE = KVCacheConfig(num_blocks=8, block_size=16)
+PREFILL = Bucket("prefill", batch=2, chunk=16, max_blocks_per_seq=0, logprobs=0)
+EXTEND = Bucket("extend", batch=2, chunk=16, max_blocks_per_seq=2, logprobs=0)
+DECODE = Bucket("decode", batch=2, chunk=1, max_blocks_per_seq=2, logprobs=0)
 BLOCKS = torch.tensor([[5, 2], [3, 6]])  # block 0 is scratch
 # Of two rows: tokens before each step and in it. Row 0 crosses a block inside a chunk, row 1 while decoding.
 STEPS = [(PREFILL, (0, 0), (16, 9)), (EXTEND, (16, 9), (3, 6)), *((DECODE, (19 + i, 15 + i), (1, 1)) for i in range(3))]
@@ -51,7 +52,7 @@ def test_prompt_chunk_and_decode_choose_the_tokens_of_transformers(name: str) ->
     read = dict(reference.named_parameters()).__getitem__
     graphs: dict[Bucket, ModelGraph] = {}
     for bucket in (PREFILL, EXTEND, DECODE):
-        graphs[bucket] = capture(config, bucket, PAGES, torch.float32)
+        graphs[bucket] = capture(config, bucket, KV_CACHE, torch.float32)
         run_passes(graphs[bucket], [cls() for cls in DEFAULT_PASSES])
     ids = torch.randint(0, config.vocab_size, (2, 24), generator=torch.Generator().manual_seed(6))
     expected = reference(ids).logits.log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Gemma's norm is recognised, and what is not Gemma's norm is refused."""
+"""Gemma's norm is recognized, and what is not Gemma's norm is refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from graph_model.weights import OnePlus
-from passes.contract import PassError
-from passes.manager import run_passes
+from passes.framework.contract import PassError
+from passes.framework.manager import run_passes
 from passes.rms_norm import RMSNorm
 
 aten = torch.ops.aten

@@ -1,4 +1,4 @@
-"""Rotary embedding is recognised by its halves."""
+"""Rotary embedding is recognized by its halves."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from support.graphs import BFLOAT16, CASES, LAYERS, Case, find, rewrite
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.contract import PassError
-from passes.manager import run_passes
+from passes.framework.contract import PassError
+from passes.framework.manager import run_passes
 from passes.rotary import Rotary
 
 aten = torch.ops.aten

@@ -9,8 +9,8 @@ import torch
 from support.graphs import BUCKETS, CASES, FLOAT32, Case, rewrite
 
 from graph_model import ops
-from passes.contract import PassError
-from passes.manager import run_passes
+from passes.framework.contract import PassError
+from passes.framework.manager import run_passes
 from passes.select_token import SelectToken
 
 

@@ -24,15 +24,16 @@ from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.checkpoint import Checkpoint, open_checkpoint
 from graph_model.config import read_config
-from graph_model.demo import CHECKPOINT_DIR
-from graph_model.demo.tokenizer import load_tokenizer
-from graph_model.demo.world import calibration_texts, held_out_stories
-from graph_model.graph import Pages
-from graph_model.quantisation import Quantisation, select_linears
-from graph_model.quantiser import QuantiserOptions, quantise_checkpoint
-from graph_model.shard import WHOLE, Shard
+from graph_model.graph import KVCacheConfig
+from graph_model.quantization.linears import Quantization, select_linears
+from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+from graph_model.tensor_parallel import WHOLE, Shard
 from graph_model.weights import Part, evaluate
-from passes.manager import DEFAULT_PASSES, build_passes, run_passes
+from passes.framework.manager import run_passes
+from passes.pipeline import DEFAULT_PASSES, build_passes
+from runners.demo import CHECKPOINT_DIR
+from runners.demo.training.tokenizer import load_tokenizer
+from runners.demo.world import calibration_texts, held_out_stories
 
 aten = torch.ops.aten
 # The passes up to the caches: a graph of whole sequences that returns all logits.
@@ -44,20 +45,20 @@ ROWS, TOKENS = 16, 64
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
     """All projections in int8, the row-parallel ones too."""
-    yield from quantised(tmp_path_factory.mktemp("quantised") / "demo", ["lm_head"])
+    yield from quantized(tmp_path_factory.mktemp("quantized") / "demo", ["lm_head"])
 
 
 @pytest.fixture(scope="module")
 def by_default(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
     """As quantize.py makes it: down_proj stays in floating point."""
-    yield from quantised(tmp_path_factory.mktemp("by_default") / "demo", ["down_proj", "lm_head"])
+    yield from quantized(tmp_path_factory.mktemp("by_default") / "demo", ["down_proj", "lm_head"])
 
 
-def quantised(target: Path, keep_float: list[str]) -> Iterator[Checkpoint]:
+def quantized(target: Path, keep_float: list[str]) -> Iterator[Checkpoint]:
     config = read_config(CHECKPOINT_DIR)
-    options = QuantiserOptions(Quantisation("w8a8", select_linears(config, keep_float), stored=True))
+    options = QuantizerOptions(Quantization("w8a8", select_linears(config, keep_float), stored=True))
     tokenizer = load_tokenizer(CHECKPOINT_DIR)
-    quantise_checkpoint(CHECKPOINT_DIR, target, options, [tokenizer.encode(t).ids for t in calibration_texts(8)])
+    quantize_checkpoint(CHECKPOINT_DIR, target, options, [tokenizer.encode(t).ids for t in calibration_texts(8)])
     with open_checkpoint(target, read_config(target)) as opened:
         yield opened
 
@@ -80,7 +81,7 @@ class Recorder(fx.Interpreter):
             self.integers.append(given)
             if self._forced is not None:
                 return node.target(self._forced[len(self.integers) - 1], *rest, **options)
-        if self._rounded and node.target in (ops.dequantise, aten.to.dtype):
+        if self._rounded and node.target in (ops.dequantize, aten.to.dtype):
             (joined, *_), ((_, *rest), options) = node.args, self.fetch_args_kwargs_from_env(node)
             if joined.target == ops.all_reduce:
                 return ops.all_reduce(node.target(self.env[joined.args[0]], *rest, **options))
@@ -108,7 +109,7 @@ class Prepared:
 def prepare(checkpoint: Checkpoint, dtype: torch.dtype, shard: Shard) -> Prepared:
     config = read_config(CHECKPOINT_DIR)
     bucket = Bucket("prefill", ROWS, TOKENS, 0)
-    graph = capture(config, bucket, Pages(1, 16), dtype, checkpoint.quantisation)
+    graph = capture(config, bucket, KVCacheConfig(1, 16), dtype, checkpoint.quantization)
     passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, shard)
     run_passes(graph, [each for each in passes if each.name not in NOT_OF_SEQUENCES])
 

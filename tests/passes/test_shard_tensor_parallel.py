@@ -10,26 +10,27 @@ import pytest
 import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
-from support.graphs import BUCKETS, QUANTISED_CASES, Case, count
+from support.graphs import BUCKETS, QUANTIZED_CASES, Case, count
 from support.models import build_model
 from support.ranks import part_reader, run_ranks
 from torch import Tensor
 
-from graph_model.backends.eager import EagerBackend
 from graph_model.bucket import BucketTable
-from graph_model.compile import CompiledModel
 from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
-from graph_model.shard import WHOLE, Shard, check_world_size, legal_world_sizes
+from graph_model.tensor_parallel import WHOLE, Shard, check_world_size, legal_world_sizes
 from graph_model.weights import Constant, evaluate
 from passes.check import Comparison, PassChecker
-from passes.contract import Pass
-from passes.manager import DEFAULT_PASSES, build_passes, run_passes
-from runners.engine.llm import LLM
+from passes.framework.contract import Pass
+from passes.framework.manager import run_passes
+from passes.pipeline import DEFAULT_PASSES, build_passes
+from runners.backends.eager import EagerBackend
+from runners.compile import CompiledModel
+from runners.engine.driver import EngineDriver
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scoring import ScoreRequest
-from runners.sizes import num_parameters
+from runners.llm.sizes import num_parameters
 
 SETTINGS: dict[str, dict[str, bool]] = {cls.name: {} for cls in DEFAULT_PASSES}
 BIASED = Case(replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2), torch.float32)  # two key heads
@@ -58,7 +59,7 @@ def test_a_rank_has_its_parts_and_two_collectives_per_layer() -> None:
     assert {tuple(node.meta["val"].shape) for node in graph.placeholders("cache")} == {(8, 16, 1, 16)}
 
 
-@pytest.mark.parametrize("case", [BIASED, QUANTISED_CASES["bfloat16-w8a8-stored"]], ids=["float32", "w8a8"])
+@pytest.mark.parametrize("case", [BIASED, QUANTIZED_CASES["bfloat16-w8a8-stored"]], ids=["float32", "w8a8"])
 def test_all_ranks_have_the_same_graph(case: Case) -> None:
     graphs = [shard_graph(case, "sample", Shard(rank, 2)) for rank in range(2)]
     assert graphs[0].module.code == graphs[1].module.code
@@ -125,7 +126,7 @@ def tokens(models: list[CompiledModel], vocab_size: int) -> list[list[list[int]]
     ]
 
     def answer(shard: Shard) -> list[list[int]]:
-        llm = LLM(models[shard.rank], vocab_size=vocab_size)
+        llm = EngineDriver(models[shard.rank], vocab_size=vocab_size)
         return [result.token_ids for result in llm.generate(prompts, sampling)]
 
     # A run by one rank finds out which steps are needed; others compile them before the threads start.
@@ -142,7 +143,7 @@ def scores(models: list[CompiledModel], vocab_size: int) -> list[list[Tensor]]:
     ]
 
     def score(shard: Shard) -> list[Tensor]:
-        found = LLM(models[shard.rank], vocab_size=vocab_size).score(requests)
+        found = EngineDriver(models[shard.rank], vocab_size=vocab_size).score(requests)
         return [torch.from_numpy(array) for one in found for array in (one.token_ids, one.logprobs)]
 
     return run_ranks(len(models), score)

@@ -10,9 +10,11 @@ import torch
 from support.graphs import BFLOAT16, BUCKETS, CASES, Case, run_graph
 from torch import Tensor
 
-from passes.attributes import check_attributes
-from passes.check import TOLERANCE, example_inputs
-from passes.manager import DEFAULT_PASSES, build_passes, run_passes
+from graph_model.numerics import TOLERANCE
+from passes.check import example_inputs
+from passes.framework.attributes import check_attributes
+from passes.framework.manager import run_passes
+from passes.pipeline import DEFAULT_PASSES, build_passes
 
 # Greedy steps of every phase and a sampled one, each with the log-probabilities of the whole vocabulary.
 PHASES = {
@@ -22,7 +24,7 @@ PHASES = {
     "sample": replace(BUCKETS["sample"], logprobs=256),
 }
 OPTIONAL = [cls.name for cls in DEFAULT_PASSES if not cls.required]
-QUANTISING = ["fold_dequantise", "fold_quantise"]  # test_quantisation leaves them out where there is something to do
+QUANTIZING = ["fold_dequantize", "fold_quantize"]  # test_quantization leaves them out where there is something to do
 
 
 def results(case: Case, phase: str, left_out: frozenset[str]) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -57,7 +59,7 @@ def assert_equal_within_rounding(case: Case, phase: str, left_out: frozenset[str
 
 
 @pytest.mark.parametrize("phase", ["prefill", "extend", "decode"])
-@pytest.mark.parametrize("left_out", [name for name in OPTIONAL if name not in QUANTISING])
+@pytest.mark.parametrize("left_out", [name for name in OPTIONAL if name not in QUANTIZING])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_one_pass_left_out(case: Case, left_out: str, phase: str) -> None:
     assert_equal_within_rounding(case, phase, frozenset({left_out}))
@@ -77,9 +79,9 @@ def test_the_list_is_what_the_config_can_switch_off() -> None:
         "merge_qkv",
         "merge_gate_up",
         "gelu_and_mul",
-        "fold_dequantise",
+        "fold_dequantize",
         "add_rms_norm",
-        "fold_quantise",
+        "fold_quantize",
     ]
 
 

@@ -15,11 +15,11 @@ from standin_commands import PROMPTS, SERVING, checkpoint, command
 from support.standin_cases import A2, ROOT, Cases
 
 import graph_model  # noqa: F401  (before torch)
-from graph_model.ascend.bundle import read_bundle
-from graph_model.ascend.exported_model import ExportedModel
 from graph_model.bucket import Bucket
 from graph_model.errors import UserError
-from runners.engine.llm import LLM as EngineLLM
+from runners.backends.ascend.bundle import read_bundle
+from runners.backends.ascend.exported_model import ExportedModel
+from runners.engine.driver import EngineDriver as EngineLLM
 from runners.engine.sampling_params import SamplingParams
 from runners.export import export
 from runners.infer import infer
@@ -31,11 +31,11 @@ LOAD = """
 import json, sys
 import graph_model
 from pathlib import Path
-from graph_model.ascend.bundle import read_bundle
-from graph_model.ascend.exported_model import ExportedModel
-from runners.engine.llm import LLM
+from runners.backends.ascend.bundle import read_bundle
+from runners.backends.ascend.exported_model import ExportedModel
+from runners.engine.driver import EngineDriver
 from runners.engine.sampling_params import SamplingParams
-llm = LLM(ExportedModel(read_bundle(Path(sys.argv[1]))))
+llm = EngineDriver(ExportedModel(read_bundle(Path(sys.argv[1]))))
 results = llm.generate(json.loads(sys.argv[2]), SamplingParams(max_new_tokens=6, ignore_eos=True))
 assert not {"torch_npu", "torchair", "passes", "graph_model.capture", "graph_model.gemma"} & set(sys.modules)
 print(json.dumps([result.token_ids for result in results]))

@@ -1,4 +1,4 @@
-"""runners/export.py over chips, dtypes, quantisation and sampling: what was exported gives the same tokens."""
+"""runners/export.py over chips, dtypes, quantization and sampling: what was exported gives the same tokens."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import torch  # isort: skip
 from standin_commands import PROMPTS, SERVING, checkpoint, command
 from support.standin_cases import A2, DUO, Cases
 
-from graph_model.ascend import standin
-from graph_model.ascend.bundle import read_bundle
-from graph_model.ascend.exported_model import ExportedModel
 from graph_model.ascend.graph_file import read_graph_file
-from graph_model.ascend.listing import list_graph
-from graph_model.ascend.origins import Target, target_of
-from runners import sizes
-from runners.engine.llm import LLM as EngineLLM
+from runners.backends.ascend import standin
+from runners.backends.ascend.bundle import read_bundle
+from runners.backends.ascend.exported_model import ExportedModel
+from runners.backends.ascend.printer import list_graph
+from runners.backends.ascend.provenance import Target, target_of
+from runners.engine.driver import EngineDriver as EngineLLM
 from runners.engine.sampling_params import SamplingParams
 from runners.export import export
 from runners.infer import infer
+from runners.llm import sizes
 
 CASES = Cases()
 
@@ -73,7 +73,7 @@ def an_export_for_the_duo_gives_the_same_tokens(folder: Path) -> None:
 
 
 @CASES.add(A2, slow=True)
-def a_quantised_sampling_export_in_bfloat16_gives_the_same_tokens(folder: Path) -> None:
+def a_quantized_sampling_export_in_bfloat16_gives_the_same_tokens(folder: Path) -> None:
     round_trip(folder, A2, torch.bfloat16, "sample=true", "quant=w8a8_dynamic")
 
 

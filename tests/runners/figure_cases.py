@@ -11,7 +11,7 @@ import pytest
 from standin_commands import checkpoint, command
 from support.standin_cases import A2, ROOT, Cases
 
-from graph_model.ascend.standin import BANNER
+from runners.backends.ascend.standin import BANNER
 from runners.benchmark import benchmark
 from runners.compile_matrix import compile_matrix
 
@@ -27,9 +27,9 @@ def called_here(name: str, function: Callable[[], Any], threads: int | None = No
 def times_on_the_standin_are_said_to_be_of_it(folder: Path) -> None:
     settings = [*checkpoint(folder), "backend=torchair", "dtype=float16", "lengths=[[8,4]]", "repeats=1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("runners.bench.phases.in_new_process", called_here)
-        patch.setattr("runners.bench.start_up.in_new_process", called_here)
-        patch.setattr("runners.bench.phases.print_host_time", lambda: None)  # of a model that computes nothing
+        patch.setattr("runners.benchmarking.phases.in_new_process", called_here)
+        patch.setattr("runners.benchmarking.start_up.in_new_process", called_here)
+        patch.setattr("runners.benchmarking.phases.print_host_time", lambda: None)  # of a model that computes nothing
         for phase, count in (("host", 1), ("compile", 2)):
             results = folder / phase
             status, out, err = command(benchmark, "benchmark", *settings, f"phase={phase}", f"results_dir={results}")
@@ -57,6 +57,6 @@ def a_matrix_is_said_to_be_of_estimates_and_of_the_standin(folder: Path) -> None
     assert "estimates" in statement
     assert "stand-in" in statement
     assert page.read_text() == f"<!-- compile_matrix {A2} -->\n{out.partition(heading)[2]}\n<!-- end -->\n"
-    for name, tables in (("tensor_parallel", 2), ("quantisation", 1)):
+    for name, tables in (("tensor_parallel", 2), ("quantization", 1)):
         shown = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
         assert shown.count(f"\n{statement}\n\n| model |") == tables, name

@@ -11,8 +11,8 @@ import graph_model  # noqa: F401  (before torch)
 from standin_commands import TINY, checkpoint, command  # isort: skip
 from support.standin_cases import A2, DUO, ROOT, Case, Cases
 
-from graph_model.ascend import standin
-from graph_model.ascend.soc import find_soc
+from graph_model.chips.soc import find_soc
+from runners.backends.ascend import standin
 from runners.inspect_graph import inspect_graph
 
 CASES = Cases()
@@ -76,7 +76,7 @@ def inspect_live(soc: str, folder: Path) -> None:
     assert abs(sum(float(bar[1]) for bar in bars) - float(total[0])) < 0.005 * len(bars) + 0.01
 
     summaries = re.findall(r"<summary>(\d\d_\w+): (.*?)</summary>", html)
-    assert [name for name, _ in summaries][:2] == ["00_capture", "01_canonicalise"]
+    assert [name for name, _ in summaries][:2] == ["00_capture", "01_canonicalize"]
     assert LAST_PASSES[soc] in dict(summaries)
     assert all(re.fullmatch(r"\d+ lines? less, \d+ lines? new", change) for _, change in summaries[1:])
     assert re.search(r'class="del">-.*gemma\.rotary\(', html)

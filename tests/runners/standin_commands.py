@@ -16,7 +16,7 @@ import torch  # isort: skip
 from support import torchair_steps as steps  # isort: skip
 from support.checkpoints import make_checkpoint
 
-from runners.entry import main as run_command
+from runners.command_line.entry import main as run_command
 
 TINY = replace(steps.BASE, num_hidden_layers=1)
 PROMPTS = [[5, 6, 7], list(range(3, 80))]

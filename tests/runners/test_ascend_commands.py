@@ -15,7 +15,7 @@ from ascend_command_cases import CASES
 from standin_commands import PROMPTS, SERVING, checkpoint
 from support.standin_cases import A2, NEEDS_TORCH_NPU, ROOT, run_cases
 
-from graph_model.ascend.standin import BANNER
+from runners.backends.ascend.standin import BANNER
 
 SCRIPT = Path(ascend_command_cases.__file__)
 

@@ -14,7 +14,7 @@ from support.checkpoints import make_checkpoint
 from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
 
-from graph_model.ascend.standin import BANNER
+from runners.backends.ascend.standin import BANNER
 from runners.benchmark import benchmark
 
 ROOT = Path(__file__).resolve().parents[2]

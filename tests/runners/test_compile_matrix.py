@@ -1,4 +1,4 @@
-"""runners/compile_matrix.py: what it accepts, and the estimates of quantised decode in docs."""
+"""runners/compile_matrix.py: what it accepts, and the estimates of quantized decode in docs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import hydra
 import pytest
 from support.standin_cases import NEEDS_TORCH_NPU
 
-from graph_model.ascend.soc import find_soc
+from graph_model.chips.soc import find_soc
 from graph_model.config import GEMMA_7B
 from graph_model.errors import UserError
+from runners.command_line.entry import CONF
 from runners.compile_matrix import rows
-from runners.entry import CONF
 
 ROOT = Path(__file__).parents[2]
 SOC = "atlas_800i_a2_910b4"
 SCHEMES = ("none", "w8a8", "w8a16", "w8a8+kv8")
 ARGUMENTS = (f"soc={SOC}", "models=[gemma_7b]", "world_sizes=[1]", "dtypes=[float16]", f"schemes=[{','.join(SCHEMES)}]")
-PAGE = (ROOT / "docs" / "quantisation.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
 
 
 def documented() -> list[str]:
@@ -36,17 +36,17 @@ def test_the_estimates_in_docs_name_their_command_and_are_at_least_what_reading_
     header, _, *lines = documented()
     columns = [cell.strip() for cell in header.strip("|").split("|")]
     table = [dict(zip(columns, (cell.strip() for cell in line.strip("|").split("|")), strict=True)) for line in lines]
-    assert tuple(row["quantised"] for row in table) == SCHEMES
+    assert tuple(row["quantized"] for row in table) == SCHEMES
     rates = find_soc(SOC).rates
     token = 2 * GEMMA_7B.num_hidden_layers * GEMMA_7B.num_key_value_heads
     for row in table:
-        vector = GEMMA_7B.head_dim + 4 if row["quantised"].endswith("kv8") else 2 * GEMMA_7B.head_dim
+        vector = GEMMA_7B.head_dim + 4 if row["quantized"].endswith("kv8") else 2 * GEMMA_7B.head_dim
         weights = float(row["weights, GB"])
         room = 0.9 * rates.memory * 1e9 - weights * 1e9
         assert int(row["KV tokens that fit"].replace(",", "")) == pytest.approx(room / (token * vector), rel=0.01), row
         # A tied table is read as the head, but as the embedding only by the row.
         context = 2048 * token * vector / 1e9
-        table_again = 2 * GEMMA_7B.vocab_size * GEMMA_7B.hidden_size / 1e9 if row["quantised"] == "w8a16" else 0.0
+        table_again = 2 * GEMMA_7B.vocab_size * GEMMA_7B.hidden_size / 1e9 if row["quantized"] == "w8a16" else 0.0
         reading = (weights - table_again + context) / rates.bandwidth * 1e3
         assert reading <= float(row["ms per token (estimate)"]) <= 1.1 * reading, (row, reading)
 

@@ -15,7 +15,7 @@ from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
 from support.token_rule import ROUNDS_ONCE, check_greedy
 
-from graph_model.backends.inductor import cpp_compiler
+from runners.backends.inductor import cpp_compiler
 from runners.infer import infer
 from runners.settings import NAMED_CONFIGS
 

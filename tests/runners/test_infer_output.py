@@ -52,7 +52,7 @@ def test_one_prompt_streams(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path:
             pieces.append(str(values[0]))
         builtins.print(*values, **options)
 
-    monkeypatch.setattr("runners.answer.print", recorded, raising=False)
+    monkeypatch.setattr("runners.llm.answer.print", recorded, raising=False)
     output = tmp_path / "out.jsonl"
     result = run(f'prompts=["{KIND}"]', "max_new_tokens=12", f"output_file={output}")
     (line,) = lines(output)

@@ -12,7 +12,7 @@ import pytest
 from support.cli import CommandResult, run_command
 from support.pbtxt import pbtxt
 
-from graph_model.ascend.standin import BANNER
+from runners.backends.ascend.standin import BANNER
 from runners.inspect_graph import inspect_graph
 
 REAL_DUMP = Path(__file__).parent / "dump"

@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from graph_model.ascend.soc import SOCS
-from graph_model.backends.select import NAMES
-from runners.entry import CONF
-from runners.help_text import settings_of
+from graph_model.chips.soc import SOCS
+from runners.backends.select import NAMES
+from runners.command_line.entry import CONF
+from runners.command_line.help_text import settings_of
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "migration.md"
 COMMANDS = ("infer", "convert", "quantize", "evaluate", "benchmark")
@@ -36,14 +36,14 @@ def test_what_exists_is_not_called_planned() -> None:
 
 
 def test_every_argument_of_the_other_commands_is_mapped() -> None:
-    quantisation = "-src -dst -type"
+    quantization = "-src -dst -type"
     accuracy = "pa_fp16 pa_bf16 full_BoolQ shots gemma max_position_embedding chat"
     performance = "performance performance_maxbs batch_range time_limit prefill_batch_size dataset"
     page = PAGE.read_text(encoding="utf-8")
     mapped = {name for line in page.splitlines() for name in re.findall(r"`(-?\w+)", line)}
     # The headings name the commands that these are arguments of.
     mapped |= set(re.findall(r"modeltest/run.sh pa_fp16 (\w+)", page))
-    assert [name for name in f"{quantisation} {accuracy} {performance}".split() if name not in mapped] == []
+    assert [name for name in f"{quantization} {accuracy} {performance}".split() if name not in mapped] == []
 
 
 def test_every_setting_of_the_dialogue_command_that_the_reference_has_is_mapped() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from support.cli import run_command
 
-from graph_model.demo.world import demo_prompts
 from graph_model.errors import UserError
-from runners.calibration import read_texts
+from runners.demo.world import demo_prompts
 from runners.infer import infer
+from runners.io.calibration import read_texts
 from runners.quantize import quantize
 
 
@@ -64,16 +64,16 @@ def test_an_int8_cache_is_no_matter_of_checkpoints(
     done = run_command(quantize, "quantize", [f"output_dir={tmp_path / 'q'}", *arguments], capsys, monkeypatch)
     assert done.status == 2
     text = " ".join(done.stderr.split())
-    assert "quant.kv8 is true; keys and values are quantised when the model runs" in text
+    assert "quant.kv8 is true; keys and values are quantized when the model runs" in text
     assert way_out in text
     assert "give quant.kv8=true (or quant=kv8) to runners/infer.py" in text
     assert not (tmp_path / "q").exists()
 
 
-def test_a_quantised_demo_answers_and_the_rest_is_refused(
+def test_a_quantized_demo_answers_and_the_rest_is_refused(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    target = tmp_path / "quantised"
+    target = tmp_path / "quantized"
 
     def run(command: Any, name: str, *arguments: str) -> Any:
         return run_command(command, name, list(arguments), capsys, monkeypatch)
@@ -81,7 +81,7 @@ def test_a_quantised_demo_answers_and_the_rest_is_refused(
     done = run(quantize, "quantize", f"output_dir={target}", "calibration.samples=4")
     assert done.status == 0, done.stderr
     assert "layers.3.mlp.gate_proj" in done.stdout
-    assert (target / "quantisation.html").read_text().count("<tr>") == 1 + 6 * 4
+    assert (target / "quantization.html").read_text().count("<tr>") == 1 + 6 * 4
     for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"):
         assert f"layers.2.{'mlp' if name in ('gate_proj', 'up_proj') else 'self_attn'}.{name} " in done.stdout
     again = run(quantize, "quantize", f"output_dir={target}", "calibration.samples=4")
@@ -107,4 +107,4 @@ def test_a_quantised_demo_answers_and_the_rest_is_refused(
     assert "quant=w8a8 needs scales of the activations" in refused.stderr
     assert "python runners/quantize.py" in refused.stderr
     other = run(infer, "infer", *settings, f"model.path={target}", "quant=w8a16")
-    assert "the checkpoint is quantised already, as w8a8" in other.stderr
+    assert "the checkpoint is quantized already, as w8a8" in other.stderr

@@ -17,17 +17,17 @@ import torch  # isort: skip
 from standin_commands import TINY, checkpoint, command
 from support.standin_cases import A2, DUO, ROOT, Cases
 
-from graph_model.ascend import acceptance, standin
 from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.ascend.interpreter.registry import OPS
-from graph_model.ascend.single_ops import SingleOp
 from graph_model.bucket import Bucket
+from runners.backends.ascend import acceptance, standin
+from runners.backends.ascend.interpreter.registry import OPS
+from runners.backends.ascend.single_ops import SingleOp
 from runners.verification import run
 from runners.verification.representative_steps import RepresentativeStep
 from runners.verify import verify
 
 CASES = Cases()
-LISTINGS = ROOT / "tests/graph_model/backends/golden"
+LISTINGS = ROOT / "tests/runners/backends/golden"
 
 
 def report_of(soc: str, folder: Path, *arguments: str, status: int = 0) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def verified(soc: str, folder: Path, *arguments: str) -> set[str]:
 
 
 @CASES.add(A2)
-def verify_holds_every_op_of_a_quantised_model_to_its_formula(folder: Path) -> None:
+def verify_holds_every_op_of_a_quantized_model_to_its_formula(folder: Path) -> None:
     types = verified(A2, folder, "quant=w8a8_dynamic")
     assert {"DynamicQuant", "QuantBatchMatmulV3", "FusedInferAttentionScore", "RotaryMul", "Sort"} <= types
     # Of other configurations: int8 caches, also of several key heads; fused norms; w8a16; several ranks.
@@ -168,7 +168,7 @@ def on_a_device(patch: pytest.MonkeyPatch, change: Callable[[SingleOp, list[torc
 
 
 def other_rounding(single: SingleOp, outputs: list[torch.Tensor]) -> None:
-    """The last place of every 16-bit number, and one quantised number by a unit."""
+    """The last place of every 16-bit number, and one quantized number by a unit."""
     for output in outputs:
         if output.dtype in (torch.float16, torch.bfloat16):
             output *= 1 + torch.finfo(output.dtype).eps

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from graph_model.checkpoint import expected_tensors
 from graph_model.config import GemmaConfig
-from runners.transformers_import import import_transformers
+from runners.backends.transformers_import import import_transformers
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def make_model(
     """A transformers GemmaForCausalLM with random weights, in eval mode; SENSITIVE in float32, else CALM."""
     transformers = import_transformers()
     model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**config.to_json())).eval()
-    randomise(model, seed, gains or (SENSITIVE if dtype == torch.float32 else CALM))
+    randomize(model, seed, gains or (SENSITIVE if dtype == torch.float32 else CALM))
     # Parameters only: from_pretrained leaves the rotary frequencies, a buffer, in float32.
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -73,7 +73,7 @@ def make_model(
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module, seed: int, gains: Gains) -> None:
+def randomize(model: torch.nn.Module, seed: int, gains: Gains) -> None:
     """Random weights under which the next token depends on the whole context.
 
     With usual random weights and a tied head the embedding of the last token dominates the residual stream, and every

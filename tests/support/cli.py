@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runners.entry import main
+from runners.command_line.entry import main
 
 
 @dataclass

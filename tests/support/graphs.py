@@ -13,36 +13,37 @@ from torch import Tensor, fx
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GemmaConfig
-from graph_model.graph import ModelGraph, Pages
-from graph_model.quantisation import Quantisation, select_linears
+from graph_model.graph import KVCacheConfig, ModelGraph
+from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.weights import Read, evaluate
 from passes.check import PassChecker
-from passes.contract import Pass, describe_target
-from passes.integers import IntegerDifference
-from passes.manager import DEFAULT_PASSES, run_passes
+from passes.framework.contract import Pass, describe_target
+from passes.framework.integers import IntegerDifference
+from passes.framework.manager import run_passes
+from passes.pipeline import DEFAULT_PASSES
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
-from support.modelslim import quantised_tensors
+from support.modelslim import quantized_tensors
 
-PAGES = Pages(num_blocks=8, block_size=16)
+KV_CACHE = KVCacheConfig(num_blocks=8, block_size=16)
 BUCKETS = {
-    "prefill": Bucket("prefill", batch=2, chunk=8, table_width=0),
-    "extend": Bucket("extend", batch=2, chunk=8, table_width=2),
-    "decode": Bucket("decode", batch=2, chunk=1, table_width=2),
-    "sample": Bucket("decode", batch=2, chunk=1, table_width=2, selection="sample", logprobs=3),
-    "score": Bucket("extend", batch=2, chunk=8, table_width=2, selection="score", scored=3),
-    "distribution": Bucket("prefill", batch=2, chunk=8, table_width=0, selection="distribution", scored=3),
+    "prefill": Bucket("prefill", batch=2, chunk=8, max_blocks_per_seq=0),
+    "extend": Bucket("extend", batch=2, chunk=8, max_blocks_per_seq=2),
+    "decode": Bucket("decode", batch=2, chunk=1, max_blocks_per_seq=2),
+    "sample": Bucket("decode", batch=2, chunk=1, max_blocks_per_seq=2, selection="sample", logprobs=3),
+    "score": Bucket("extend", batch=2, chunk=8, max_blocks_per_seq=2, selection="score", scored=3),
+    "distribution": Bucket("prefill", batch=2, chunk=8, max_blocks_per_seq=0, selection="distribution", scored=3),
 }
 LAYERS = 2
 
 
 @dataclass(frozen=True)
 class Case:
-    """A two-layer model, its dtype and how it is quantised."""
+    """A two-layer model, its dtype and how it is quantized."""
 
     config: GemmaConfig
     dtype: torch.dtype
-    quantisation: Quantisation | None = None
+    quantization: Quantization | None = None
 
     def captured(self, bucket: str | Bucket = "extend") -> ModelGraph:
         """The plain model's graph, a copy of one's own."""
@@ -64,10 +65,10 @@ CASES = {
     "untied_head-float32": Case(replace(TINY_CONFIGS["untied_head"], num_hidden_layers=LAYERS), torch.float32),
 }
 BFLOAT16, FLOAT32 = CASES.values()
-# Every scheme, from floating-point checkpoints and quantised ones (stored); down_proj and the head stay as they are.
-QUANTISED_CASES = {
+# Every scheme, from floating-point checkpoints and quantized ones (stored); down_proj and the head stay as they are.
+QUANTIZED_CASES = {
     f"{dtype}-{scheme}{'-stored' if stored else ''}": replace(
-        case, quantisation=Quantisation(scheme, select_linears(case.config, ["down_proj", "lm_head"]), stored)
+        case, quantization=Quantization(scheme, select_linears(case.config, ["down_proj", "lm_head"]), stored)
     )
     for dtype, case, scheme, stored in (
         ("bfloat16", BFLOAT16, "w8a8", True),
@@ -147,7 +148,7 @@ def make_caches(graph: ModelGraph, fill: float = 0.0) -> list[Tensor]:
 
 @cache
 def _captured(case: Case, bucket: Bucket) -> ModelGraph:
-    return capture(case.config, bucket, PAGES, case.dtype, case.quantisation)
+    return capture(case.config, bucket, KV_CACHE, case.dtype, case.quantization)
 
 
 @cache
@@ -163,7 +164,7 @@ def _before(case: Case, pass_class: type[Pass], bucket: Bucket) -> ModelGraph:
 @cache
 def _reader(case: Case) -> Read:
     weights = dict(make_model(case.config, dtype=case.dtype).state_dict())
-    if case.quantisation is not None and case.quantisation.stored:
-        scheme = case.quantisation.scheme
-        weights = quantised_tensors(weights, case.quantisation.linears, scheme, case.dtype).tensors
+    if case.quantization is not None and case.quantization.stored:
+        scheme = case.quantization.scheme
+        weights = quantized_tensors(weights, case.quantization.linears, scheme, case.dtype).tensors
     return weights.__getitem__

@@ -1,4 +1,4 @@
-"""Quantised checkpoints as ModelSlim writes them, made from the format's description with numpy, not by our writer."""
+"""Quantized checkpoints as ModelSlim writes them, made from the format's description with numpy, not by our writer."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ NAMES = {"w8a8": "W8A8", "w8a8_dynamic": "W8A8_DYNAMIC", "w8a16": "W8A16"}
 
 
 @dataclass(frozen=True)
-class QuantisedTensors:
+class QuantizedTensors:
     """tensors: by name. description: of each tensor, the scheme's name or FLOAT."""
 
     tensors: dict[str, Tensor]
     description: dict[str, str]
 
 
-def quantised_tensors(
+def quantized_tensors(
     weights: Mapping[str, Tensor],
     linears: Iterable[str],
     scheme: str | None,
     dtype: torch.dtype,
     dialect: str = "atb",
-) -> QuantisedTensors:
-    """The tensors of a checkpoint whose `linears` are quantised; input ranges are made up, equal within a group."""
+) -> QuantizedTensors:
+    """The tensors of a checkpoint whose `linears` are quantized; input ranges are made up, equal within a group."""
     assert scheme is not None
     tensors = {name: tensor.detach().to(dtype) for name, tensor in weights.items()}
     description = dict.fromkeys(tensors, "FLOAT")
@@ -56,7 +56,7 @@ def quantised_tensors(
         for kind, tensor in made.items():
             tensors[f"{path}.{kind}"] = tensor
             description[f"{path}.{kind}"] = NAMES[scheme]
-    return QuantisedTensors(tensors, description)
+    return QuantizedTensors(tensors, description)
 
 
 def _static(
@@ -80,7 +80,7 @@ def _static(
 
 
 def write_checkpoint(
-    directory: Path, config_json: Mapping[str, Any], made: QuantisedTensors, scheme: str, dialect: str = "atb"
+    directory: Path, config_json: Mapping[str, Any], made: QuantizedTensors, scheme: str, dialect: str = "atb"
 ) -> None:
     """Files as either tool leaves them: atb names weights and description after the scheme."""
     directory.mkdir(parents=True)

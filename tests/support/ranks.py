@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed import multi_threaded_pg as threaded
 
-from graph_model.shard import Shard
+from graph_model.tensor_parallel import Shard
 from graph_model.weights import Part, Read
 
 Result = TypeVar("Result")

@@ -60,9 +60,9 @@ class Cases(dict[str, Case]):
         """SCRIPT SOC CACHE_DIR RESULTS.json [CASE ...]: run cases and write {case: error text or ""}."""
         import torch
 
-        from graph_model.ascend import standin
-        from graph_model.ascend.kernels import register_kernels
-        from graph_model.ascend.soc import find_soc
+        from graph_model.chips.soc import find_soc
+        from runners.backends.ascend import standin
+        from runners.backends.ascend.kernels import register_kernels
 
         soc, cache_dir, results, *only = sys.argv[1:]
         torch.set_num_threads(1)

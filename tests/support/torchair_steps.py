@@ -8,19 +8,20 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from graph_model.ascend.lower import LoweredStep
-from graph_model.ascend.soc import Soc
-from graph_model.backends.torchair import AscendOptions, kernel_passes
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
+from graph_model.chips.soc import Soc
 from graph_model.config import GemmaConfig
-from graph_model.graph import ModelGraph, Pages
-from graph_model.quantisation import Quantisation, select_linears
+from graph_model.graph import KVCacheConfig, ModelGraph
+from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.weights import Part, Read, evaluate
-from passes.manager import DEFAULT_PASSES, run_passes
+from passes.framework.manager import run_passes
+from passes.pipeline import DEFAULT_PASSES
+from runners.backends.ascend.lower import LoweredStep
+from runners.backends.torchair import AscendOptions, kernel_passes
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
-from support.modelslim import quantised_tensors
+from support.modelslim import quantized_tensors
 
 BASE = replace(TINY_CONFIGS["one_kv_head"], num_hidden_layers=2, head_dim=64, num_attention_heads=4)
 CHUNK, WIDTH = 16, 2
@@ -35,7 +36,7 @@ class StepCase:
     block_size: int
     phase: str
     norm: str = "exact"
-    scheme: str | None = None  # w8a8 is read from a quantised checkpoint, others are made when weights are loaded
+    scheme: str | None = None  # w8a8 is read from a quantized checkpoint, others are made when weights are loaded
     kv8: bool = False
     seed: int = 0  # of the random weights
     sampled: bool = False  # the graph returns drawn tokens with log-probabilities, else logits
@@ -47,16 +48,16 @@ class StepCase:
         return Bucket(self.phase, *shape, *(("sample", 2) if self.sampled else ()))  # type: ignore[arg-type]
 
     @property
-    def quantisation(self) -> Quantisation | None:
+    def quantization(self) -> Quantization | None:
         if self.scheme is None:
-            return Quantisation(None, kv8=True) if self.kv8 else None
+            return Quantization(None, kv8=True) if self.kv8 else None
         linears = select_linears(self.config, [] if self.scheme == "w8a16" else ["down_proj", "lm_head"])
-        return Quantisation(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)  # type: ignore[arg-type]
+        return Quantization(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)  # type: ignore[arg-type]
 
     def canonical(self) -> ModelGraph:
         """The graph before kernels are selected."""
-        pages = Pages(num_blocks=8, block_size=self.block_size)
-        graph = capture(self.config, self.bucket, pages, self.dtype, self.quantisation)
+        cache_config = KVCacheConfig(num_blocks=8, block_size=self.block_size)
+        graph = capture(self.config, self.bucket, cache_config, self.dtype, self.quantization)
         run_passes(graph, [cls() for cls in DEFAULT_PASSES])
         if not self.sampled:
             graph.set_outputs(graph.outputs[0].args[0])  # type: ignore[arg-type]
@@ -183,16 +184,16 @@ def weights_of(graph: ModelGraph, case: StepCase) -> list[Tensor]:
     """Random weights, evaluated by the graph's plan."""
     plan = graph.weight_plan
     tensors = evaluate(
-        plan.values(), _reader(case.config, case.dtype, case.quantisation, case.seed), torch.device("cpu")
+        plan.values(), _reader(case.config, case.dtype, case.quantization, case.seed), torch.device("cpu")
     )
     return [tensors[expression] for expression in plan.values()]
 
 
 @cache
-def _reader(config: GemmaConfig, dtype: torch.dtype, quantisation: Quantisation | None, seed: int) -> Read:
+def _reader(config: GemmaConfig, dtype: torch.dtype, quantization: Quantization | None, seed: int) -> Read:
     weights: dict[str, Tensor] = dict(make_model(config, seed, dtype).named_parameters())
-    if quantisation is not None and quantisation.stored:
-        weights = quantised_tensors(weights, quantisation.linears, quantisation.scheme, dtype).tensors
+    if quantization is not None and quantization.stored:
+        weights = quantized_tensors(weights, quantization.linears, quantization.scheme, dtype).tensors
 
     def read(name: str, part: Part | None = None) -> Tensor:
         if part is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from graph_model.demo.world import held_out_stories
+from runners.demo.world import held_out_stories
 from runners.evaluation.items import demo_items
 
 

@@ -10,7 +10,7 @@ from support.checkpoints import make_checkpoint, make_model
 from support.configs import TINY_CONFIGS
 
 from graph_model.config import GemmaConfig, read_config
-from runners.transformers_import import import_transformers
+from runners.backends.transformers_import import import_transformers
 
 DTYPES = [torch.float32, torch.bfloat16]
 

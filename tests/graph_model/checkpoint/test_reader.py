@@ -184,7 +184,7 @@ def test_config_with_other_sizes_is_refused(saved: dict[str, Path]) -> None:
     assert_refused(saved["single"], r"\(9 tensors in all", replace(CONFIG, intermediate_size=95))
 
 
-def test_quantised_checkpoint_is_refused(saved: dict[str, Path]) -> None:
+def test_quantized_checkpoint_is_refused(saved: dict[str, Path]) -> None:
     assert_refused(saved["single"], "quantize is 'w8a8'", replace(CONFIG, quantize="w8a8"))
 
 
@@ -205,7 +205,7 @@ def test_garbage_is_refused(content: bytes, copy: Callable[[str], Path]) -> None
     assert_refused(directory, "not a readable safetensors file")
 
 
-def test_git_lfs_pointer_is_recognised(copy: Callable[[str], Path]) -> None:
+def test_git_lfs_pointer_is_recognized(copy: Callable[[str], Path]) -> None:
     directory = copy("single")
     (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert_refused(directory, "git lfs pull")

@@ -15,7 +15,7 @@ from support.configs import TINY_CONFIGS
 from graph_model.checkpoint import open_checkpoint, save_checkpoint, writer
 from graph_model.config import read_config
 from graph_model.errors import UserError
-from runners.transformers_import import import_transformers
+from runners.backends.transformers_import import import_transformers
 
 CONFIG = TINY_CONFIGS["grouped_kv_heads"]
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from graph_model import ops
-from graph_model.backends.inductor import cpp_compiler
 from graph_model.native import NativeBuildError, build, load_kernels
+from runners.backends.inductor import cpp_compiler
 
 needs_compiler = pytest.mark.skipif(cpp_compiler() is None, reason="needs a C++ compiler")
 
@@ -52,7 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def kernels(root: Path) -> None:
     load_kernels(root, "g++", "some version")
-    for name in ("few_rows_linear", "few_rows_int8_weight_linear", "native_int8_linear", "native_int_linear"):
+    for name in ("skinny_linear", "skinny_int8_weight_linear", "native_int8_linear", "native_int_linear"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"gemma::{name}", "CPU")
 
 
@@ -89,7 +89,7 @@ def test_every_shape_is_rounded_once(dtype: torch.dtype) -> None:
         w = torch.randn(out, size, generator=generator).to(dtype)
         bias = torch.randn(out, generator=generator).to(dtype) if rows % 2 else None
         for result in (dtype, torch.float32):
-            assert_rounded_once(ops.few_rows_linear(x, w, bias, result), x, w, bias, result)
+            assert_rounded_once(ops.skinny_linear(x, w, bias, result), x, w, bias, result)
 
 
 @needs_compiler
@@ -98,15 +98,15 @@ def test_leading_dimensions_strides_and_special_values() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 64, 3, generator=generator).bfloat16().transpose(1, 2)  # not contiguous
     w = torch.randn(64, 40, generator=generator).bfloat16().T
-    y = ops.few_rows_linear(x, w, None, x.dtype)
+    y = ops.skinny_linear(x, w, None, x.dtype)
     assert y.shape == (2, 3, 40)
     assert_rounded_once(y.view(6, 40), x.reshape(6, 64), w, None)
     for dtype in (torch.bfloat16, torch.float16):
         special = torch.tensor([[float("inf")], [float("nan")], [65504.0], [2.0**-24], [-0.0]]).to(dtype)
         one = torch.ones(1, 1, dtype=dtype)
-        found = ops.few_rows_linear(one, special, None, dtype)[0]
+        found = ops.skinny_linear(one, special, None, dtype)[0]
         assert torch.equal(found.nan_to_num(7.0), special[:, 0].nan_to_num(7.0))
-    assert ops.few_rows_linear(x[:0], w, None, x.dtype).shape == (0, 3, 40)
+    assert ops.skinny_linear(x[:0], w, None, x.dtype).shape == (0, 3, 40)
 
 
 @needs_compiler
@@ -121,8 +121,8 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         (x, w, torch.zeros(4), x.dtype),
         (x, w, None, torch.float16),
     ]:
-        with pytest.raises(RuntimeError, match="few_rows_linear"):
-            ops.few_rows_linear(a, b, bias, dtype)
+        with pytest.raises(RuntimeError, match="skinny_linear"):
+            ops.skinny_linear(a, b, bias, dtype)
 
 
 @needs_compiler
@@ -136,7 +136,7 @@ def test_int8_weights_meet_every_shape_and_are_rounded_once(dtype: torch.dtype) 
         bias = torch.randn(out, generator=generator).to(dtype) if rows % 2 else None
         exact = (x.double() @ w.double().T) * scale.double() + (0 if bias is None else bias.double())
         sums = (x.double().abs() @ w.double().abs().T) * scale.double() * 2.0**-23 * 8
-        y = ops.few_rows_int8_weight_linear(x, w, scale, bias)
+        y = ops.skinny_int8_weight_linear(x, w, scale, bias)
         assert y.dtype == dtype
         assert ((y.double() - exact).abs() <= exact.abs() * ULP[dtype] + sums + 1e-6).all()
 
@@ -175,7 +175,7 @@ def test_int8_kernels_take_leading_dimensions_and_strides_and_refuse_what_does_n
     expected = ops.int8_linear(q, w, None, scale, rows, None, torch.bfloat16)
     assert torch.equal(ops.native_int8_linear(q, w, None, scale, rows, None, torch.bfloat16), expected)
     assert ops.native_int8_linear(q[:0], w, None, scale, rows[:0], None, torch.half).shape == (0, 3, 16)
-    wide = ops.few_rows_int8_weight_linear(q.float(), w, scale, None)
+    wide = ops.skinny_int8_weight_linear(q.float(), w, scale, None)
     assert torch.allclose(wide.double(), (q.double() @ w.double().T) * scale, rtol=1e-5)
     for wrong in (
         (q.float(), w, None, scale, rows, None, torch.half),
@@ -193,8 +193,8 @@ def test_int8_kernels_take_leading_dimensions_and_strides_and_refuse_what_does_n
         (q.half(), w, scale[:3]),
         (q.half(), w, scale.half()),
     ):
-        with pytest.raises(RuntimeError, match="few_rows_int8_weight_linear"):
-            ops.few_rows_int8_weight_linear(x, weight, s, None)
+        with pytest.raises(RuntimeError, match="skinny_int8_weight_linear"):
+            ops.skinny_int8_weight_linear(x, weight, s, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -215,9 +215,9 @@ def test_tiles_of_int8_weights_are_scaled_sums(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("kernels")
 def test_a_row_does_not_depend_on_the_others() -> None:
     x, w = torch.randn(16, 1000).bfloat16(), torch.randn(48, 1000).bfloat16()
-    together = ops.few_rows_linear(x, w, None, x.dtype)
+    together = ops.skinny_linear(x, w, None, x.dtype)
     for row in range(16):
-        assert torch.equal(ops.few_rows_linear(x[row : row + 1], w, None, x.dtype)[0], together[row])
+        assert torch.equal(ops.skinny_linear(x[row : row + 1], w, None, x.dtype)[0], together[row])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

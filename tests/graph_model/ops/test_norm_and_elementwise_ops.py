@@ -49,7 +49,7 @@ def test_rms_norm_keeps_the_weights_digits() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_add_rms_norm_normalises_the_rounded_sum_and_returns_it(dtype: torch.dtype) -> None:
+def test_add_rms_norm_normalizes_the_rounded_sum_and_returns_it(dtype: torch.dtype) -> None:
     x, residual = (normal(3, 48, dtype=dtype, seed=seed) for seed in (1, 2))
     weight = 1 + normal(48, seed=3)
 

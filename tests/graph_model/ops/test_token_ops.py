@@ -28,7 +28,7 @@ CHI_SQUARE_11_AT_0_001 = 31.26  # fewer degrees of freedom have lower critical v
 
 
 def exact_distribution(logits: Tensor, temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """Probabilities by the definition, in float64: sort, cut to k, renormalise, cut to the nucleus, renormalise."""
+    """Probabilities by the definition, in float64: sort, cut to k, renormalize, cut to the nucleus, renormalize."""
     scaled = logits.double().numpy() / temperature
     p = np.exp(scaled - scaled.max())
     p /= p.sum()

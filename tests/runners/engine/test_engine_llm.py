@@ -11,16 +11,16 @@ import pytest
 from engine_fakes import FakeModel, assert_nothing_held, byte_level_tokenizer, expected_tokens, scripted, small_buckets
 
 from graph_model.errors import UserError
-from runners.engine import LLM, Engine, SamplingParams, TokenEvent
+from runners.engine import Engine, EngineDriver, SamplingParams, TokenEvent
 
 TOKENIZER = byte_level_tokenizer()
 PROMPTS = [[base] * (3 + base) for base in range(6)]
 SAMPLING = SamplingParams(max_new_tokens=10)
 
 
-def make_llm(**arguments: object) -> LLM:
+def make_llm(**arguments: object) -> EngineDriver:
     model = FakeModel(**arguments)  # type: ignore[arg-type]
-    llm = LLM(model, TOKENIZER)
+    llm = EngineDriver(model, TOKENIZER)
     model.blocks = llm.engine.blocks
     return llm
 
@@ -93,7 +93,7 @@ def test_a_tokenizer_that_fails_fails_the_request_only() -> None:
 
     answers = {3: [65, 65, 65, 65], 4: [65, 66, 65, 65]}
     model = FakeModel(choose=lambda context: answers[context[0]][len(context) - 2])
-    llm = LLM(model, FailingTokenizer())
+    llm = EngineDriver(model, FailingTokenizer())
     good, bad = llm.generate([[3, 3], [4, 4]], SamplingParams(max_new_tokens=4))
     assert (good.finish_reason, good.text) == ("length", "xxxx")
     assert (bad.finish_reason, bad.text, str(bad.error)) == ("error", "x", "no such token")
@@ -169,9 +169,9 @@ def test_an_answer_ends_at_max_seq_len() -> None:
 
 def test_stop_strings_need_a_tokenizer() -> None:
     with pytest.raises(UserError, match="stop"):
-        LLM(FakeModel()).generate([1, 2], SamplingParams(stop=("x",)))
+        EngineDriver(FakeModel()).generate([1, 2], SamplingParams(stop=("x",)))
     with pytest.raises(UserError, match="tokenizer"):
-        LLM(FakeModel()).generate("text", SAMPLING)
+        EngineDriver(FakeModel()).generate("text", SAMPLING)
 
 
 def test_a_model_whose_numbers_do_not_fit_together_is_refused() -> None:
@@ -224,7 +224,7 @@ def test_statistics_count_tokens_steps_and_seconds() -> None:
     assert statistics.decode_tokens == 0
 
 
-async def collect(llm: LLM, index: int) -> list[int]:
+async def collect(llm: EngineDriver, index: int) -> list[int]:
     return [event.token_id async for event in llm.generate_async(PROMPTS[index], SAMPLING)]
 
 

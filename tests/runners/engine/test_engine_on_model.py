@@ -14,9 +14,9 @@ from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from support.models import build_model
 
-from graph_model.backends.eager import EagerBackend
 from graph_model.bucket import BucketTable
-from graph_model.compile import CompiledModel
+from runners.backends.eager import EagerBackend
+from runners.compile import CompiledModel
 from runners.engine import Engine, RequestResult, SamplingParams
 
 CONFIG = replace(TINY_CONFIGS["grouped_kv_heads"], num_hidden_layers=1)

@@ -14,10 +14,10 @@ from support.configs import TINY_CONFIGS
 from support.models import build_model
 from support.token_rule import TRANSFORMERS_ROUNDS_ONCE, Excuses
 
-from graph_model.backends.eager import EagerBackend
 from graph_model.bucket import BucketTable, powers_of_two
-from graph_model.compile import CompiledModel
-from runners.engine.llm import LLM
+from runners.backends.eager import EagerBackend
+from runners.compile import CompiledModel
+from runners.engine.driver import EngineDriver
 from runners.engine.result import RequestResult
 from runners.engine.sampling_params import SamplingParams
 
@@ -60,7 +60,7 @@ class Setup:
     def reference(self) -> Any:
         return make_model(TINY_CONFIGS[self.name], dtype=self.dtype)
 
-    def llm(self, num_blocks: int) -> LLM:
+    def llm(self, num_blocks: int) -> EngineDriver:
         sizes = self.sizes
         widths = powers_of_two(2, sizes.max_seq_len // sizes.block_size)
         buckets = BucketTable((1, 4), (1, 2), sizes.chunks, widths, 2 * sizes.chunks[1])
@@ -75,7 +75,7 @@ class Setup:
             max_seq_len=sizes.max_seq_len,
             dtype=self.dtype,
         )
-        return LLM(model, vocab_size=config.vocab_size)
+        return EngineDriver(model, vocab_size=config.vocab_size)
 
     def prompts(self, lengths: Iterable[int]) -> list[list[int]]:
         return [random_ids(length, length) for length in lengths]
@@ -155,16 +155,16 @@ def test_a_sampled_request_gets_the_same_tokens_alone_and_among_others(reference
         SamplingParams(max_new_tokens=16, ignore_eos=True),
         SamplingParams(temperature=1.0, top_k=9, top_p=0.9, seed=4, max_new_tokens=16, ignore_eos=True),
     ]
-    together = LLM(build(reference, num_blocks=16), vocab_size=CONFIG.vocab_size).generate(prompts, settings)
+    together = EngineDriver(build(reference, num_blocks=16), vocab_size=CONFIG.vocab_size).generate(prompts, settings)
     alone_model = build(reference, num_blocks=16)
     for prompt, setting, result in zip(prompts, settings, together, strict=True):
-        alone = LLM(alone_model, vocab_size=CONFIG.vocab_size).generate(prompt, setting)[0]
+        alone = EngineDriver(alone_model, vocab_size=CONFIG.vocab_size).generate(prompt, setting)[0]
         assert alone.token_ids == result.token_ids
 
 
 def test_logprobs_are_those_of_transformers(reference: torch.nn.Module) -> None:
     prompt = random_ids(19, 5)
-    llm = LLM(build(reference, num_blocks=16), vocab_size=CONFIG.vocab_size)
+    llm = EngineDriver(build(reference, num_blocks=16), vocab_size=CONFIG.vocab_size)
     (result,) = llm.generate(prompt, SamplingParams(max_new_tokens=10, ignore_eos=True, logprobs=3))
     with torch.no_grad():
         logits = reference(torch.tensor([prompt + result.token_ids])).logits[0, len(prompt) - 1 : -1]

@@ -10,11 +10,11 @@ from support.configs import TINY_CONFIGS
 from support.models import build_model
 from support.token_rule import check_greedy
 
-from graph_model.backends.eager import EagerBackend
 from graph_model.bucket import BucketTable, powers_of_two
-from graph_model.compile import CompiledModel
 from graph_model.errors import UserError
-from runners.engine import LLM, SamplingParams, ScoreRequest, Scores
+from runners.backends.eager import EagerBackend
+from runners.compile import CompiledModel
+from runners.engine import EngineDriver, SamplingParams, ScoreRequest, Scores
 
 CONFIG = TINY_CONFIGS["grouped_kv_heads"]
 BACKEND = EagerBackend(torch.device("cpu"))
@@ -56,7 +56,7 @@ def test_short_answers_whole_texts_and_choices_behind_shared_contexts(reference:
     requests += [ScoreRequest.continuation(random_ids(1, n), random_ids(n, n + 1)) for n in (7, 24, 90)]
     requests.append(ScoreRequest(context, [52, 52, 52], random_ids(3, 9)))
     requests.append(ScoreRequest(context, [0, 30, 52], random_ids(3, 10)))
-    llm = LLM(build(reference), vocab_size=CONFIG.vocab_size)
+    llm = EngineDriver(build(reference), vocab_size=CONFIG.vocab_size)
     assert_scores(reference, requests, llm.score(requests))
     assert llm.engine.statistics.cached_prompt_tokens >= 48 * 3, "contexts are computed once"
     assert llm.engine.statistics.decode_steps == 0
@@ -64,7 +64,7 @@ def test_short_answers_whole_texts_and_choices_behind_shared_contexts(reference:
 
 def test_what_is_scored_is_computed_though_its_text_is_cached(reference: torch.nn.Module) -> None:
     text = random_ids(64, 2)
-    llm = LLM(build(reference), vocab_size=CONFIG.vocab_size)
+    llm = EngineDriver(build(reference), vocab_size=CONFIG.vocab_size)
     llm.generate(text, SamplingParams(max_new_tokens=1))
     requests = [ScoreRequest.continuation(text[:n], text[n:]) for n in (1, 16, 17, 33, 63)]
     assert_scores(reference, requests, llm.score(requests))
@@ -72,7 +72,7 @@ def test_what_is_scored_is_computed_though_its_text_is_cached(reference: torch.n
 
 def test_distributions(reference: torch.nn.Module) -> None:
     requests = [ScoreRequest(random_ids(n, n), list(range(n))) for n in (5, 24, 70)]
-    scores = LLM(build(reference), vocab_size=CONFIG.vocab_size).score(requests)
+    scores = EngineDriver(build(reference), vocab_size=CONFIG.vocab_size).score(requests)
     assert scores[2].logprobs.shape == (70, CONFIG.vocab_size)
     assert_scores(reference, requests, scores)
 
@@ -80,7 +80,7 @@ def test_distributions(reference: torch.nn.Module) -> None:
 def test_scoring_beside_generation_and_preemption(reference: torch.nn.Module) -> None:
     prompts = [random_ids(length, length) for length in (30, 31, 32, 33)]
     requests = [ScoreRequest.continuation(random_ids(40, n), random_ids(20, n + 1)) for n in range(3)]
-    llm = LLM(build(reference, num_blocks=9), vocab_size=CONFIG.vocab_size)
+    llm = EngineDriver(build(reference, num_blocks=9), vocab_size=CONFIG.vocab_size)
     scored: dict[int, Scores] = {}
     answers: dict[int, list[int]] = {}
     ids = []
@@ -117,7 +117,7 @@ def test_scoring_beside_generation_and_preemption(reference: torch.nn.Module) ->
 def test_a_request_that_makes_no_sense_is_refused(
     reference: torch.nn.Module, request_: ScoreRequest, message: str
 ) -> None:
-    llm = LLM(build(reference), vocab_size=CONFIG.vocab_size)
+    llm = EngineDriver(build(reference), vocab_size=CONFIG.vocab_size)
     with pytest.raises(UserError, match=message):
         llm.score([request_])
     assert not llm.engine.has_unfinished()

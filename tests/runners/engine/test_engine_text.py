@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from runners.engine import LLM, RequestResult, SamplingParams, TokenEvent
+from runners.engine import EngineDriver, RequestResult, SamplingParams, TokenEvent
 from runners.engine.detokenizer import Detokenizer, make_decode
 from runners.engine.stop_matcher import StopMatcher
 
@@ -146,7 +146,7 @@ def test_text_ends_before_the_stop_string_that_is_complete_first(text: str, stop
 def run(token_ids: list[int], **sampling: object) -> tuple[RequestResult, list[TokenEvent]]:
     """An answer of these tokens, streamed."""
     model = FakeModel(choose=scripted(2, token_ids), max_seq_len=64)
-    llm = LLM(model, BYTE_LEVEL, eos_token_ids=[1])
+    llm = EngineDriver(model, BYTE_LEVEL, eos_token_ids=[1])
     events = list(llm.stream([5, 6], SamplingParams(**{"max_new_tokens": len(token_ids), **sampling})))
     assert events[-1].result is not None
     assert "".join(event.text for event in events) == events[-1].result.text

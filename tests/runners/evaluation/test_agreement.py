@@ -20,7 +20,7 @@ from support.cli import run_command
 from support.configs import TINY_CONFIGS
 from support.tokenizers import make_tokenizer
 
-from graph_model import demo
+from runners import demo
 from runners.evaluate import evaluate
 
 pytestmark = [

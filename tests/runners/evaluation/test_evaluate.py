@@ -168,7 +168,7 @@ def test_an_earlier_runs_files_stay_and_the_configuration_is_told(tmp_path: Path
         pytest.param(["backend=inductor"], 0.0, 1e-4, marks=pytest.mark.slow),
     ],
 )
-def test_every_backend_and_quantisation_gives_nearly_transformers_log_probabilities(
+def test_every_backend_and_quantization_gives_nearly_transformers_log_probabilities(
     settings: list[str],
     smallest: float,
     largest: float,
@@ -176,7 +176,7 @@ def test_every_backend_and_quantisation_gives_nearly_transformers_log_probabilit
     tmp_path: Path,
     run: Run,
 ) -> None:
-    """smallest, largest: the largest difference per token, in nats; a model that is quantised must differ."""
+    """smallest, largest: the largest difference per token, in nats; a model that is quantized must differ."""
     assert run(f"dataset={write_items(tmp_path / 'items.jsonl', ITEMS)}", *settings).status == 0
     differences = []
     for item, row in zip(ITEMS, table(written(tmp_path, "samples_*.csv")), strict=True):

@@ -1,0 +1,48 @@
+"""Rounding: how far apart two results of the same computation may be, and how far apart they are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Largest difference that another order of the same sums may make, relative to the largest logit: in 16 bit six units in
+# the last place of 1 (the demo's attention comes to 4.3).
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 6e-3, torch.bfloat16: 4.6e-2}
+
+# Of 16-bit tokens that are held to a reference, how many may need the excuse of rounding: a hundredth; chance gives a
+# short run more.
+FEW_EXCUSED = 3
+
+# Largest difference that an op's own rounding may make, relative to the largest value. Integers must be equal.
+OP_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+def most_excused(tokens: int) -> int:
+    """How many of so many tokens rounding may excuse."""
+    return max(FEW_EXCUSED, tokens // 100)
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """Largest difference relative to the largest expected value; for integers, the share that differs. NaN: inf."""
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return float("inf")
+    if not expected.is_floating_point():
+        return (expected != found).float().mean().item()
+    error = ((expected.double() - found.double()).abs().max() / expected.double().abs().max()).item()
+    return error if error == error else float("inf")
+
+
+def relative_difference(expected: Tensor, found: Tensor) -> float:
+    """As `difference`; infinities must stand in equal places, and a tensor of zeros is fine."""
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return float("inf")
+    if not expected.is_floating_point():
+        return difference(expected, found)
+    finite = expected.isfinite()
+    other, theirs = expected[~finite], found[~finite]
+    if not torch.equal(other.isnan(), theirs.isnan()) or not torch.equal(other.nan_to_num(), theirs.nan_to_num()):
+        return float("inf")
+    expected, found = expected[finite], found[finite]
+    if not expected.numel() or torch.equal(expected, found):
+        return 0.0
+    return difference(expected, found) if bool(expected.any()) else found.abs().max().item()

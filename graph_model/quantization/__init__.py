@@ -1,0 +1,1 @@
+"""Quantization: which linears of a model are quantized, and how."""

@@ -1,0 +1,72 @@
+"""What quantizing did to each linear, as a table and as a picture."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LinearReport:
+    """A linear before and after smoothing.
+
+    low, high: its input's range. outliers: see `ranges.outlier_ratio`. sqnr: of its output, dB. strength: of the
+    migration; None where nothing was moved. Without calibration only sqnr_after is known, of the weights.
+    """
+
+    name: str
+    sqnr_after: float
+    low: float | None = None
+    high: float | None = None
+    outliers_before: float | None = None
+    outliers_after: float | None = None
+    sqnr_before: float | None = None
+    strength: float | None = None
+
+
+COLUMNS = ("linear", "range", "outliers", "smoothed", "SQNR dB", "smoothed", "strength")
+
+
+def table_rows(reports: Sequence[LinearReport]) -> list[tuple[str, ...]]:
+    """The texts of the table's cells, under COLUMNS."""
+    return [
+        (
+            report.name.removeprefix("model."),
+            "-" if report.low is None else f"{report.low:.3g} .. {report.high:.3g}",
+            _number(report.outliers_before),
+            _number(report.outliers_after),
+            _number(report.sqnr_before),
+            _number(report.sqnr_after),
+            _number(report.strength, 2),
+        )
+        for report in reports
+    ]
+
+
+def html_page(title: str, reports: Sequence[LinearReport]) -> str:
+    """A page that needs nothing else: a bar per linear for SQNR before (grey) and after (blue), and the table."""
+    top = max([1.0, *(min(report.sqnr_after, 100.0) for report in reports)])
+    bars = []
+    for index, report in enumerate(reports):
+        y = 18 * index
+        for value, colour, height in ((report.sqnr_after, "#3b75af", 12), (report.sqnr_before, "#bbbbbb", 5)):
+            width = 0.0 if value is None else max(0.0, min(value, top)) / top * 480
+            bars.append(f'<rect x="330" y="{y + 2}" width="{width:.1f}" height="{height}" fill="{colour}"/>')
+        bars.append(f'<text x="322" y="{y + 12}" text-anchor="end">{html.escape(report.name)}</text>')
+        bars.append(f'<text x="818" y="{y + 12}">{_number(report.sqnr_after)} dB</text>')
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table_rows(reports)
+    )
+    head = "".join(f"<th>{column}</th>" for column in COLUMNS)
+    return (
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        "<style>body,text{font:11px sans-serif}td,th{padding:1px 8px;text-align:right}td:first-child{text-align:left}"
+        f"</style><h1>{html.escape(title)}</h1><p>Signal to quantization noise of each linear's output: as it was "
+        f'(grey), as it is written (blue).</p><svg width="900" height="{18 * len(reports)}">{"".join(bars)}</svg>'
+        f"<table><tr>{head}</tr>{rows}</table>\n"
+    )
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,33 @@
+"""Take a row's only token without moving it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model.graph import ModelGraph
+from passes.framework.contract import Pass, Tier, operand
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class AscendLastToken(Pass):
+    """Original: select(x, 1, 0) of x [batch, 1, size]; it would be lowered to a gather. After: reshape(x)."""
+
+    name: ClassVar[str] = "ascend_last_token"
+    tier: ClassVar[Tier] = Tier.EXACT
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return [node for node in graph.calls(aten.select.int) if operand(node, 0).meta["val"].shape[1] == 1]
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return len(self.candidates(graph))
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        shape = list(candidate.meta["val"].shape)
+        reshaped = graph.insert(aten.reshape.default, operand(candidate, 0), shape, at=candidate)
+        candidate.replace_all_uses_with(reshaped)

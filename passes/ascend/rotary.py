@@ -1,0 +1,54 @@
+"""Select the rotary kernel of an Ascend chip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.chips.soc import Soc, fused_rotary
+from graph_model.graph import ModelGraph
+from passes.framework.contract import Pass, Tier, operand
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class AscendRotary(Pass):
+    """RotaryMul where the chip takes the model's head_dim; elsewhere slices, negation, products and a sum.
+
+    ::
+
+        gemma.rotary(x, cos, sin)  ->  npu_rotary_mul(x, cos, sin)
+                                   ->  x * cos + cat(-x[..., d/2:], x[..., :d/2]) * sin
+    """
+
+    soc: Soc
+    name: ClassVar[str] = "ascend_rotary"
+    tier: ClassVar[Tier] = Tier.TOLERANT
+    removes: ClassVar[tuple[object, ...]] = (ops.rotary,)
+    introduces: ClassVar[tuple[str, ...]] = ("npu.npu_rotary_mul",)
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(ops.rotary)
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return 2 * graph.config.num_hidden_layers if self.candidates(graph) else 0
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        x, cos, sin = (operand(candidate, index) for index in range(3))
+        size = x.meta["val"].shape[-1]
+        if fused_rotary(self.soc, size):
+            result = graph.insert(torch.ops.npu.npu_rotary_mul.default, x, cos, sin, at=candidate)
+        else:
+            first = graph.insert(aten.slice.Tensor, x, -1, 0, size // 2, at=candidate)
+            second = graph.insert(aten.slice.Tensor, x, -1, size // 2, size, at=candidate)
+            negated = graph.insert(aten.neg.default, second, at=candidate)
+            rotated = graph.insert(aten.cat.default, [negated, first], -1, at=candidate)
+            by_cos = graph.insert(aten.mul.Tensor, x, cos, at=candidate)
+            by_sin = graph.insert(aten.mul.Tensor, rotated, sin, at=candidate)
+            result = graph.insert(aten.add.Tensor, by_cos, by_sin, at=candidate)
+        candidate.replace_all_uses_with(result)

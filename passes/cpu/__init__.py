@@ -1,0 +1,1 @@
+"""Passes that select the kernels of a CPU."""

@@ -1,0 +1,59 @@
+"""Fold dequantize into the linear that it belongs to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from passes.framework.contract import Pass, Tier, argument, operand, sole_user
+from passes.framework.integers import SAME, IntegerBound
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class FoldDequantize(Pass):
+    """One op for a quantized linear, which backends have kernels for.
+
+    ::
+
+        dequantize(int_linear(q, w8, int_bias), scale, row_scale, bias)  ->  int8_linear(q, w8, int_bias, scale, ...)
+        aten.linear(x, dequantize_weight(w8, scale), bias)               ->  int8_weight_linear(x, w8, scale, bias)
+
+    The first is exact; the second scales sums instead of weights. Integers that ranks sum stay apart from their scale.
+    """
+
+    name: ClassVar[str] = "fold_dequantize"
+    tier: ClassVar[Tier] = Tier.TOLERANT
+    removes: ClassVar[tuple[object, ...]] = (ops.dequantize_weight,)
+
+    def applies(self, graph: ModelGraph) -> bool:
+        return graph.scheme is not None
+
+    def integer_bound(self, graph: ModelGraph) -> IntegerBound:
+        return SAME
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        found = graph.calls(ops.dequantize, ops.dequantize_weight)
+        return [node for node in found if operand(node, 0).target != ops.all_reduce]
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        return len(self.candidates(graph))
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        if candidate.target == ops.dequantize:
+            total = argument(candidate, 0, ops.int_linear)
+            sole_user(total, ops.dequantize)
+            result = graph.insert(ops.int8_linear, *total.args, *candidate.args[1:], at=candidate)
+            candidate.replace_all_uses_with(result)
+            return
+        linear = sole_user(candidate, aten.linear.default)
+        weight, scale = candidate.args[:2]
+        bias = linear.args[2] if len(linear.args) > 2 else None
+        result = graph.insert(ops.int8_weight_linear, linear.args[0], weight, scale, bias, at=linear)
+        linear.replace_all_uses_with(result)

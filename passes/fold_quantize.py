@@ -1,0 +1,74 @@
+"""Fold quantize into the norm before it."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from passes.framework.contract import Pass, Tier, operand, require
+from passes.framework.integers import SAME, IntegerBound
+
+
+@dataclass(frozen=True)
+class FoldQuantize(Pass):
+    """A norm that only a quantize reads gives int8 itself.
+
+    ::
+
+        quantize(rms_norm(x, w, eps), scale, offset)            ->  rms_norm_quantize(x, w, scale, offset, eps)
+        quantize(add_rms_norm(x, r, w, eps)[0], scale, offset)  ->  add_rms_norm_quantize(x, r, w, ..., eps)[0]
+    """
+
+    name: ClassVar[str] = "fold_quantize"
+    tier: ClassVar[Tier] = Tier.EXACT
+
+    def applies(self, graph: ModelGraph) -> bool:
+        return graph.scheme == "w8a8"
+
+    def integer_bound(self, graph: ModelGraph) -> IntegerBound:
+        return SAME
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return [node for node in graph.calls(ops.quantize) if _norm(node) is not None]
+
+    def expected_matches(self, graph: ModelGraph) -> int:
+        assert graph.quantization is not None
+        if not graph.calls(ops.rms_norm, ops.add_rms_norm):
+            return 0
+        first = (".q_proj", ".gate_proj")  # of each group behind a norm
+        return sum(path.endswith(first) or path == "lm_head" for path in graph.quantization.linears)
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        normed = operand(candidate, 0)
+        norm = _norm(candidate)
+        assert norm is not None
+        require(len(normed.users) == 1, normed, "the norm is read by others than the quantize")
+        *inputs, weight, eps = norm.args
+        fused = len(inputs) == 2
+        target = ops.add_rms_norm_quantize if fused else ops.rms_norm_quantize
+        result = graph.insert(target, *inputs, weight, *candidate.args[1:], eps, at=norm)
+        result.meta["layer"] = norm.meta["layer"]
+        if not fused:
+            candidate.replace_all_uses_with(result)
+            return
+        quantized, total = (graph.insert(operator.getitem, result, index, at=norm) for index in range(2))
+        for node in (quantized, total):
+            node.meta["layer"] = norm.meta["layer"]
+        candidate.replace_all_uses_with(quantized)
+        for user in list(norm.users):
+            if user.args[1] == 1:
+                user.replace_all_uses_with(total)
+
+
+def _norm(quantize: fx.Node) -> fx.Node | None:
+    """The norm whose result is quantized, or None."""
+    source = operand(quantize, 0)
+    if source.target == operator.getitem and source.args[1] == 0:
+        source = operand(source, 0)
+        return source if source.target == ops.add_rms_norm else None
+    return source if source.target == ops.rms_norm else None

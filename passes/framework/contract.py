@@ -1,0 +1,143 @@
+"""What a pass is: a rewrite of every place that matches, with a contract that the manager enforces."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from graph_model.graph import ModelGraph
+from passes.framework.integers import IntegerBound
+
+
+class Tier(Enum):
+    """How far the graph after a pass may be from the graph before it."""
+
+    EXACT = "exact"  # equal bits
+    TOLERANT = "tolerant"  # equal up to rounding in another order
+    QUANTIZING = "quantizing"  # within the budget that the pass declares
+
+
+class PassError(Exception):
+    """A pass broke its contract; the message names the pass, the rule and the nearest misses."""
+
+
+class NearMiss(Exception):
+    """A candidate that does not match, with the node and the reason."""
+
+    def __init__(self, node: fx.Node, reason: str) -> None:
+        where = f" in {node.meta['layer']}" if node.meta.get("layer") else ""
+        super().__init__(f"{node.name}{where}: {reason}")
+
+
+@dataclass
+class Outcome:
+    """What a pass did: how often it matched, and why candidates were left alone."""
+
+    matches: int = 0
+    near_misses: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """Base of all passes; options of a pass are the fields of its dataclass."""
+
+    name: ClassVar[str]
+    tier: ClassVar[Tier]
+    budget: ClassVar[float] = 0.0  # of the quantizing tier: largest difference of outputs, relative to the largest
+    required: ClassVar[bool] = False  # without it no backend could run the graph
+    removes: ClassVar[tuple[object, ...]] = ()  # ops that may not remain
+    introduces: ClassVar[tuple[str, ...]] = ()  # names of ops that no other pass knows, as dumps write them
+
+    @abstractmethod
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        """The nodes that a match hangs on, in graph order."""
+
+    @abstractmethod
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        """Match around `candidate` and replace it, or raise NearMiss and leave the graph as it is."""
+
+    @abstractmethod
+    def expected_matches(self, graph: ModelGraph) -> int:
+        """How often the pass must match in a graph of this model and bucket."""
+
+    def applies(self, graph: ModelGraph) -> bool:
+        """Whether graphs of this model and bucket have anything to do with the pass; where not, it is left out."""
+        return True
+
+    def integer_bound(self, graph: ModelGraph) -> IntegerBound | None:
+        """What a pass that folds may change of the graph's int8 activations; None: they are not compared."""
+        return None
+
+    def prepare(self, graph: ModelGraph) -> None:  # noqa: B027 - an optional hook
+        """Work on the whole graph before the first match, such as new inputs."""
+
+    def project(self, output: Any, graph: ModelGraph, inputs: dict[str, torch.Tensor]) -> Any:
+        """What the output of the graph before the pass corresponds to in the graph after it, for comparison."""
+        return output
+
+    def earlier_caches(self, caches: list[torch.Tensor], count: int) -> list[torch.Tensor]:
+        """The `count` caches of the graph before the pass that hold what `caches` hold in the graph after it."""
+        return caches[:count]
+
+    def apply(self, graph: ModelGraph) -> Outcome:
+        """Rewrite every match in `graph`, in place."""
+        outcome = Outcome()
+        self.prepare(graph)
+        for candidate in self.candidates(graph):
+            try:
+                self.rewrite(graph, candidate)
+            except NearMiss as miss:
+                outcome.near_misses.append(str(miss))
+            else:
+                outcome.matches += 1
+        graph.clean()
+        return outcome
+
+
+def operand(node: fx.Node, index: int) -> fx.Node:
+    """Argument `index` of `node`, which must be a node. Raises NearMiss."""
+    value = node.args[index] if index < len(node.args) else None
+    if isinstance(value, fx.Node):
+        return value
+    raise NearMiss(node, f"argument {index} is {value!r}, expected a tensor")
+
+
+def argument(node: fx.Node, index: int, target: object) -> fx.Node:
+    """Argument `index` of `node`, which must be a call of `target`. Raises NearMiss."""
+    value = node.args[index] if index < len(node.args) else None
+    if isinstance(value, fx.Node) and value.op == "call_function" and value.target == target:
+        return value
+    found = describe(value)
+    raise NearMiss(node, f"argument {index} is {found}, expected a call of {describe_target(target)}")
+
+
+def sole_user(node: fx.Node, target: object) -> fx.Node:
+    """The only user of `node`, which must be a call of `target`. Raises NearMiss."""
+    users = list(node.users)
+    if len(users) == 1 and users[0].target == target:
+        return users[0]
+    found = ", ".join(describe(user) for user in users)
+    raise NearMiss(node, f"is used by {found}, expected one call of {describe_target(target)}")
+
+
+def require(condition: object, node: fx.Node, reason: str) -> None:
+    """Raise NearMiss with `reason` unless `condition` holds."""
+    if not condition:
+        raise NearMiss(node, reason)
+
+
+def describe(value: object) -> str:
+    """A short name of a node or an argument for messages."""
+    if isinstance(value, fx.Node):
+        return f"{value.name} ({describe_target(value.target) if value.op == 'call_function' else value.op})"
+    return repr(value)
+
+
+def describe_target(target: object) -> str:
+    """An op's name as the dumps write it: aten.add.Tensor, gemma.rms_norm."""
+    return str(target).removesuffix(".default") if isinstance(target, torch._ops.OpOverload) else str(target)

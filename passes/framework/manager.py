@@ -1,0 +1,104 @@
+"""The pass manager: runs the configured passes and enforces the contract after each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from passes.framework.attributes import check_attributes
+from passes.framework.contract import Outcome, Pass, PassError, describe_target
+from passes.framework.dump import dump
+
+aten = torch.ops.aten
+
+# What may stand in a graph from the first pass on. An op outside this list has no meaning that a backend agreed to.
+VOCABULARY = frozenset(
+    {
+        aten.add.Tensor,
+        aten.arange.start_step,
+        aten.cat.default,
+        aten.cos.default,
+        aten.div.Tensor,
+        aten.embedding.default,
+        aten.gelu.default,
+        aten.linear.default,
+        aten.mean.dim,
+        aten.mul.Tensor,
+        aten.neg.default,
+        aten.pow.Scalar,
+        aten.pow.Tensor_Scalar,
+        aten.reciprocal.default,
+        aten.reshape.default,
+        aten.rsqrt.default,
+        aten.scaled_dot_product_attention.default,
+        aten.select.int,
+        aten.sin.default,
+        aten.slice.Tensor,
+        aten.split_with_sizes.default,
+        aten.to.dtype,
+        aten.transpose.int,
+        aten.unsqueeze.default,
+    }
+)
+
+Observer = Callable[[Pass, ModelGraph, ModelGraph], None]
+
+
+def run_passes(
+    graph: ModelGraph,
+    passes: Sequence[Pass],
+    dump_dir: Path | None = None,
+    observe: Observer | None = None,
+    dump_note: str = "",
+) -> None:
+    """Rewrite `graph` in place, checking each pass's contract.
+
+    dump_dir: where a text of the graph is written before the first pass and after each, headed by `dump_note` too.
+    observe: called with the pass, the graph before it and the graph after it.
+    Raises PassError when a pass matches less or more than the model calls for, leaves an op that it should have
+    removed, introduces an op outside the vocabulary, or loses an attribute of the model.
+    """
+    passes = [graph_pass for graph_pass in passes if graph_pass.applies(graph)]
+    _write(dump_dir, 0, "capture", graph, "captured", dump_note)
+    for index, graph_pass in enumerate(passes, start=1):
+        before = graph.copy() if observe else None
+        expected = graph_pass.expected_matches(graph)
+        outcome = graph_pass.apply(graph)
+        introduced = frozenset(op for earlier in passes[:index] for op in earlier.introduces)
+        _check_contract(graph, graph_pass, expected, outcome, introduced)
+        title = f"after {graph_pass.name} ({graph_pass.tier.value}, {outcome.matches} matches)"
+        _write(dump_dir, index, graph_pass.name, graph, title, dump_note)
+        if observe and before:
+            observe(graph_pass, before, graph)
+
+
+def _check_contract(
+    graph: ModelGraph, graph_pass: Pass, expected: int, outcome: Outcome, introduced: frozenset[str]
+) -> None:
+    name = graph_pass.name
+    if outcome.matches != expected:
+        nearest = "; ".join(outcome.near_misses[:3]) or "there was no candidate"
+        raise PassError(
+            f"{name} matched {outcome.matches} times, expected {expected} for bucket {graph.bucket}. "
+            f"Nearest misses: {nearest}"
+        )
+    left = graph.calls(*graph_pass.removes) if graph_pass.removes else []
+    if left:
+        raise PassError(f"{name} left {left[0].name}, a call of {describe_target(left[0].target)}, in the graph")
+    for node in graph.calls():
+        known = node.target in VOCABULARY or ops.is_canonical(node.target)
+        known = known or describe_target(node.target) in introduced
+        if not known and getattr(node.target, "__name__", "") != "getitem":
+            raise PassError(f"after {name}: {node.name} calls {describe_target(node.target)}, which is no op of a step")
+    check_attributes(graph, name)
+
+
+def _write(dump_dir: Path | None, index: int, name: str, graph: ModelGraph, title: str, note: str) -> None:
+    if dump_dir is not None:
+        folder = dump_dir / str(graph.bucket)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{index:02}_{name}.txt").write_text(dump(graph, title, note), encoding="utf-8")

@@ -1,0 +1,100 @@
+"""The pipeline: the passes of a step in their order, and how settings choose among them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from graph_model.errors import UserError
+from graph_model.tensor_parallel import Shard
+from passes.add_rms_norm import AddRMSNorm
+from passes.ascend.matmul_all_reduce import AscendMatmulAllReduce
+from passes.canonicalize import Canonicalize
+from passes.fold_dequantize import FoldDequantize
+from passes.fold_inv_freq import FoldInvFreq
+from passes.fold_quantize import FoldQuantize
+from passes.framework.contract import Pass
+from passes.gelu_and_mul import GeluAndMul
+from passes.insert_quantization import InsertQuantization
+from passes.last_token import LastToken
+from passes.merge_projections import MergeGateUp, MergeQKV
+from passes.paged_attention import PagedAttention
+from passes.quantize_cache import QuantizeCache
+from passes.rms_norm import RMSNorm
+from passes.rotary import Rotary
+from passes.select_token import SelectToken
+from passes.shard_tensor_parallel import ShardTensorParallel
+from passes.shard_token_selection import ShardTokenSelection
+
+DEFAULT_PASSES: tuple[type[Pass], ...] = (
+    Canonicalize,
+    FoldInvFreq,
+    RMSNorm,
+    Rotary,
+    MergeQKV,
+    MergeGateUp,
+    GeluAndMul,
+    PagedAttention,
+    LastToken,
+    QuantizeCache,
+    InsertQuantization,
+    FoldDequantize,
+    AddRMSNorm,
+    FoldQuantize,
+    SelectToken,
+)
+PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in DEFAULT_PASSES}
+# What may follow the passes by which a backend selects its kernels; off unless the config switches it on.
+KERNEL_OPTIONS: dict[str, type[Pass]] = {AscendMatmulAllReduce.name: AscendMatmulAllReduce}
+
+
+def build_passes(settings: Mapping[str, Mapping[str, Any]], shard: Shard | None = None) -> list[Pass]:
+    """The passes that the config lists, in its order: name -> {enabled, options...}. Raises UserError.
+
+    shard: the rank to build for, where several share the model; the passes that share it are added.
+    """
+    passes = [each for each in _build(settings) if each.name in PASSES]
+    missing = [cls.name for cls in DEFAULT_PASSES if cls.required and cls.name not in {p.name for p in passes}]
+    if missing:
+        raise UserError(
+            f"passes.{missing[0]}: this pass cannot be switched off, no backend runs a graph without it. "
+            f"Leave passes.{missing[0]}.enabled=true."
+        )
+    return passes if shard is None or shard.world_size == 1 else _add_sharding(passes, shard)
+
+
+def build_kernel_options(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass]:
+    """The passes that the config switches on to follow those of the backend. Raises UserError."""
+    return [each for each in _build(settings) if each.name in KERNEL_OPTIONS]
+
+
+def _build(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass]:
+    known_passes = {**PASSES, **KERNEL_OPTIONS}
+    passes = []
+    for name, options in settings.items():
+        cls = known_passes.get(name)
+        if cls is None:
+            raise UserError(f"passes.{name}: there is no such pass. The passes are {', '.join(known_passes)}.")
+        if not isinstance(options, Mapping):
+            raise UserError(
+                f"passes.{name} is {options!r}; it must hold the pass's options. To leave the pass out, "
+                f"set passes.{name}.enabled=false."
+            )
+        options = dict(options)
+        enabled = options.pop("enabled", True)
+        if not isinstance(enabled, bool):
+            raise UserError(f"passes.{name}.enabled is {enabled!r}; it must be true or false.")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if options.keys() - known:
+            unknown = sorted(options.keys() - known)
+            raise UserError(f"passes.{name}: unknown option {unknown[0]!r}; it has {sorted(known | {'enabled'})}.")
+        if enabled:
+            passes.append(cls(**options))
+    return passes
+
+
+def _add_sharding(passes: list[Pass], shard: Shard) -> list[Pass]:
+    """Share the model as soon as its ops have one spelling, so that all other passes see one rank's part."""
+    added: dict[type[Pass], Pass] = {Canonicalize: ShardTensorParallel(shard), SelectToken: ShardTokenSelection()}
+    return [p for given in passes for p in (given, added.get(type(given))) if p is not None]

@@ -1,0 +1,222 @@
+"""Level 2 of the checks: a lowered step against the FX graph that was lowered, node by node, on the inputs of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graph_model import ops
+from graph_model.errors import UserError
+from graph_model.graph import ModelGraph
+from graph_model.numerics import FEW_EXCUSED, OP_TOLERANCE, TOLERANCE, most_excused, relative_difference
+from runners.backends.ascend import standin
+from runners.backends.ascend.interpreter import Program
+from runners.backends.ascend.interpreter.memory import host_view
+from runners.backends.ascend.lockstep import Recorder, Synchronized, Tracer
+from runners.backends.ascend.lower import LoweredStep
+from runners.backends.base import StepFunction
+
+# A device's results may lie this many times as far from the FX graph's as the interpreter's do, which round otherwise.
+_DRIFT = 4
+
+
+@dataclass
+class Findings:
+    """What the runs of one step showed. error: the largest difference at a node, relative to a tensor's largest value;
+    node: at which. drift: how far the logits end up from the FX graph's after a whole step, relative to the largest.
+    excused: tokens that differ because two candidates lie closer than rounding. problems: what was wrong first, in each
+    run that had something wrong."""
+
+    runs: int = 0
+    nodes: int = 0
+    tokens: int = 0
+    excused: int = 0
+    error: float = 0.0
+    node: str = ""
+    drift: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+class CheckedStep:
+    """Runs a loaded step, and at every run compares executions on the same inputs.
+
+    - Node by node: the interpreter executes the GE graph, and the FX graph whose kernels were selected computes each of
+      its nodes, by CPU kernels, from what the interpreter has for the node's inputs. Every node that both graphs have
+      must agree up to the rounding of one op, integers exactly; so must what is written into the caches.
+    - Whole: the FX graph alone. Rounding adds up along a graph, so logits are not held to it but tokens are: a greedy
+      one may differ where the FX graph's logits of both are equal up to rounding, a drawn one once in 100 given the
+      interpreter's logits.
+    - What the run gave: on the stand-in the interpreter's results bit for bit; on a device caches and outputs as near
+      to the FX graph's as the interpreter's are, up to `TOLERANCE` and `_DRIFT`.
+
+    The first thing that differs is named in a UserError, or with `record` in the findings only.
+    """
+
+    def __init__(self, graph: ModelGraph, lowered: LoweredStep, run: StepFunction, record: bool = False) -> None:
+        self.bucket = graph.bucket
+        self.lowered = lowered
+        self.findings = Findings()
+        self._graph = graph
+        self._record = record
+        self._run = run
+        self._program = Program(lowered.graph)
+        self._bound = TOLERANCE[graph.dtype]
+        self._weights = len(graph.placeholders("weight"))
+        self._caches = len(graph.placeholders("cache"))
+        self._host_weights: list[Tensor] = []
+        choices = graph.calls(ops.greedy_token, ops.sample_token)
+        self._logits: str = choices[0].all_input_nodes[0].name if choices else ""
+
+    def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
+        try:
+            return self._checked(arguments)
+        except _Difference as difference:
+            self.findings.problems.append(str(difference))
+            if not self._record:
+                raise UserError(f"check: {self.bucket}: {difference}") from None
+        return self._outputs
+
+    def _checked(self, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
+        first_input = self._weights + self._caches
+        if not self._host_weights:
+            self._host_weights = [_on_host(tensor) for tensor in arguments[: self._weights]]
+        caches, inputs = arguments[self._weights : first_input], [x.cpu() for x in arguments[first_input:]]
+        given, local, whole = ([cache.cpu() for cache in caches] for _ in range(3))
+        self.findings.runs += 1
+        with torch.no_grad():
+            outputs = self._outputs = self._run(*arguments)
+            recorded = Recorder(self._graph, self.lowered.module)
+            results = self._program.run(self.lowered.as_read([*self._host_weights, *given, *inputs]), recorded)
+            found = [results[i] for i in self.lowered.output_order]
+            nodes = Synchronized(self._graph, recorded, self._hold)
+            by_node = nodes.run(*self._host_weights, *local, *inputs)
+            reference = Tracer(self._graph.module, [self._logits])
+            expected = reference.run(*self._host_weights, *whole, *inputs)
+        self.findings.nodes = nodes.compared
+        own, own_caches = [output.cpu() for output in outputs], [_on_host(cache) for cache in caches]
+        slots = inputs[[node.name for node in self._graph.placeholders("input")].index("slot_mapping")].flatten()
+        drawn = nodes.values["temperature"] > 0 if "temperature" in nodes.values else None
+        self._compare_caches(local, given, slots, "the interpreter")
+        self._compare_results(by_node, found, drawn, nodes.values)
+        self._compare_tokens(reference.values, expected, found, drawn, "the interpreter")
+        if self._logits:
+            drift = relative_difference(reference.values[self._logits], nodes.values[self._logits])
+            self.findings.drift = max(self.findings.drift, drift)
+        if standin.is_standin():
+            self._require_equal([*found, *given], [*own, *own_caches])
+        else:
+            self._compare_caches(whole, own_caches, slots, "the device", near=given)
+            self._compare_tokens(reference.values, expected, own, drawn, "the device")
+            same: Any = slice(None)
+            if self._logits:
+                same = (expected[0] == own[0]) & (expected[0] == found[0])
+            for node, a, b, theirs in zip(self._graph.outputs, expected, found, own, strict=True):
+                if a.is_floating_point():
+                    self._hold_as_near(a[same], b[same], theirs[same], f"output {node.name} of the device")
+        return outputs
+
+    def _hold(self, expected: Tensor, found: Tensor, what: str) -> None:
+        error, allowed = relative_difference(expected, found), OP_TOLERANCE.get(expected.dtype, 0.0)
+        if not error <= allowed:
+            raise _Difference(
+                f"the lowered graph differs from the graph that was lowered. The first that differs is {what}: by "
+                f"{error:.1e} of its largest value, allowed are {allowed:.0e}."
+            )
+        if error >= self.findings.error:
+            self.findings.error, self.findings.node = error, what
+
+    def _compare_caches(
+        self, expected: list[Tensor], found: list[Tensor], slots: Tensor, who: str, near: list[Tensor] | None = None
+    ) -> None:
+        """What is written at the step's slots, and that nothing else is. near: as of `_hold_as_near`."""
+        for index, node in enumerate(self._graph.placeholders("cache")):
+            rows, theirs = _by_token(expected[index]), _by_token(found[index])
+            what = f"what {who} writes into {node.name}"
+            if near is None:
+                self._hold(rows[slots], theirs[slots], what)
+            else:
+                self._hold_as_near(rows[slots], _by_token(near[index])[slots], theirs[slots], what)
+            kept = rows.clone()
+            kept[slots] = theirs[slots]
+            if not torch.equal(kept, theirs):
+                raise _Difference(f"{who} changes {node.name} outside the slots of the step's tokens.")
+
+    def _compare_results(
+        self, expected: Sequence[Tensor], found: Sequence[Tensor], drawn: Tensor | None, values: Mapping[str, Tensor]
+    ) -> None:
+        """The interpreter's outputs against those that the FX graph computes from its values, choices included.
+
+        What is said of a drawn token that differs is not compared. Of equal candidates either may be listed.
+        """
+        same: Any = slice(None)
+        for index, (node, a, b) in enumerate(zip(self._graph.outputs, expected, found, strict=True)):
+            if index == 0 and drawn is not None:
+                same = (a == b) | ~drawn
+                self._excuse(int((~same).sum()), 0)
+            elif index > 0 and not a.is_floating_point() and self._logits:
+                a, b = (values[self._logits].gather(-1, ids) for ids in (a, b))
+            self._hold(a[same], b[same], f"output {node.name} of the interpreter")
+
+    def _compare_tokens(
+        self,
+        reference: Mapping[str, Tensor],
+        expected: Sequence[Tensor],
+        found: Sequence[Tensor],
+        drawn: Tensor | None,
+        who: str,
+    ) -> None:
+        """Greedy tokens against those of the FX graph alone."""
+        if not self._logits:
+            return
+        logits, tokens, theirs = reference[self._logits].double(), expected[0], found[0]
+        margin = 2 * self._bound * logits.abs().max()
+        gap = (logits.gather(-1, tokens[..., None]) - logits.gather(-1, theirs[..., None])).squeeze(-1).abs()
+        differ = tokens != theirs if drawn is None else (tokens != theirs) & ~drawn
+        self._excuse(int(differ.sum()), tokens.numel())
+        if bool((differ & (gap > margin)).any()):
+            raise _Difference(
+                f"{who} chooses tokens {theirs.tolist()}, the graph that was lowered "
+                f"{tokens.tolist()}, and not because their logits are equal up to rounding."
+            )
+
+    def _excuse(self, excused: int, tokens: int) -> None:
+        found = self.findings
+        found.excused += excused
+        found.tokens += tokens
+        if found.excused > most_excused(found.tokens):
+            raise _Difference(
+                f"{found.excused} of {found.tokens} tokens needed the excuse of rounding; 1 %, or {FEW_EXCUSED}, may."
+            )
+
+    def _hold_as_near(self, expected: Tensor, near: Tensor, found: Tensor, what: str) -> None:
+        """`found` may differ as far as rounding makes whole steps differ, of which `near` is an example."""
+        expected, near, found = (x if x.is_floating_point() else x.float() for x in (expected, near, found))
+        allowed = self._bound + _DRIFT * relative_difference(expected, near)
+        error = relative_difference(expected, found)
+        if not error <= allowed:
+            raise _Difference(f"{what} differs by {error:.1e} of the largest value, allowed are {allowed:.1e}.")
+
+    def _require_equal(self, interpreted: list[Tensor], run: list[Tensor]) -> None:
+        for index, (a, b) in enumerate(zip(interpreted, run, strict=True)):
+            if a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()):
+                raise _Difference(
+                    f"result {index} of the step is not what the interpreter computes from the same graph and inputs."
+                )
+
+
+class _Difference(Exception):
+    """What differs first in a run."""
+
+
+def _by_token(cache: Tensor) -> Tensor:
+    """A cache as [slots, ...]. Int8 caches and their scales have heads before the tokens of a block, others behind."""
+    heads_first = cache.dtype == torch.int8 or cache.dim() == 3
+    return (cache.transpose(1, 2) if heads_first else cache).flatten(0, 1)
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    return host_view(tensor) if standin.is_standin() else tensor.cpu()

@@ -1,0 +1,97 @@
+"""Comparison, logic and selection. Source: prototypes in elewise_calculation_ops.h and selection_ops.h."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from runners.backends.ascend.interpreter.ops.checks import require, require_dtype, require_same_dtype
+from runners.backends.ascend.interpreter.registry import ge_op
+
+
+@ge_op("Equal")
+def equal(x1: Tensor, x2: Tensor) -> Tensor:
+    """x1 == x2."""
+    require_same_dtype(x1=x1, x2=x2)
+    return x1 == x2
+
+
+@ge_op("NotEqual")
+def not_equal(x1: Tensor, x2: Tensor) -> Tensor:
+    """x1 != x2."""
+    require_same_dtype(x1=x1, x2=x2)
+    return x1 != x2
+
+
+@ge_op("Less")
+def less(x1: Tensor, x2: Tensor) -> Tensor:
+    """x1 < x2."""
+    require_same_dtype(x1=x1, x2=x2)
+    return x1 < x2
+
+
+@ge_op("LessEqual")
+def less_equal(x1: Tensor, x2: Tensor) -> Tensor:
+    """x1 <= x2."""
+    require_same_dtype(x1=x1, x2=x2)
+    return x1 <= x2
+
+
+@ge_op("Greater")
+def greater(x1: Tensor, x2: Tensor) -> Tensor:
+    """x1 > x2."""
+    require_same_dtype(x1=x1, x2=x2)
+    return x1 > x2
+
+
+@ge_op("GreaterEqual")
+def greater_equal(x1: Tensor, x2: Tensor) -> Tensor:
+    """x1 >= x2."""
+    require_same_dtype(x1=x1, x2=x2)
+    return x1 >= x2
+
+
+@ge_op("LogicalAnd")
+def logical_and(x1: Tensor, x2: Tensor) -> Tensor:
+    """x1 and x2, both bool."""
+    require_dtype("x1", x1, torch.bool)
+    require_same_dtype(x1=x1, x2=x2)
+    return x1 & x2
+
+
+@ge_op("LogicalOr")
+def logical_or(x1: Tensor, x2: Tensor) -> Tensor:
+    """x1 or x2, both bool."""
+    require_dtype("x1", x1, torch.bool)
+    require_same_dtype(x1=x1, x2=x2)
+    return x1 | x2
+
+
+@ge_op("LogicalNot")
+def logical_not(x: Tensor) -> Tensor:
+    """not x, bool."""
+    require_dtype("x", x, torch.bool)
+    return ~x
+
+
+@ge_op("Select")
+def select(condition: Tensor, x1: Tensor, x2: Tensor) -> Tensor:
+    """x1 where the condition is true, else x2."""
+    return select_v2(condition, x1, x2)
+
+
+@ge_op("SelectV2")
+def select_v2(condition: Tensor, then: Tensor, else_: Tensor) -> Tensor:
+    """`then` where the condition is true, else `else`; broadcasts."""
+    require_dtype("condition", condition, torch.bool)
+    require_same_dtype(then=then, otherwise=else_)
+    return torch.where(condition, then, else_)
+
+
+@ge_op("MaskedFill")
+def masked_fill(x: Tensor, mask: Tensor, value: Tensor) -> Tensor:
+    """x with `value` (one element, x's dtype) where `mask` is true."""
+    require_dtype("mask", mask, torch.bool)
+    require_same_dtype(x=x, value=value)
+    require(value.numel() == 1, "value must be one element")
+    return torch.where(mask, value, x)

@@ -1,0 +1,160 @@
+"""Any rank's lowered graph, of any world size, in one process and without memory: for compile checks and estimates."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+import torch.distributed as dist
+
+from graph_model.ascend.ge_graph import GeGraph
+from graph_model.bucket import Bucket
+from graph_model.capture import capture
+from graph_model.chips.soc import Soc
+from graph_model.config import GemmaConfig
+from graph_model.graph import KVCacheConfig, ModelGraph
+from graph_model.quantization.linears import Quantization, linear_paths
+from graph_model.tensor_parallel import Shard
+from passes.framework.contract import Pass
+from passes.framework.manager import run_passes
+from runners.backends.ascend.legality import check_graph
+from runners.backends.ascend.lower import lower
+from runners.backends.ascend.printer import count_nodes, is_collective
+from runners.backends.ascend.roofline import estimate
+
+_FEW = (2, 3)  # layers of the graphs that are made: all but the last layer are alike
+
+
+@dataclass(frozen=True)
+class RankSummary:
+    """One rank's step of a whole model, extended from graphs of few layers.
+
+    nodes_per_layer: GE nodes of a decoder layer, collectives included. collectives: of the whole step, by GE type.
+    weight_bytes: held by the rank. kv_bytes: of the cache, per token. seconds: the roofline estimate of the step,
+    without launches and synchronization.
+    """
+
+    nodes_per_layer: int
+    collectives: dict[str, int]
+    weight_bytes: int
+    kv_bytes: int
+    seconds: float
+
+    def kv_tokens(self, soc: Soc, memory_fraction: float) -> int:
+        """Tokens of KV cache that fit beside the weights in a share of the chip's memory."""
+        return max(0, int((memory_fraction * soc.rates.memory * 1e9 - self.weight_bytes) // self.kv_bytes))
+
+
+def summarize_rank(
+    config: GemmaConfig,
+    soc: Soc,
+    dtype: torch.dtype,
+    bucket: Bucket,
+    cache_config: KVCacheConfig,
+    passes: Sequence[Pass],
+    shard: Shard,
+    quantization: Quantization | None = None,
+) -> RankSummary:
+    """Lower a rank's step, check that the chip takes it, and sum up what it costs.
+
+    passes: all of them, built for `shard`. quantization: of the whole model; all layers are taken to be quantized as
+    the first ones. torch_npu must be loaded for `soc`, with no process group in existence. Raises GeGraphError or
+    UserError if the chip does not take the graph.
+    """
+    fewer, more = (
+        measure_rank(few, soc, dtype, bucket, cache_config, passes, shard, _of_layers(quantization, few))
+        for few in (replace(config, num_hidden_layers=count) for count in _FEW)
+    )
+    rest = config.num_hidden_layers - _FEW[1]
+    per_layer = Counter(more.collectives) - Counter(fewer.collectives)
+    total = Counter(more.collectives) + Counter({name: count * rest for name, count in per_layer.items()})
+    return RankSummary(
+        nodes_per_layer=more.nodes - fewer.nodes,
+        collectives=dict(total),
+        weight_bytes=more.weight_bytes + rest * (more.weight_bytes - fewer.weight_bytes),
+        kv_bytes=(more.kv_bytes - fewer.kv_bytes) * config.num_hidden_layers,
+        seconds=more.seconds + rest * (more.seconds - fewer.seconds),
+    )
+
+
+@dataclass(frozen=True)
+class RankStep:
+    """One rank's lowered step. nodes: that run. copies: of caches or weights, at run time. Others as of RankSummary."""
+
+    nodes: int
+    copies: int
+    collectives: dict[str, int]
+    weight_bytes: int
+    kv_bytes: int
+    seconds: float
+
+
+def measure_rank(
+    config: GemmaConfig,
+    soc: Soc,
+    dtype: torch.dtype,
+    bucket: Bucket,
+    cache_config: KVCacheConfig,
+    passes: Sequence[Pass],
+    shard: Shard,
+    quantization: Quantization | None = None,
+) -> RankStep:
+    """Lower the rank's graph of `config` as it is; arguments and errors as of `summarize_rank`."""
+    with fake_group(shard):
+        graph = capture(config, bucket, cache_config, dtype, quantization)
+        run_passes(graph, passes)
+        lowered = lower(graph).graph
+    check_graph(lowered, soc)
+    counts = count_nodes(lowered)
+    return RankStep(
+        nodes=counts.compute,
+        copies=counts.copies["TensorMove"] + counts.copies["Assign"] + counts.weight_copies,
+        collectives=dict(collectives(lowered)),
+        weight_bytes=sum(prod(e.shape) * e.dtype.itemsize for e in dict.fromkeys(graph.weight_plan.values())),
+        kv_bytes=_kv_bytes(graph),
+        seconds=estimate(lowered, soc).total_s,
+    )
+
+
+@contextlib.contextmanager
+def fake_group(shard: Shard) -> Iterator[None]:
+    """A process group that is none: collectives can be lowered inside the block, for the ranks that it pretends."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    if shard.world_size == 1:
+        yield
+        return
+    dist.init_process_group("fake", store=FakeStore(), rank=shard.rank, world_size=shard.world_size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def collective_counts(summary: RankSummary) -> tuple[int, int]:
+    """All-reduces of the step, and its other collectives."""
+    reduces = sum(summary.collectives.get(name, 0) for name in ("HcomAllReduce", "MatmulAllReduce"))
+    return reduces, sum(summary.collectives.values()) - reduces
+
+
+def collectives(graph: GeGraph) -> Counter[str]:
+    """The graph's collectives, by type."""
+    return Counter(node.type for node in graph.nodes if is_collective(node.type))
+
+
+def _of_layers(quantization: Quantization | None, config: GemmaConfig) -> Quantization | None:
+    """What is quantized of a model that has fewer layers."""
+    if quantization is None:
+        return None
+    present = set(linear_paths(config))
+    return replace(quantization, linears=tuple(path for path in quantization.linears if path in present))
+
+
+def _kv_bytes(graph: ModelGraph) -> int:
+    """Bytes of all caches for one token."""
+    tokens = graph.cache_config.num_blocks * graph.cache_config.block_size
+    return sum(node.meta["val"].nbytes for node in graph.placeholders("cache")) // tokens

@@ -1,0 +1,37 @@
+"""Eager: the graph's ops one by one, canonical ops by their reference kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from graph_model.graph import ModelGraph
+from graph_model.quantization.linears import Scheme
+from passes.framework.contract import Pass
+from runners.backends.base import StepFunction
+
+
+class EagerBackend:
+    """Needs nothing but torch; the yardstick of every other backend."""
+
+    name: ClassVar[str] = "eager"
+    leaves_artifacts: ClassVar[bool] = False
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+    def kernel_passes(self, dtype: torch.dtype, scheme: Scheme | None = None) -> tuple[Pass, ...]:
+        return ()
+
+    def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
+        return graph.module.forward
+
+    def load(self, artifact: Path) -> StepFunction | None:
+        return None

@@ -1,0 +1,124 @@
+"""Inductor: torch's own compiler, for CPUs and CUDA GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import warnings
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from graph_model import ops
+from graph_model.errors import UserError
+from graph_model.graph import ModelGraph
+from graph_model.native import NativeBuildError, load_kernels
+from graph_model.quantization.linears import Scheme
+from passes.cpu.native_int8_linear import NativeInt8Linear
+from passes.cpu.onednn_linear import OneDNNLinear
+from passes.cpu.skinny_linear import SkinnyLinear
+from passes.cpu.tiled_linear import TiledLinear
+from passes.framework.contract import Pass
+from runners.backends.base import StepFunction
+
+
+class InductorBackend:
+    """Canonical ops are traced into aten and fused with their neighbours; kernels are compiled C++ or Triton.
+
+    kernel_dir: where compiled kernels live; buckets that need the same kernel share it.
+    """
+
+    name: ClassVar[str] = "inductor"
+    leaves_artifacts: ClassVar[bool] = True
+
+    def __init__(self, device: torch.device, kernel_dir: Path) -> None:
+        self.device = device
+        self.kernel_dir = kernel_dir
+        if device.type == "cpu" and cpp_compiler() is None:
+            raise UserError(
+                "backend=inductor: no C++ compiler that works was found (tried the environment variable CXX and g++). "
+                "Inductor compiles kernels with it. Install g++, or take backend=eager, which needs none."
+            )
+
+    def fingerprint(self) -> dict[str, Any]:
+        if self.device.type == "cuda":
+            return {"device": torch.cuda.get_device_name(self.device), "cuda": torch.version.cuda}
+        return {
+            "device": "cpu",
+            "instructions": sorted(k for k, v in torch.cpu.get_capabilities().items() if v is True),
+            "threads": torch.get_num_threads(),
+            "compiler": cpp_compiler(),
+        }
+
+    def kernel_passes(self, dtype: torch.dtype, scheme: Scheme | None = None) -> tuple[Pass, ...]:
+        if self.device.type != "cpu":
+            return ()
+        many: tuple[Pass, ...] = (OneDNNLinear(),) if ops.onednn_supports(dtype) else ()
+        if dtype == torch.float32 and scheme is None:
+            return many
+        # Sums of several ranks stay in float32 beside static int8 layers, which oneDNN's products do not give.
+        if not many or scheme == "w8a8":
+            many = (*many, TiledLinear())
+        version = cpp_compiler()
+        assert version is not None
+        try:
+            load_kernels(self.kernel_dir, _compiler_command(), version)
+        except NativeBuildError as error:
+            warnings.warn(f"linear layers run on torch's own kernels, which are slower here: {error}", stacklevel=2)
+            return many
+        few = () if dtype == torch.float32 else (SkinnyLinear(),)
+        capabilities = torch.cpu.get_capabilities()
+        int_mm = bool(capabilities.get("amx_int8") or capabilities.get("avx512_vnni"))
+        int8 = (NativeInt8Linear(int_mm),)
+        return (*few, *many, *(int8 if scheme else ()))
+
+    def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
+        from torch._inductor import standalone_compile
+
+        with _kernel_cache(self.kernel_dir), torch.no_grad():
+            compiled = standalone_compile(
+                graph.module,
+                list(arguments),
+                dynamic_shapes="from_example_inputs",
+                # A sum that is rounded to 16 bit is rounded inside a fused kernel, too: the numbers are the graph's.
+                options={"config_patches": {"emulate_precision_casts": True}},
+            )
+            if artifact is not None:
+                compiled.save(path=str(artifact), format="binary")
+        return compiled
+
+    def load(self, artifact: Path) -> StepFunction | None:
+        from torch._inductor import CompiledArtifact
+
+        with _kernel_cache(self.kernel_dir), torch.no_grad():
+            return CompiledArtifact.load(path=str(artifact), format="binary")
+
+
+def _kernel_cache(kernel_dir: Path) -> Any:
+    from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
+
+    kernel_dir.mkdir(parents=True, exist_ok=True)
+    return temporary_cache_dir(str(kernel_dir))
+
+
+def cpp_compiler() -> str | None:
+    """First line of `--version` of the C++ compiler that Inductor will call, or None if there is none."""
+    return _version(_compiler_command())
+
+
+def _compiler_command() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+@cache
+def _version(command: str) -> str | None:
+    """First line of what `command --version` prints; asked once, as every bucket's cache key contains it."""
+    try:
+        result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.splitlines()[0] if result.stdout else command

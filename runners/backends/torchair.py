@@ -1,0 +1,141 @@
+"""torchair: one static Ascend graph per step, on a device or on the CANN stand-in."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from graph_model.chips.soc import Soc
+from graph_model.graph import ModelGraph
+from graph_model.quantization.linears import Scheme
+from passes.ascend.attention import AscendFusedAttention, attention_choice
+from passes.ascend.flat_attention import AscendFlatAttention
+from passes.ascend.geglu import AscendGeGlu
+from passes.ascend.int8_attention import AscendInt8Attention
+from passes.ascend.last_token import AscendLastToken
+from passes.ascend.linear import AscendLinear
+from passes.ascend.norm import AscendNormExact, AscendNormFused
+from passes.ascend.quant import AscendQuant
+from passes.ascend.rotary import AscendRotary
+from passes.framework.contract import Pass
+from runners.backends.ascend import standin
+from runners.backends.ascend.checked_step import CheckedStep
+from runners.backends.ascend.kernels import register_kernels
+from runners.backends.ascend.lower import LoweredStep, lower
+from runners.backends.ascend.printer import list_graph
+from runners.backends.ascend.roofline import gathered_bytes
+from runners.backends.ascend.stored_step import StoredStep
+from runners.backends.base import Check, StepFunction
+
+
+@dataclass(frozen=True)
+class AscendOptions:
+    """soc: the chip to lower for. norm: exact or fused. dump_dir: where lowered graphs are written as text. check:
+    compare every run of a lowered graph with the graph that was lowered, and stop at a difference or record it."""
+
+    soc: Soc
+    norm: str
+    dump_dir: Path | None = None
+    check: Check = "no"
+
+
+def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
+    """The passes that select the chip's kernels; torch_npu must be loaded when they run."""
+    soc = options.soc
+    return (
+        AscendQuant(soc),
+        *_attention_passes(soc),
+        AscendNormFused() if options.norm == "fused" else AscendNormExact(soc),
+        AscendRotary(soc),
+        AscendGeGlu(),
+        AscendLinear(soc),
+        AscendLastToken(),
+    )
+
+
+def _attention_passes(soc: Soc) -> tuple[Pass, ...]:
+    if soc.fused_infer_attention:
+        return AscendFusedAttention(soc), AscendInt8Attention(soc)
+    return (AscendFlatAttention(soc),)
+
+
+class TorchairBackend:
+    """Lowers to GE through torchair. Without CANN the graph runs in the GE interpreter, on the CPU.
+
+    standin_dir: where the stand-in's libraries are kept. checked_steps: with options.check, the steps compiled so far.
+    """
+
+    name: ClassVar[str] = "torchair"
+    leaves_artifacts: ClassVar[bool] = True
+
+    def __init__(self, options: AscendOptions, standin_dir: Path) -> None:
+        standin.load(options.soc, standin_dir)
+        register_kernels()
+        self.options = options
+        # A rank has taken its device before; the stand-in has one per process.
+        self.device = torch.device("npu", torch.get_device_module("npu").current_device())
+        self.checked_steps: list[CheckedStep] = []
+
+    @property
+    def description(self) -> str:
+        """The chip, and whether it is one."""
+        soc = self.options.soc
+        where = standin.BANNER if standin.is_standin() else "on the device"
+        return f"torchair for {soc.product} ({soc.cann_name}), norm={self.options.norm}; {where}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        versions = {"torch_npu": importlib.metadata.version("torch_npu"), "standin": standin.is_standin()}
+        return {"soc": self.options.soc.name, "norm": self.options.norm, **versions}
+
+    def kernel_passes(self, dtype: torch.dtype, scheme: Scheme | None = None) -> tuple[Pass, ...]:
+        return kernel_passes(self.options)
+
+    def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
+        lowered = self.lower(graph)
+        stored = lowered.stored()
+        # A device's graph names its communication groups, which the next process names otherwise.
+        if artifact is not None and (graph.shard.world_size == 1 or standin.is_standin()):
+            stored.write(artifact)
+        step = stored.load()
+        if self.options.check == "no":
+            return step
+        self.checked_steps.append(CheckedStep(graph, lowered, step, record=self.options.check == "record"))
+        return self.checked_steps[-1]
+
+    def lower(self, graph: ModelGraph) -> LoweredStep:
+        """The step's GE graph, dumped where dump_dir says; nothing is loaded or run."""
+        lowered = lower(graph)
+        if self.options.dump_dir is not None:
+            self._dump(graph, lowered, self.options.dump_dir / str(graph.bucket))
+        return lowered
+
+    def load(self, artifact: Path) -> StepFunction | None:
+        """None where the graph is to be compared or dumped, for which it must be made."""
+        if self.options.check != "no" or self.options.dump_dir is not None:
+            return None
+        try:
+            return StoredStep.read(artifact).load()
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _dump(self, graph: ModelGraph, lowered: LoweredStep, folder: Path) -> None:
+        """torchair's text of the lowered graph, and a listing that says where it runs and which attention was taken."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lowered.pbtxt").write_text(lowered.pbtxt, encoding="utf-8")
+        choice = attention_choice(graph, self.options.soc)
+        ge_graph = lowered.graph
+        gathers = gathered_bytes(ge_graph)
+        header = [
+            f"# {self.description}",
+            f"# soc {self.options.soc.name}",
+            f"# bucket {graph.bucket}",
+            f"# attention: {choice.op}, {choice.reason}",
+            f"# gathers of cached blocks: {len(gathers)}, which copy {sum(gathers.values())} bytes",
+        ]
+        (folder / "lowered.txt").write_text("\n".join(header) + "\n" + list_graph(ge_graph), encoding="utf-8")

@@ -1,0 +1,117 @@
+"""CompiledModel: weights, caches and one compiled step per bucket."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graph_model import ops
+from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
+from graph_model.weights import Expression, Read, evaluate
+from runners.backends import StepFunction
+from runners.compile.step import Recipe, Step, prepare_step
+
+
+@dataclass
+class _Loaded:
+    """A bucket that can run."""
+
+    inputs: StepInputs
+    arguments: list[Tensor]
+    function: StepFunction
+    host_inputs: list[Tensor]  # the arrays of `inputs` as tensors
+    device_inputs: list[Tensor]  # the same tensors on the CPU, their copies elsewhere
+
+
+@dataclass
+class CompileReport:
+    """What warming up cost."""
+
+    compiled: int = 0
+    from_cache: int = 0
+    seconds: float = 0.0
+
+
+class CompiledModel:
+    """Runs steps. Block ids 0 to num_scratch_blocks - 1 belong to the padding; all others to the caller.
+
+    read: returns a checkpoint tensor by name; called while weights are loaded, each weight once.
+    """
+
+    def __init__(self, recipe: Recipe, buckets: BucketTable, max_seq_len: int, read: Read) -> None:
+        self.recipe = recipe
+        self.buckets = buckets
+        self.max_seq_len = max_seq_len
+        self.block_size = recipe.cache_config.block_size
+        self.num_blocks = recipe.cache_config.num_blocks
+        self.num_scratch_blocks = num_scratch_blocks(buckets, recipe.cache_config.block_size)
+        self.report = CompileReport()
+        self._read = read
+        self._device = recipe.backend.device
+        self._weights: dict[Expression, Tensor] = {}
+        self._caches: list[Tensor] = []
+        self._loaded: dict[Bucket, _Loaded] = {}
+
+    def warm_up(self, buckets: Iterable[Bucket]) -> None:
+        """Load weights and make every bucket of `buckets` ready to run."""
+        start = time.perf_counter()
+        steps = [prepare_step(self.recipe, bucket) for bucket in buckets if bucket not in self._loaded]
+        self._load_weights(steps)
+        for step in steps:
+            self._loaded[step.bucket] = self._load(step)
+            self.report.from_cache += step.cached
+            self.report.compiled += not step.cached
+        self.report.seconds += time.perf_counter() - start
+
+    def inputs(self, bucket: Bucket) -> StepInputs:
+        """The arrays that the next `run(bucket)` reads, always the same ones; fill them in place."""
+        if bucket not in self._loaded:
+            self.warm_up([bucket])
+        return self._loaded[bucket].inputs
+
+    def run(self, bucket: Bucket) -> StepOutput:
+        """Execute the bucket's step on its input arrays."""
+        loaded = self._loaded[bucket]
+        for host, device in zip(loaded.host_inputs, loaded.device_inputs, strict=True):
+            if device is not host:
+                device.copy_(host, non_blocking=True)
+        with torch.no_grad():
+            outputs = loaded.function(*loaded.arguments)
+        if self.recipe.shard.world_size > 1 and bucket.selection == "sample":
+            sampling = [torch.from_numpy(array) for array in loaded.inputs.sampling()]
+            outputs = ops.redraw(outputs, sampling, bucket.logprobs, self.recipe.shard.world_size)
+        return StepOutput(*(output.cpu().numpy() for output in outputs))
+
+    def arguments(self, bucket: Bucket) -> list[Tensor]:
+        """The tensors that the bucket's step reads: weights, caches, and the inputs of its last run."""
+        return self._loaded[bucket].arguments
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the loaded weights."""
+        return sum(tensor.nbytes for tensor in self._weights.values())
+
+    def _load_weights(self, steps: Sequence[Step]) -> None:
+        wanted = {expression: None for step in steps for expression in step.weight_plan.values()}
+        missing = [expression for expression in wanted if expression not in self._weights]
+        self._weights.update(evaluate(missing, self._read, self._device))
+
+    def _load(self, step: Step) -> _Loaded:
+        if not self._caches:
+            self._caches = [torch.zeros(shape, dtype=dtype).to(self._device) for shape, dtype in step.caches]
+        inputs = make_inputs(step.bucket)
+        arrays = inputs.arrays()
+        host_inputs = [torch.from_numpy(arrays[name]) for name in step.input_names]
+        device_inputs = [tensor.to(self._device) for tensor in host_inputs]
+        weights = [self._weights[expression] for expression in step.weight_plan.values()]
+        arguments = [*weights, *self._caches, *device_inputs]
+        return _Loaded(inputs, arguments, step.compile(arguments), host_inputs, device_inputs)
+
+
+def num_scratch_blocks(buckets: BucketTable, block_size: int) -> int:
+    """Blocks that hold a scratch slot for every token of the largest step."""
+    return -(-buckets.num_scratch_slots // block_size)

@@ -1,0 +1,90 @@
+"""Starting the ranks of this machine through torch's elastic agent, which ends them all when one fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+import uuid
+
+from torch.distributed.elastic.agent.server.api import SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from graph_model.errors import UserError
+from runners.command_line.parent_process import PARENT
+from runners.settings import ModelSettings, check_devices
+
+_SHUTDOWN_S = 5  # from SIGTERM to SIGKILL
+
+
+def start_ranks(settings: ModelSettings) -> None:
+    """Run this process's own command on `world_size` ranks and wait for them.
+
+    When a rank fails all are ended. What the rank said of its failure is on stderr already if it ended with status 2
+    (a UserError), and this process ends with 2 as well; otherwise it says which rank failed and ends with 1.
+    Raises UserError for too few devices or a port in use, KeyboardInterrupt when interrupted, with all ranks ended.
+    """
+    check_devices(settings, settings.world_size)
+    port = find_port(settings)
+    # The agent's warnings and tracebacks say less than the message below.
+    logging.disable(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(settings.world_size)))
+    os.environ[PARENT] = str(os.getpid())
+    with tempfile.TemporaryDirectory(prefix="graph_gemma_ranks_") as log_dir:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=settings.world_size,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="static",
+            rdzv_endpoint=f"{settings.ranks.master_address}:{port}",
+            rdzv_configs={"rank": 0, "timeout": settings.ranks.timeout},
+            local_addr=settings.ranks.master_address,
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=log_dir),
+            shutdown_timeout=_SHUTDOWN_S,
+        )
+        sys.stdout.flush()
+        try:
+            elastic_launch(config, sys.executable)(*sys.argv)
+        except ChildFailedError as error:
+            rank, failure = error.get_first_failure()
+            if failure.exitcode != 2:
+                what = describe_end(rank, failure.pid, failure.exitcode)
+                print(f"error: {what} Finished requests are in output_file, if one was given.", file=sys.stderr)
+            sys.exit(2 if failure.exitcode == 2 else 1)
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            sys.exit(128 + error.sigval)
+
+
+def describe_end(rank: int, process: int, exitcode: int) -> str:
+    """What became of a rank whose end ended all."""
+    how = f"was ended by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with status {exitcode}"
+    return f"rank {rank} (process {process}) {how}, so all ranks were ended."
+
+
+def threads_per_rank(world_size: int) -> int:
+    """The machine's cores shared among the ranks; torchrun gives each one."""
+    return max(1, len(os.sched_getaffinity(0)) // world_size) if hasattr(os, "sched_getaffinity") else 1
+
+
+def find_port(settings: ModelSettings) -> int:
+    """The port where the ranks meet; a free one if the setting is null. Raises UserError if it is in use."""
+    address, port = settings.ranks.master_address, settings.ranks.master_port
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port or 0))
+        except OSError as error:
+            raise UserError(
+                f"ranks.master_port: {address}:{port} cannot be used ({error.strerror}); another run may have it. "
+                "Give another port, or ranks.master_port=null for a free one."
+            ) from None
+        return int(probe.getsockname()[1])

@@ -1,0 +1,86 @@
+"""What a run is asked to do: prompts, and how to sample their answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from graph_model.errors import UserError
+from runners import demo
+from runners.engine.sampling_params import SamplingParams
+from runners.io.prompts import Prompt, read_prompts
+from runners.io.tokenizer import has_tokenizer, load_tokenizer
+from runners.settings import ModelSettings
+from runners.settings.values import boolean, group, text_list, text_or_none
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Prompts with their sampling parameters, and the tokenizer where there is one."""
+
+    prompts: list[Prompt]
+    sampling: list[SamplingParams]
+    tokenizer: PreTrainedTokenizerBase | None
+
+
+def read_inputs(settings: Any, model: ModelSettings) -> Inputs:
+    """Check and tokenize what the settings ask for. Raises UserError."""
+    sampling = _sampling(settings)
+    tokenizer = _tokenizer(settings, model)
+    prompts = read_prompts(
+        prompts=_prompts(settings, model),
+        prompts_file=text_or_none("prompts_file", settings.prompts_file),
+        prompt_token_ids=settings.prompt_token_ids,
+        tokenizer=tokenizer,
+        config=model.config,
+        max_seq_len=model.max_seq_len,
+        chat=boolean("chat", settings.chat),
+        chat_template=text_or_none("chat_template", settings.chat_template),
+    )
+    return Inputs(prompts, [sampling(index) for index in range(len(prompts))], tokenizer)
+
+
+def _prompts(settings: Any, model: ModelSettings) -> Any:
+    sources = (settings.prompts, settings.prompts_file, settings.prompt_token_ids)
+    if model.checkpoint_dir == demo.CHECKPOINT_DIR and all(source is None for source in sources):
+        from runners.demo.world import demo_prompts
+
+        return demo_prompts()
+    return settings.prompts
+
+
+def _tokenizer(settings: Any, model: ModelSettings) -> PreTrainedTokenizerBase | None:
+    """The checkpoint's tokenizer; a run on token ids can do without."""
+    has_one = model.checkpoint_dir is not None and has_tokenizer(model.checkpoint_dir)
+    if settings.prompt_token_ids is not None and not has_one:
+        return None
+    if model.checkpoint_dir is None:
+        raise UserError(
+            "weights=random without model.path has no tokenizer, so prompts must be token ids: give "
+            "prompt_token_ids=[[2,5,7]]."
+        )
+    return load_tokenizer(model.checkpoint_dir, model.config)
+
+
+def _sampling(settings: Any) -> Any:
+    """The sampling parameters of prompt number i, checked once."""
+    values = group("sampling", settings)
+    stop = text_list("stop", settings.stop)
+
+    def of(index: int) -> SamplingParams:
+        seed = values.seed
+        return SamplingParams(
+            temperature=values.temperature,
+            top_k=values.top_k,
+            top_p=values.top_p,
+            seed=seed + index if isinstance(seed, int) and not isinstance(seed, bool) and index else seed,
+            max_new_tokens=settings.max_new_tokens,
+            ignore_eos=settings.ignore_eos,
+            stop=tuple(stop),
+        )
+
+    of(0)
+    return of

@@ -1,0 +1,119 @@
+"""check=true: passes against their tiers, lowered graphs against their origins, answers against the plain model."""
+
+from __future__ import annotations
+
+import torch
+
+from graph_model.capture import plain_weight
+from graph_model.errors import UserError
+from graph_model.gemma import GemmaForCausalLM
+from graph_model.numerics import FEW_EXCUSED, most_excused
+from graph_model.weights import evaluate
+from passes.check import check_passes
+from passes.framework.contract import PassError
+from runners.backends.torchair import TorchairBackend
+from runners.distributed.leader import LeadingModel, Message
+from runners.engine.result import RequestResult
+from runners.io.inputs import Inputs
+from runners.llm.load import LoadedModel
+
+
+def check_model_passes(loaded: LoadedModel) -> None:
+    """Compare the graphs before and after every pass, with the model's own weights. Raises UserError at the first."""
+    recipe = loaded.model.recipe
+    if isinstance(loaded.model, LeadingModel):
+        loaded.model.announce(Message.CHECK)
+    try:
+        comparisons = check_passes(
+            recipe.config, recipe.dtype, recipe.passes, loaded.read, quantization=recipe.quantization
+        )
+    except PassError as error:
+        raise UserError(f"check: {error}") from error
+    for graph_pass in recipe.passes:
+        errors = [c.error for c in comparisons if c.graph_pass is graph_pass]
+        if not errors:
+            continue
+        integers = [c.integers for c in comparisons if c.graph_pass is graph_pass and c.integers is not None]
+        steps = max((found.max_lsb for found in integers), default=0)
+        share = max((found.share for found in integers), default=0.0)
+        print(
+            f"check: {graph_pass.name} ({graph_pass.tier.value}) holds on {len(errors)} graphs, "
+            f"largest difference {max(errors):.1e}"
+            + (f"; {share:.2%} of the int8 activations differ, by at most {steps}" if steps else "")
+        )
+
+
+def report_checked_steps(loaded: LoadedModel) -> None:
+    """Print what comparing lowered graphs with the graphs that were lowered showed, at every run of every bucket."""
+    backend = loaded.model.recipe.backend
+    if not isinstance(backend, TorchairBackend):
+        return
+    for step in backend.checked_steps:
+        found = step.findings
+        if found.runs:
+            print(
+                f"check: lowered graph of {step.bucket} equals the graph that was lowered in {found.runs} runs: "
+                f"{found.nodes} nodes, largest difference {found.error:.1e} at {found.node}; "
+                f"{found.tokens} tokens, {found.excused} of them within rounding"
+            )
+
+
+def check_answers(loaded: LoadedModel, inputs: Inputs, results: list[RequestResult]) -> None:
+    """Hold greedy answers to the token rule: the plain model sees each prefix and must choose the same token.
+
+    In 16 bit a token is excused if the plain model's logit of it is within two spacings of the dtype of the best one:
+    steps add in another order than whole sequences do, which may move each of the two by one. At most 1 % of the tokens
+    may need that, or three, which chance gives a short run. Raises UserError.
+    """
+    if not all(sampling.greedy for sampling in inputs.sampling):
+        print("check: sampled answers are not compared with the plain model; their passes were")
+        return
+    total = excused = 0
+    model = _plain_model(loaded)
+    quantized = loaded.model.recipe.quantization is not None
+    for result in results:
+        verdicts = token_verdicts(model, result.prompt_token_ids, result.token_ids)
+        if "wrong" in verdicts and not quantized:
+            raise UserError(
+                f"check: token {verdicts.index('wrong')} of an answer differs from the plain model's choice, by more "
+                f"than rounding. The prompt's ids are {result.prompt_token_ids}."
+            )
+        total += len(verdicts)
+        excused += len(verdicts) - verdicts.count("equal")
+    if quantized:
+        print(f"check: {total - excused} of {total} tokens equal the plain model's, which computes in floating point")
+        return
+    if excused > most_excused(total):
+        raise UserError(
+            f"check: {excused} of {total} tokens needed the excuse of rounding; at most 1 %, or {FEW_EXCUSED}, may."
+        )
+    print(f"check: {total} tokens equal the plain model's, {excused} of them within rounding")
+
+
+def token_verdicts(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> list[str]:
+    """'equal', 'excused' or 'wrong' for each token of a greedy answer, by the plain model's logits."""
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        logits = model(ids, torch.arange(ids.shape[1])[None])[0, len(prompt) - 1 : -1]
+    best, choices = logits.max(-1)
+    chosen = logits.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+    _, exponent = torch.frexp(best.float())
+    spacing = torch.finfo(logits.dtype).eps * torch.exp2(exponent - 1.0)
+    near = (best - chosen).float() <= (0.0 if logits.dtype == torch.float32 else 2 * spacing)
+    return [
+        "equal" if token == choice else "excused" if close else "wrong"
+        for token, choice, close in zip(answer, choices.tolist(), near.tolist(), strict=True)
+    ]
+
+
+def _plain_model(loaded: LoadedModel) -> GemmaForCausalLM:
+    recipe = loaded.model.recipe
+    with torch.device("meta"):
+        model = GemmaForCausalLM(recipe.config)
+    plan = {
+        name: plain_weight(name, tuple(p.shape), recipe.dtype, recipe.config, recipe.quantization)
+        for name, p in model.named_parameters(remove_duplicate=False)
+    }
+    tensors = evaluate(plan.values(), loaded.read, torch.device("cpu"))
+    model.load_state_dict({name: tensors[expression] for name, expression in plan.items()}, assign=True)
+    return model.eval()

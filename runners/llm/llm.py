@@ -1,0 +1,74 @@
+"""LLM: from settings to something that answers prompts, in Python."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from runners.backends.base import Check
+from runners.command_line.entry import compose
+from runners.distributed.followers import lead_followers, needs_followers
+from runners.engine.driver import EngineDriver
+from runners.engine.sampling_params import SamplingParams
+from runners.io.tokenizer import has_tokenizer, load_tokenizer
+from runners.llm.load import load_model
+from runners.llm.warm_up import reachable_buckets
+from runners.settings import ModelSettings, resolve_settings
+
+
+class LLM(EngineDriver):
+    """A loaded model behind the engine's interface: `generate`, `stream`, `generate_async`, `abort`.
+
+    settings: overrides as on the command line of runners/infer.py (``["model.path=DIR", "dtype=bfloat16"]``), of which
+    those of the model count; or resolved settings. tokenizer: None: the checkpoint's own, where it has one; without
+    any, prompts are lists of token ids. check: as for `load_model`. Weights are read, and steps compiled, when they
+    are first needed or by `warm_up`. With world_size above 1 this process leads the other ranks, which it starts, or
+    which a launcher has started (`on_ranks`). `close` (or leaving a `with` block) ends the ranks that it started and
+    gives back the checkpoint's files. Raises UserError.
+    """
+
+    def __init__(
+        self, settings: ModelSettings | Sequence[str] = (), tokenizer: Any = None, check: Check = "no"
+    ) -> None:
+        if not isinstance(settings, ModelSettings):
+            settings = resolve_settings(compose("infer", settings))
+        self.settings = settings
+        config, directory = settings.config, settings.checkpoint_dir
+        if tokenizer is None and directory is not None and has_tokenizer(directory):
+            tokenizer = load_tokenizer(directory, config)
+        with ExitStack() as resources:
+            if needs_followers(settings):
+                resources.enter_context(lead_followers(settings, "runners.llm.follower"))
+            self.loaded = load_model(settings, resources, check)
+            super().__init__(self.loaded.model, tokenizer, config.eos_token_ids, config.vocab_size)
+            # Also at the end of the program, before what the other ranks' end needs is torn down.
+            self._close = weakref.finalize(self, resources.pop_all().close)
+
+    def warm_up(
+        self,
+        prompts: Sequence[Sequence[int]] | None = None,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        once: bool = False,
+    ) -> None:
+        """Load the weights and compile every step that answering `prompts` (token ids) can need, now or again.
+
+        prompts: None: whatever may come, for a server; that compiles the whole table of buckets. sampling: the prompts'
+        settings, one for all or one per prompt; without prompts, all kinds that may come (None: greedy). once: this
+        LLM has answered nothing yet and will answer these prompts one time, which may need fewer steps. Steps of
+        `score` are not among them.
+        """
+        model = self.loaded.model
+        model.warm_up(reachable_buckets(model, prompts, sampling or SamplingParams(), once=once))
+
+    def close(self) -> None:
+        """Give back the checkpoint's files; no step that needs further weights can be compiled afterwards."""
+        self._close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

@@ -1,0 +1,132 @@
+"""From settings to a model that runs steps: weights and buckets."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from graph_model.bucket import BucketTable, powers_of_two
+from graph_model.checkpoint import Checkpoint, open_checkpoint
+from graph_model.errors import UserError
+from graph_model.graph import KVCacheConfig
+from graph_model.tensor_parallel import WHOLE, Shard
+from graph_model.weights import Part, Read
+from passes.pipeline import build_kernel_options, build_passes
+from runners.backends import select_backend
+from runners.backends.base import Check
+from runners.compile import CompileCache, CompiledModel, Recipe
+from runners.distributed.leader import LeadingModel, Message
+from runners.llm.random_weights import random_weights
+from runners.llm.sizes import num_blocks
+from runners.settings import SMALLEST_CHUNK, ModelSettings
+
+# Block tables are not made narrower than this many tokens: attention over them costs nothing beside the weights.
+_NARROWEST_TABLE_TOKENS = 256
+
+
+@dataclass
+class LoadedModel:
+    """A model and what it came from."""
+
+    model: CompiledModel
+    read: Read
+    backend: str  # which backend was taken and why
+
+
+def load_model(
+    settings: ModelSettings, resources: ExitStack, check: Check = "no", device_memory: float | None = None
+) -> LoadedModel:
+    """Build the model; weights are read when its first buckets are warmed up.
+
+    `resources` keeps the checkpoint open. check: whether a backend that can compare its steps with the graphs that
+    they were made from does so at every run, and what it does about a difference. device_memory: bytes of the device
+    that the KV cache is sized for; None: what is free on this one. Raises UserError.
+    """
+    shard = _shard(settings)
+    read = open_weights(settings, resources)
+    backend, description = select_backend(
+        settings.backend, settings.cache_dir, settings.soc, settings.norm, settings.dump_dir, check
+    )
+    if shard.world_size > 1:
+        description += f"; {shard.world_size} ranks"
+    buckets = bucket_table(settings)
+    dtype = getattr(torch, settings.dtype)
+    scheme = None if settings.quantization is None else settings.quantization.scheme
+    recipe = Recipe(
+        config=settings.config,
+        dtype=dtype,
+        cache_config=KVCacheConfig(
+            num_blocks(settings, buckets, backend.device, shard, device_memory), settings.block_size
+        ),
+        passes=(
+            *build_passes(settings.passes, shard),
+            *backend.kernel_passes(dtype, scheme),
+            *build_kernel_options(settings.passes),
+        ),
+        backend=backend,
+        cache=CompileCache(settings.cache_dir),
+        dump_dir=settings.dump_dir if shard.rank == 0 else None,
+        quantization=settings.quantization,
+        shard=shard,
+        description=description,
+    )
+    if shard.world_size == 1 or shard.rank > 0:
+        return LoadedModel(CompiledModel(recipe, buckets, settings.max_seq_len, read), read, description)
+    leader = LeadingModel(recipe, buckets, settings.max_seq_len, read)
+    resources.callback(leader.announce, Message.STOP)
+    return LoadedModel(leader, read, description)
+
+
+def bucket_table(settings: ModelSettings) -> BucketTable:
+    """The sizes that steps are padded up to. Rows grow by fours: a padded row costs little beside the weights."""
+    blocks = -(-settings.max_seq_len // settings.block_size)
+    narrowest = min(blocks, max(1, _NARROWEST_TABLE_TOKENS // settings.block_size))
+    return BucketTable(
+        batch_sizes=_powers_of_four(settings.max_batch_size),
+        prefill_batch_sizes=_powers_of_four(settings.max_prefill_batch_size),
+        chunk_lengths=powers_of_two(SMALLEST_CHUNK, settings.max_prefill_tokens),
+        table_widths=powers_of_two(narrowest, blocks),
+        max_step_tokens=settings.max_prefill_tokens,
+    )
+
+
+def open_weights(settings: ModelSettings, resources: ExitStack) -> Read:
+    """A reader of the checkpoint's tensors, which `resources` keeps open, or of random ones."""
+    if settings.random_weights:
+        return random_weights(settings.config, settings.quantization)
+    assert settings.checkpoint_dir is not None
+    checkpoint = resources.enter_context(open_checkpoint(settings.checkpoint_dir, settings.config))
+    return _one_at_a_time(checkpoint)
+
+
+def _one_at_a_time(checkpoint: Checkpoint) -> Read:
+    """Read tensors, giving back the mapped pages of one when the next is asked for: they count as used memory."""
+    last: list[str] = []
+
+    def read(name: str, part: Part | None = None) -> Tensor:
+        while last:
+            checkpoint.release(last.pop())
+        last.append(name)
+        return checkpoint.read(name) if part is None else checkpoint.read_slice(name, *part)
+
+    return read
+
+
+def _shard(settings: ModelSettings) -> Shard:
+    """This process's part of the model."""
+    if settings.world_size == 1:
+        return WHOLE
+    if not dist.is_initialized():
+        raise UserError(
+            f"world_size is {settings.world_size}, and this process is not one of its ranks. A command in runners/ "
+            "starts them, and so does LLM where no launcher has; under torchrun, load the model within on_ranks."
+        )
+    return Shard(dist.get_rank(), dist.get_world_size())
+
+
+def _powers_of_four(largest: int) -> tuple[int, ...]:
+    return tuple(size for index, size in enumerate(powers_of_two(1, largest)) if index % 2 == 0 or size == largest)

@@ -1,0 +1,93 @@
+"""Listings of lowered graphs, which are compared with reviewed ones, and the messages that dumps are read with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import graph_model  # noqa: F401  (before torch)
+
+import torch  # isort: skip
+from rank_cases import lower_rank  # isort: skip
+from support import torchair_steps as steps  # isort: skip
+from support.standin_cases import A2, DUO, Cases
+
+from graph_model.ascend.ge_proto import messages
+from graph_model.ascend.graph_file import read_graph_file
+from graph_model.chips.soc import find_soc
+from graph_model.tensor_parallel import Shard
+from runners.backends.ascend import standin
+from runners.backends.ascend.lower import LoweredStep, lower
+from runners.backends.ascend.printer import list_graph
+from runners.backends.ascend.provenance import Target, target_of
+
+CASES = Cases()
+HALF, BRAIN = torch.float16, torch.bfloat16
+TINY = replace(steps.BASE, num_hidden_layers=1)
+LISTED: dict[str, dict[str, steps.StepCase]] = {
+    soc: {
+        f"{phase}-{norm}": steps.StepCase(TINY, HALF, 64, phase, norm)
+        for phase in ("prefill", "extend", "decode")
+        for norm in ("exact", "fused")
+    }
+    for soc in (A2, DUO)
+}
+DECODE = steps.StepCase(TINY, HALF, 64, "decode")
+LISTED[A2] |= {
+    "decode-bfloat16": replace(DECODE, dtype=BRAIN),
+    "decode-sampled": replace(DECODE, sampled=True),
+    "decode-w8a8": replace(DECODE, scheme="w8a8"),
+    "decode-kv8": replace(DECODE, kv8=True),
+    "prefill-blocks_of_128": steps.StepCase(TINY, HALF, 128, "prefill"),
+    "extend-blocks_of_128": steps.StepCase(TINY, HALF, 128, "extend"),
+}
+# Wide heads: many query heads per key head are decomposed, two become rows of the batch.
+LISTED[DUO] |= {
+    "decode-decomposed": replace(DECODE, config=replace(TINY, num_attention_heads=8, head_dim=256)),
+    "decode-folded": replace(DECODE, config=replace(TINY, num_attention_heads=4, num_key_value_heads=2, head_dim=256)),
+}
+# Of the last of two ranks: integers and, where the chip can, float32 are summed.
+OF_RANKS = {soc: {"decode-rank1of2-w8a8": replace(DECODE, scheme="w8a8")} for soc in (A2, DUO)}
+
+
+def lowered_steps(soc: str) -> Iterator[tuple[str, LoweredStep]]:
+    for name, step in LISTED[soc].items():
+        yield name, lower(step.selected(find_soc(soc)))
+    for name, step in OF_RANKS[soc].items():
+        yield name, lower_rank(soc, step, Shard(1, 2)).step
+
+
+def write_listings(soc: str, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, lowered in lowered_steps(soc):
+        text = list_graph(lowered.graph)
+        (folder / f"{soc}-{name}.txt").write_text(text, encoding="utf-8")
+        (folder / "dump.pbtxt").write_text(lowered.pbtxt, encoding="utf-8")
+        assert list_graph(read_graph_file(folder / "dump.pbtxt")) == text
+
+
+@CASES.add(A2)
+def what_torchair_itself_writes_says_stand_in(folder: Path) -> None:
+    lowered = lower(DECODE.selected(find_soc(A2)))
+    lowered.concrete.dump(str(folder / "torchairs.pbtxt"))
+    (folder / "model.pb").write_bytes(lowered.serialized)
+    for name in ("torchairs.pbtxt", "model.pb"):
+        assert target_of(read_graph_file(folder / name)) == Target(A2, standin.BANNER)
+
+
+@CASES.add(A2)
+def graphs_are_read_with_the_messages_that_torchair_writes(folder: Path) -> None:
+    from google.protobuf.descriptor_pb2 import FileDescriptorProto
+    from torchair._ge_concrete_graph import ge_ir_pb2
+
+    theirs = FileDescriptorProto.FromString(ge_ir_pb2.GraphDef.DESCRIPTOR.file.serialized_pb)
+    found = {m.name: m for m in [*theirs.message_type, *(n for m in theirs.message_type for n in m.nested_type)]}
+    found |= {n.name: n for m in theirs.message_type for inner in m.nested_type for n in inner.nested_type}
+    for name, message in vars(messages()).items():
+        if not name.startswith("Pbtxt"):
+            fields = {f.name: (f.number, f.type, f.label) for f in found[name].field}
+            ours = FileDescriptorProto.FromString(message.DESCRIPTOR.file.serialized_pb)
+            own = next(m for m in ours.message_type if m.name == name)
+            assert {f.name: (f.number, f.type, f.label) for f in own.field}.items() <= fields.items(), name
+            assert fields.keys() - {f.name for f in own.field} <= {"attr_groups"}, name

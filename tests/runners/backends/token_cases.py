@@ -1,0 +1,259 @@
+"""Tokens of the torchair backend through the command line, and of one loaded graph over many steps."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import graph_model  # noqa: F401  (before torch)
+
+import torch  # isort: skip
+from level_2_cases import BIASED, DECOMPOSED, GROUPED, ONE_TO_ONE, UNTIED  # isort: skip
+from support import torchair_steps as steps  # isort: skip
+from support.checkpoints import make_checkpoint, make_model
+from support.modelslim import quantized_tensors
+from support.standin_cases import A2, DUO, ROOT, Case, Cases
+from support.token_rule import check_greedy
+
+from graph_model.ascend.graph_file import read_graph_file
+from graph_model.chips.soc import find_soc
+from passes.check import BUCKETS, check_passes
+from passes.pipeline import DEFAULT_PASSES
+from runners.backends.ascend import standin
+from runners.backends.ascend.printer import count_nodes
+from runners.backends.ascend.provenance import Target, target_of
+from runners.backends.torchair import AscendOptions, kernel_passes
+from runners.command_line.entry import main
+from runners.demo.world import demo_prompts, held_out_items, held_out_stories
+from runners.infer import infer
+from runners.quantize import quantize
+
+CASES = Cases()
+HALF, BRAIN = torch.float16, torch.bfloat16
+
+
+def run_command(command: Any, name: str, *arguments: str) -> str:
+    """What the command printed."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = [f"{name}.py", *arguments]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(command, name)
+    except SystemExit as end:
+        raise AssertionError(f"exit {end.code}: {err.getvalue()}") from end
+    finally:
+        sys.argv = before
+    return out.getvalue()
+
+
+def run_infer(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
+    """What the command printed, and its answers."""
+    output = folder / "out.jsonl"
+    printed = run_command(infer, "infer", f"cache_dir={folder / 'cache'}", f"output_file={output}", *arguments)
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    return printed, sorted(answers, key=lambda answer: answer["index"])
+
+
+def tokens_follow_transformers(soc: str, folder: Path, dtype: torch.dtype, config: Any, *arguments: str) -> Answers:
+    """Prompts beyond one chunk, some sharing their first blocks, are answered as transformers answers them."""
+    model = make_checkpoint(folder / "checkpoint", config, dtype=dtype)
+    generator = torch.Generator().manual_seed(7)
+    shared = torch.randint(3, config.vocab_size, (130,), generator=generator).tolist()
+    prompts = [shared, [*shared[:128], 9, 8, 7], [5], [*shared[:64], 11, 12]]
+    printed, answers = run_infer(
+        folder,
+        "backend=torchair",
+        f"soc={soc}",
+        f"model.path={folder / 'checkpoint'}",
+        f"prompt_token_ids={json.dumps(prompts)}",
+        "max_prefill_tokens=64",
+        "max_prefill_batch_size=1",
+        "max_batch_size=3",
+        "max_seq_len=256",
+        "max_new_tokens=20",
+        "ignore_eos=true",
+        *arguments,
+    )
+    assert standin.BANNER in printed, printed
+    excused = sum(check_greedy(model, answer["prompt_token_ids"], answer["token_ids"]) for answer in answers)
+    assert sum(len(answer["token_ids"]) for answer in answers) == 80
+    assert excused <= 1, excused
+    return Answers(model, prompts, answers)
+
+
+@dataclass
+class Answers:
+    """What was asked of a model, and the answers, which follow the token rule."""
+
+    model: Any
+    prompts: list[list[int]]
+    answers: list[dict[str, Any]]
+
+    def are_inductors(self, folder: Path) -> None:
+        """But for those that the default backend, which follows the rule too, begins to differ in at a tie."""
+        output = folder / "inductor.jsonl"
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        settings = [f"model.path={folder / 'checkpoint'}", f"dtype={dtype}", f"cache_dir={folder / 'cache'}"]
+        settings += [f"prompt_token_ids={json.dumps(self.prompts)}", "max_new_tokens=20", "ignore_eos=true"]
+        settings += ["max_batch_size=1", "max_prefill_batch_size=1", "max_seq_len=256", f"output_file={output}"]
+        command = [sys.executable, str(ROOT / "runners" / "infer.py"), *settings]
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+        assert process.returncode == 0, process.stderr
+        found = sorted(map(json.loads, output.read_text().splitlines()), key=lambda answer: answer["index"])
+        excused = sum(check_greedy(self.model, a["prompt_token_ids"], a["token_ids"]) for a in found)
+        pairs = zip(found, self.answers, strict=True)
+        differing = sum(a["token_ids"] != b["token_ids"] for a, b in pairs)
+        assert differing <= 1, differing
+        assert excused <= 1, excused
+
+
+def every_dump_says_stand_in(dumps: Path, soc: str) -> None:
+    """Passes' texts, the listing, and the pbtxt, which keeps it when it is read."""
+    assert len(list(dumps.glob("*/*"))) > 30
+    for path in dumps.glob("*/*"):
+        assert standin.BANNER in "".join(path.read_text().splitlines(keepends=True)[:4]), path
+    graph = read_graph_file(dumps / "decode-b1-w4" / "lowered.pbtxt")
+    assert target_of(graph) == Target(soc, standin.BANNER)
+    assert count_nodes(graph).by_type["GemmaRmsNorm"] == 5
+
+
+@CASES.add(A2)
+def tokens_in_bfloat16_equal_those_of_transformers(folder: Path) -> None:
+    tokens_follow_transformers(A2, folder, BRAIN, steps.BASE, "block_size=64", f"dump_dir={folder / 'dump'}")
+    listing = (folder / "dump" / "extend-b1-t64-w4" / "lowered.txt").read_text()
+    assert standin.BANNER in listing
+    assert "attention: FusedInferAttentionScore, block_size 64 is not a multiple of 128" in listing
+    every_dump_says_stand_in(folder / "dump", A2)
+
+
+@CASES.add(A2)
+def tokens_in_float16_with_paging_in_every_phase_equal_those_of_transformers(folder: Path) -> None:
+    """A first chunk over two blocks, prefix hits, decode."""
+    blocks = ("block_size=128", "max_prefill_tokens=192")
+    tokens_follow_transformers(A2, folder, HALF, BIASED, *blocks, f"dump_dir={folder / 'dump'}")
+    listings = {path.parent.name.split("-")[0]: path.read_text() for path in folder.glob("dump/*/lowered.txt")}
+    assert listings.keys() == {"prefill", "extend", "decode"}
+    for listing in listings.values():
+        assert "attention: FusedInferAttentionScore, paged, block_size 128" in listing
+
+
+for _soc, _name, _config, _dtype, _arguments in (
+    (A2, "an_untied_head_and_fused_norms", UNTIED, HALF, ("norm=fused",)),
+    (A2, "grouped_wide_heads_and_blocks_of_16", GROUPED, BRAIN, ("block_size=16",)),
+    (DUO, "decomposed_decode", DECOMPOSED, HALF, ()),
+    (DUO, "folded_decode", GROUPED, HALF, ()),
+    (DUO, "one_to_one_heads", ONE_TO_ONE, HALF, ()),
+    (DUO, "an_untied_head_and_fused_norms", UNTIED, HALF, ("norm=fused",)),
+):
+    CASES[f"tokens_with_{_name}_equal_those_of_transformers_and_inductor_on_{_soc}"] = Case(
+        _soc,
+        lambda folder, given=(_soc, _dtype, _config, _arguments): tokens_follow_transformers(
+            given[0], folder, *given[1:3], *given[3]
+        ).are_inductors(folder),
+        slow=True,
+    )
+
+
+@CASES.add(DUO)
+def tokens_on_the_duo_equal_those_of_transformers(folder: Path) -> None:
+    tokens_follow_transformers(DUO, folder, HALF, steps.BASE, "block_size=64", f"dump_dir={folder / 'dump'}")
+    listing = (folder / "dump" / "decode-b1-w4" / "lowered.txt").read_text()
+    assert "attention: IncreFlashAttention, paged; 4 query heads per key head" in listing
+
+
+@CASES.add(A2)
+def sampling_gives_the_tokens_of_eager(folder: Path) -> None:
+    make_checkpoint(folder / "checkpoint", steps.BASE, dtype=HALF)
+    settings = [f"model.path={folder / 'checkpoint'}", "prompt_token_ids=[[5,6,7],[9,3]]", "max_new_tokens=20"]
+    settings += ["sampling.temperature=0.8", "sampling.top_k=20", "sampling.top_p=0.9", "max_seq_len=128"]
+    settings += ["max_batch_size=2", "max_prefill_batch_size=1"]
+    _, expected = run_infer(folder, *settings, "backend=eager")
+    _, found = run_infer(folder, *settings, "backend=torchair")
+    assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
+
+
+@CASES.add(A2)
+def an_int8_cache_gives_the_tokens_of_eager(folder: Path) -> None:
+    """In a first chunk, later chunks and decode; the second prompt finds the first's blocks."""
+    story = held_out_stories(1)[0]
+    prompts = [f"{story}\n\n{demo_prompts()[-1]}", f"{story} One day", demo_prompts()[-1]]
+    settings = [
+        f"prompts={json.dumps(prompts)}",
+        "max_new_tokens=12",
+        "max_seq_len=256",
+        "block_size=32",
+        "dtype=float16",
+    ]
+    settings += [
+        "max_prefill_tokens=64",
+        "max_prefill_batch_size=1",
+        "max_batch_size=2",
+        "quant=kv8",
+        "ignore_eos=true",
+    ]
+    _, expected = run_infer(folder, *settings, "backend=eager")
+    dump = folder / "dump"
+    _, found = run_infer(folder, *settings, "backend=torchair", f"dump_dir={dump}")
+    assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
+    assert {path.name.split("-")[0] for path in dump.iterdir()} == {"prefill", "extend", "decode"}
+    assert "int8 cache" in next(dump.glob("decode-*/lowered.txt")).read_text()
+
+
+def quantized_demo_follows_the_cpu(folder: Path, backend: str, *on_chip: str) -> str:
+    """What README writes: quantize.py, then infer.py on what it wrote. Answers are sure, so no token is a near tie.
+
+    on_chip: further settings of the run on the stand-in. Returns what it printed.
+    """
+    items = held_out_items(12)
+    target = folder / "quantized"
+    run_command(quantize, "quantize", f"output_dir={target}")
+    settings = [f"model.path={target}", "max_new_tokens=5", "max_seq_len=128", "max_batch_size=4"]
+    settings += [f"prompts={json.dumps([item.prompt for item in items])}", "max_prefill_batch_size=1"]
+    _, expected = run_infer(folder, *settings, f"backend={backend}")
+    printed, found = run_infer(folder, *settings, "backend=torchair", *on_chip)
+    assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
+    assert [a["text"] for a in found] == [" yes" if item.answer else " no" for item in items]
+    return printed
+
+
+@CASES.add(A2)
+def quantized_demo_as_by_reference_kernels(folder: Path) -> None:
+    quantized_demo_follows_the_cpu(folder, "eager")
+
+
+@CASES.add(A2, slow=True)
+def quantized_demo_as_by_inductor(folder: Path) -> None:
+    quantized_demo_follows_the_cpu(folder, "inductor")
+
+
+@CASES.add(DUO)
+def quantized_demo_on_the_duo(folder: Path) -> None:
+    dump = folder / "dump"
+    quantized_demo_follows_the_cpu(folder, "eager", f"soc={DUO}", "dtype=float16", f"dump_dir={dump}")
+    listing = next(dump.glob("decode-*/lowered.txt")).read_text()
+    assert "QuantBatchMatmulV3" in listing
+    assert "# soc atlas_300i_duo" in listing
+
+
+@CASES.add(A2)
+def quantizing_kernels_keep_their_bounds_on_integers(folder: Path) -> None:
+    """With an int8 cache, whose attention is selected too."""
+    for dtype, scheme in ((HALF, "w8a8"), (BRAIN, "w8a8_dynamic")):
+        step = steps.StepCase(steps.BASE, dtype, 64, "decode", "exact", scheme, kv8=True)
+        passes = [*(cls() for cls in DEFAULT_PASSES), *kernel_passes(AscendOptions(find_soc(A2), "exact"))]
+        weights: dict[str, Any] = make_model(step.config, dtype=dtype).state_dict()
+        assert step.quantization is not None
+        if step.quantization.stored:
+            weights = quantized_tensors(weights, step.quantization.linears, scheme, dtype).tensors
+        read = weights.__getitem__
+        comparisons = check_passes(step.config, dtype, passes, read, BUCKETS[1:3], step.quantization)
+        found = [c.integers for c in comparisons if c.graph_pass.name == "ascend_quant" and c.integers is not None]
+        assert len(found) == 2
+        assert all(integers.max_lsb == 1 and 0 < integers.share <= 0.2 for integers in found), found
+        assert sum(c.graph_pass.name == "ascend_int8_attention" for c in comparisons) == 2

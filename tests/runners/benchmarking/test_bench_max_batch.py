@@ -1,0 +1,41 @@
+"""The search for the largest batch, with a machine that is made up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from runners.benchmarking.max_batch import Trial, largest_batch, problem_of
+from runners.benchmarking.results import Row
+from runners.benchmarking.runner import Facts
+from runners.benchmarking.timing import Case, Timing, summarize
+
+
+@pytest.mark.parametrize("limit", [*range(20), 31, 32, 33])
+def test_the_search_finds_the_largest_batch_that_fits_and_tries_none_twice(limit: int) -> None:
+    tried: list[int] = []
+
+    def attempt(batch: int) -> Trial:
+        tried.append(batch)
+        return Trial(batch, "" if batch <= limit else f"latency at {batch}")
+
+    best, reason = largest_batch(attempt, largest=32)
+    assert best == (min(limit, 32) or None)
+    assert len(tried) == len(set(tried)) <= 11
+    assert max(tried) <= 32
+    assert reason == (f"latency at {limit + 1}" if limit < 32 else "the search ends at largest_batch=32")
+
+
+def measured(timings: list[Timing]) -> Row:
+    summary = summarize(Case(2, 4, 11), timings)
+    return Row("tiny", "ours", summary, Facts("float32", 1, 1, 1, ""), (1.0, 1.0, 1.0), 1)
+
+
+def test_latency_counts_by_its_ninetieth_percentile_and_memory_by_preemptions() -> None:
+    # The median is within the limit; two steps of ten are not.
+    timing = Timing(1.0, [0.1, 0.1], 0.1, [0.01] * 8 + [0.05] * 2)
+    assert problem_of(measured([timing]), 0.06) == ""
+    assert "latency: at batch 2 one step in ten takes more than 50.0 ms" in problem_of(measured([timing]), 0.02)
+    assert problem_of(measured([replace(timing, preemptions=1)]), 1.0).startswith("memory: batch 2 has 1 preemptions")
+    assert "never full" in problem_of(measured([replace(timing, step_s=[])]), 1.0)

@@ -1,0 +1,109 @@
+"""Peers read our weights: in float32 their tokens are ours, or as likely. Those that are not installed are skipped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support.checkpoints import make_checkpoint, make_model
+from support.configs import TINY_CONFIGS
+
+from graph_model.config import GemmaConfig
+from runners.backends.transformers_import import import_transformers
+from runners.benchmarking import peers
+from runners.benchmarking.peers import PeerJob
+from runners.benchmarking.peers.gguf_file import write_gguf
+from runners.benchmarking.peers.weights import write_weights
+from runners.benchmarking.timing import Case, equal_share, random_prompts
+from runners.command_line.entry import compose
+from runners.engine.sampling_params import SamplingParams
+from runners.llm import LLM
+from runners.llm.random_weights import random_weights
+from runners.settings import resolve_settings
+
+CASE = Case(batch=3, prompt=20, answer=8)
+# Rows of a multiple of 32 numbers, as llama.cpp's int8 wants them.
+CONFIG = replace(TINY_CONFIGS["grouped_kv_heads"], hidden_size=64, intermediate_size=128)
+
+
+def job(tmp_path: Path, name: str, *overrides: str) -> PeerJob:
+    weights, cache = tmp_path / "weights", tmp_path / "cache"
+    settings = compose("infer", [f"model.path={weights}", "backend=eager", f"cache_dir={cache}", *overrides])
+    return PeerJob(resolve_settings(settings), weights, tmp_path / name, (CASE,), threads=1)
+
+
+def started(name: str, job: PeerJob) -> peers.Runner:
+    for package in peers.PEERS[name].packages:
+        pytest.importorskip(package)
+    if peers.PEERS[name].converts:
+        peers.convert(name, job)
+    return peers.start(name, job)
+
+
+def assert_likeliest(config: GemmaConfig, prompt: list[int], answer: list[int], rounding: float) -> None:
+    """Each token's logit behind the answer's own prefix is the largest but for `rounding`, relative to the largest."""
+    with torch.no_grad():
+        logits = make_model(config)(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+    chosen = logits.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+    assert (logits.amax(-1) - chosen <= rounding * logits.abs().amax(-1)).all()
+
+
+@pytest.mark.parametrize(
+    "config", [CONFIG, replace(TINY_CONFIGS["wide_heads"], hidden_size=64)], ids=["grouped", "wide"]
+)
+@pytest.mark.parametrize("name", ["floating_point", "transformers", "llama_cpp", "openvino", "ctranslate2"])
+def test_tokens_of_peers_are_ours(name: str, config: GemmaConfig, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "original", config)
+    settings = [f"model.path={tmp_path / 'original'}", "backend=eager", f"cache_dir={tmp_path / 'cache'}"]
+    write_weights(resolve_settings(compose("infer", settings)), tmp_path / "weights")
+    runner = started(name, job(tmp_path, name))
+    prompts = random_prompts(CASE, config.vocab_size, 0)
+    timing = runner.run(prompts, CASE.answer)
+    with LLM(settings) as llm:
+        results = llm.generate(prompts, SamplingParams(max_new_tokens=CASE.answer, ignore_eos=True))
+    if name == "llama_cpp":  # its GELU is a table of float16 numbers
+        for prompt, answer in zip(prompts, timing.answers, strict=True):
+            assert_likeliest(config, prompt, answer, rounding=2.0**-10)
+    else:
+        assert equal_share(CASE, [result.token_ids for result in results], timing.answers) == 1.0
+    assert len(timing.step_s) == CASE.answer - 1
+    assert len(timing.first_s) == CASE.batch
+    assert timing.total_s == pytest.approx(max(timing.first_s) + sum(timing.step_s))
+    assert runner.run(prompts, CASE.answer).answers == timing.answers  # nothing is left of the run before
+
+
+@pytest.mark.parametrize(("name", "bytes_per_weight"), [("llama_cpp", 34 / 32), ("openvino", 1), ("ctranslate2", 1)])
+def test_int8_peers_hold_int8_weights_and_their_first_tokens_are_mostly_ours(
+    name: str, bytes_per_weight: float, tmp_path: Path
+) -> None:
+    make_checkpoint(tmp_path / "weights", CONFIG)
+    runner = started(name, job(tmp_path, name, "quant=w8a16"))
+    prompts = random_prompts(CASE, CONFIG.vocab_size, 0)
+    float_runner = started("transformers", job(tmp_path, "transformers"))
+    expected = [answer[:1] for answer in float_runner.run(prompts, 2).answers]
+    found = [answer[:1] for answer in runner.run(prompts, 2).answers]
+    assert sum(a == b for a, b in zip(expected, found, strict=True)) >= 2
+    assert "int8" in runner.facts.precision or "Q8_0" in runner.facts.precision
+    floats = float_runner.facts.weight_bytes
+    assert floats / 4 * bytes_per_weight < runner.facts.weight_bytes < floats / 2.5
+
+
+def test_the_weights_of_peers_are_the_random_ones_of_ours(tmp_path: Path) -> None:
+    settings = resolve_settings(compose("infer", ["model=gemma_2b", "weights=random", "dtype=float16"]))
+    small = replace(CONFIG, dtype="bfloat16")
+    write_weights(replace(settings, config=small), tmp_path / "weights")
+    transformers = import_transformers()
+    model = transformers.GemmaForCausalLM.from_pretrained(tmp_path / "weights", dtype=torch.float16)
+    read = random_weights(small)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, read(name).to(torch.float16)), name
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "weights")
+    assert len(tokenizer) == CONFIG.vocab_size
+
+
+def test_llama_cpp_has_no_place_for_a_head_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    with pytest.raises(ValueError, match="tied"):
+        write_gguf(tmp_path, TINY_CONFIGS["untied_head"], tmp_path / "model.gguf", "float32", int8=False)

@@ -1,0 +1,124 @@
+"""Warm-up covers every bucket that a run can come to, and not many more."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs, powers_of_two
+from runners.compile import num_scratch_blocks
+from runners.engine.driver import EngineDriver
+from runners.engine.sampling_params import SamplingParams
+from runners.llm.warm_up import reachable_buckets
+
+
+class RecordingModel:
+    """A StepModel that computes nothing and remembers which buckets were run."""
+
+    def __init__(self, buckets: BucketTable, block_size: int, num_blocks: int, max_seq_len: int) -> None:
+        self.buckets = buckets
+        self.block_size = block_size
+        self.num_scratch_blocks = num_scratch_blocks(buckets, block_size)
+        self.num_blocks = self.num_scratch_blocks + num_blocks
+        self.max_seq_len = max_seq_len
+        self.seen: set[Bucket] = set()
+        self._inputs: dict[Bucket, StepInputs] = {}
+
+    def inputs(self, bucket: Bucket) -> StepInputs:
+        self.seen.add(bucket)
+        return self._inputs.setdefault(bucket, make_inputs(bucket))
+
+    def run(self, bucket: Bucket) -> StepOutput:
+        # Token 1 ends a sequence; which rows end when differs from step to step.
+        rows = bucket.batch
+        tokens = np.arange(rows) + len(self.seen) + int(self._inputs[bucket].positions.sum())
+        output = StepOutput(np.where(tokens % 7 == 0, 1, 2).astype(np.int64))
+        if bucket.logprobs < 0:
+            return output
+        top = np.zeros((rows, bucket.logprobs))
+        return replace(output, logprob=np.zeros(rows), top_ids=top.astype(np.int64), top_logprobs=top)
+
+
+requests = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 1.0]),
+    max_new_tokens=st.integers(1, 80),
+    logprobs=st.sampled_from([None, None, 0, 3]),
+)
+GREEDY, SAMPLE = SamplingParams(max_new_tokens=100), SamplingParams(temperature=1.0, max_new_tokens=100)
+TABLE = BucketTable((1, 4), (1, 3), powers_of_two(16, 64), powers_of_two(4, 16), 64)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 200), min_size=1, max_size=9),
+    spare_blocks=st.integers(0, 12),
+    shared=st.integers(0, 60),
+    sampling=st.one_of(requests, st.lists(requests, min_size=9, max_size=9)),
+    times=st.integers(1, 3),
+)
+def test_a_run_reaches_no_other_bucket_than_those_warmed_up(
+    lengths: list[int], spare_blocks: int, shared: int, sampling: SamplingParams | list[SamplingParams], times: int
+) -> None:
+    model = RecordingModel(TABLE, 16, 16 + spare_blocks, 256)
+    prompts = [[3] * min(shared, n) + [4 + i] * (n - min(shared, n)) for i, n in enumerate(lengths)]
+    if isinstance(sampling, list):
+        sampling = sampling[: len(prompts)]
+    llm = EngineDriver(model, eos_token_ids=[1])
+    for _ in range(times):
+        llm.generate(prompts, sampling)
+    warm = set(reachable_buckets(model, prompts, sampling, once=times == 1))
+    assert model.seen <= warm
+    everything = set(reachable_buckets(model, None, sampling))
+    assert warm <= everything, "a server is ready for these prompts as well"
+
+
+def test_short_prompts_that_share_nothing_need_no_extend_bucket() -> None:
+    model = RecordingModel(BucketTable((1, 4), (1, 4), (64, 128), (4, 8), 512), 64, 64, 512)
+    prompts = [[5, 6, 7], [5, 8], [9] * 70]
+    assert [str(bucket) for bucket in reachable_buckets(model, prompts, GREEDY, once=True)] == [
+        "prefill-b1-t64",
+        "prefill-b1-t128",
+        "prefill-b4-t64",
+        "prefill-b4-t128",
+        "decode-b1-w4",
+        "decode-b4-w4",
+    ]
+
+
+def test_one_prompt_needs_one_prefill_bucket() -> None:
+    model = RecordingModel(BucketTable((1, 4), (1, 4), (64, 128), (4, 8), 512), 64, 64, 512)
+    assert [str(bucket) for bucket in reachable_buckets(model, [[9] * 70], SAMPLE, once=True)] == [
+        "prefill-b1-t128-sample",
+        "decode-b1-w4-sample",
+    ]
+
+
+def test_a_prompt_that_comes_again_needs_the_steps_that_continue_from_the_cache() -> None:
+    model = RecordingModel(BucketTable((1, 4), (1, 4), (64, 128), (4, 8), 512), 64, 64, 512)
+    assert [str(bucket) for bucket in reachable_buckets(model, [[9] * 70], GREEDY)] == [
+        "prefill-b1-t64",
+        "prefill-b1-t128",
+        "extend-b1-t64-w4",
+        "extend-b1-t128-w4",
+        "decode-b1-w4",
+    ]
+
+
+def test_a_step_returns_the_most_log_probabilities_that_a_row_asks_for() -> None:
+    model = RecordingModel(BucketTable((1, 4), (1,), (64,), (4,), 64), 64, 64, 256)
+    mixture = [
+        SamplingParams(logprobs=2, max_new_tokens=9),
+        SamplingParams(temperature=1.0, logprobs=0, max_new_tokens=9),
+        SamplingParams(max_new_tokens=9),
+    ]
+    decode = [b for b in reachable_buckets(model, [[5], [6], [7]], mixture, once=True) if b.phase == "decode"]
+    assert {(b.selection, b.logprobs) for b in decode} == {
+        ("greedy", -1),
+        ("greedy", 2),
+        ("sample", 0),
+        ("sample", 2),
+    }
