@@ -1,4 +1,11 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and how values stand in its message."""
+
+from __future__ import annotations
+
+import os
+import reprlib
+
+_MOST_CHARACTERS = 200
 
 
 class UserError(Exception):
@@ -6,3 +13,36 @@ class UserError(Exception):
 
     Entry points print the message without a traceback and exit with status 2.
     """
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: its repr on one line, cut to about 200 characters, with its size if it was cut.
+
+    Control characters and bytes that are not UTF-8 are escaped, integers of any size are accepted, and the work is
+    bounded whatever the size of a text, list or dictionary is. A path is shown without quotes.
+    """
+    if isinstance(value, os.PathLike):
+        return repr(os.fsdecode(value))[1:-1] if len(os.fsdecode(value)) <= _MOST_CHARACTERS else shown(str(value))
+    text = _REPR.repr(value)
+    return text if len(text) <= 2 * _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+
+
+class _Repr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 8
+        self.maxother = _MOST_CHARACTERS
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x) if len(x) <= _MOST_CHARACTERS else f"{x[:_MOST_CHARACTERS]!r}... ({len(x)} characters)"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x) if len(x) <= _MOST_CHARACTERS else f"{x[:_MOST_CHARACTERS]!r}... ({len(x)} bytes)"
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() <= 3 * _MOST_CHARACTERS:
+            return repr(x)
+        return f"an integer of about {int(x.bit_length() * 0.30103) + 1} digits"  # repr refuses more than 4300
+
+
+_REPR = _Repr()
