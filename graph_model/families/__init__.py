@@ -1,0 +1,33 @@
+"""Model families: what a model of each family is, layer by layer."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from graph_model.config import GemmaConfig
+from graph_model.families.family import Family
+from graph_model.families.gemma1 import Gemma1
+from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm, Role, Rotary, Upstream
+
+__all__ = [
+    "FAMILIES",
+    "Attention",
+    "Family",
+    "Layer",
+    "Linear",
+    "LinearGroup",
+    "Norm",
+    "Role",
+    "Rotary",
+    "Upstream",
+    "family_of",
+]
+
+# The family of each type of config; a family is added by an entry here.
+FAMILIES: dict[type[GemmaConfig], type[Family]] = {GemmaConfig: Gemma1}
+
+
+@lru_cache(maxsize=64)
+def family_of(config: GemmaConfig) -> Family:
+    """The description of the model that `config` names, one object per config."""
+    return FAMILIES[type(config)](config)

@@ -1,0 +1,209 @@
+"""Family: the description of one model that passes, quantizer, checkers and inspectors ask, layer by layer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from graph_model.config import GemmaConfig
+from graph_model.families.layer import Layer, Linear, LinearGroup, Norm
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A number of the model that every rewrite must keep."""
+
+    values: tuple[float, ...]  # those that it has in the model, each once
+    carriers: int  # nodes of a graph that carry one of them
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often things occur in the captured graph of a model."""
+
+    norms: int  # the final one included
+    norms_after_sums: int  # norms that read a residual sum: of the stream, all but the first one
+    attentions: int
+    rotations: int  # applications of rotary embedding
+    rotary_bases: int  # tables of frequencies
+    gated_activations: int
+    linears: int  # the head included
+
+
+@dataclass(frozen=True)
+class OneMore:
+    """A model with a layer more than another; what the two differ in is that layer's."""
+
+    config: GemmaConfig
+    rest: int  # layers like it that the whole model has besides those of the smaller one; may be negative
+
+
+@dataclass(frozen=True)
+class FewLayers:
+    """Small models that stand for the whole one, as layers that are alike cost alike.
+
+    What a whole model's graph costs is what `base`'s costs, and for each of `more` `rest` times what it costs more than
+    `base`. `base` has a layer of every kind and the last one, of which only the last token is computed.
+    """
+
+    base: GemmaConfig
+    more: tuple[OneMore, ...]
+
+
+class Family(ABC):
+    """A model of a family: its layers, the names of its tensors, and how often things occur in its graphs.
+
+    A family defines the methods that are abstract here; the rest follows from its layers.
+    """
+
+    def __init__(self, config: GemmaConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def describe_layers(self) -> tuple[Layer, ...]:
+        """The decoder layers in their order; those that are alike are equal."""
+
+    @abstractmethod
+    def embedding_scale(self, dtype: torch.dtype) -> float:
+        """The factor on the embeddings, as `dtype` holds it."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The plain definition: (input_ids, positions), both int [batch, tokens], to logits [batch, tokens, vocab]."""
+
+    @abstractmethod
+    def decoder_layer(self, index: int) -> nn.Module:
+        """The definition's decoder layer: (hidden, *layer_arguments) to hidden, [batch, tokens, hidden_size]."""
+
+    @abstractmethod
+    def layer_arguments(self, index: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        """What a decoder layer reads besides the hidden states, such as rotary tables."""
+
+    @abstractmethod
+    def of_layers(self, indices: Sequence[int]) -> GemmaConfig:
+        """The config of a model that has these layers only."""
+
+    # Names that all families have so far; a family whose checkpoints call them otherwise overrides them.
+
+    embedding: ClassVar[str] = "model.embed_tokens.weight"
+    layers_path: ClassVar[str] = "model.layers"
+    norm_path: ClassVar[str] = "model.norm"
+    head_path: ClassVar[str] = "lm_head"
+
+    @cached_property
+    def layers(self) -> tuple[Layer, ...]:
+        """The decoder layers in their order; those that are alike are equal."""
+        return self.describe_layers()
+
+    @property
+    def final_norm(self) -> Norm:
+        """The norm before the head, of the kind of the layers' norms."""
+        return replace(self.layers[0].norms[0], path=self.norm_path, size=self.config.hidden_size, reads="stream")
+
+    @property
+    def head(self) -> LinearGroup:
+        """The head, whose weight is the embedding where the two are tied."""
+        linear = Linear(self.head_path, self.config.vocab_size, self.config.hidden_size, "vocab")
+        return LinearGroup("head", (linear,), norm=self.norm_path)
+
+    def layer_path(self, index: int) -> str:
+        """The module path of a decoder layer."""
+        return f"{self.layers_path}.{index}"
+
+    def layer_index(self, path: str) -> int | None:
+        """The decoder layer that a module belongs to, by the module's path; None: it is in none."""
+        number, _, _ = path.removeprefix(f"{self.layers_path}.").partition(".")
+        inside = path.startswith(f"{self.layers_path}.") and number.isdecimal() and int(number) < len(self.layers)
+        return int(number) if inside else None
+
+    def cache_layer(self, index: int) -> int:
+        """The layer whose KV cache a layer reads: its own, unless a family shares caches among layers."""
+        return index
+
+    @cached_property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of all parameters, in the model's order; a tied head is left out."""
+        found: dict[str, tuple[int, ...]] = {self.embedding: (self.config.vocab_size, self.config.hidden_size)}
+        for index, layer in enumerate(self.layers):
+            found.update({f"{self.layer_path(index)}.{name}": shape for name, shape in layer.tensors.items()})
+        found[self.final_norm.weight] = (self.final_norm.size,)
+        return found if self.config.tie_word_embeddings else found | self.head.linears[0].tensors
+
+    @cached_property
+    def groups(self) -> tuple[LinearGroup, ...]:
+        """The linears of one input, by their whole paths, in the model's order; the head is the last."""
+        layers = enumerate(self.layers)
+        inner = (group.inside(self.layer_path(index)) for index, layer in layers for group in layer.groups)
+        return (*inner, self.head)
+
+    @cached_property
+    def linears(self) -> dict[str, Linear]:
+        """All linears by their paths, in the model's order; the head is the last."""
+        return {linear.path: linear for group in self.groups for linear in group.linears}
+
+    def group_of(self, path: str) -> LinearGroup:
+        """The linears that share the input of one, itself included."""
+        return self._groups_by_path[path]
+
+    def linears_at(self, path: str) -> tuple[str, ...]:
+        """The paths of the linears that a call in module `path` computes: all of a group where it is merged."""
+        group = self._groups_by_path.get(path)
+        return group.paths if group is not None and path == group.merged else (path,)
+
+    @cached_property
+    def _groups_by_path(self) -> dict[str, LinearGroup]:
+        return {path: group for group in self.groups for path in (*group.paths, group.merged) if path}
+
+    # How often things occur in the model's graphs.
+
+    @cached_property
+    def counts(self) -> Counts:
+        """How often things occur in the captured graph."""
+        norms = [norm for layer in self.layers for norm in layer.norms]
+        return Counts(
+            norms=len(norms) + 1,
+            norms_after_sums=sum(norm.reads == "stream" for norm in norms),
+            attentions=len(self.layers),
+            rotations=sum(layer.attention.rotations for layer in self.layers),
+            rotary_bases=len({layer.attention.rotary for layer in self.layers}),
+            gated_activations=sum(group.role == "gate_up" for group in self.groups),
+            linears=len(self.linears),
+        )
+
+    def attributes(self, dtype: torch.dtype) -> dict[str, Attribute]:
+        """What must survive in a graph of `dtype`: its values and how many nodes carry them."""
+        attentions = [layer.attention for layer in self.layers]
+        norms = [*(norm for layer in self.layers for norm in layer.norms), self.final_norm]
+        offsets = sum(norm.one_plus for norm in norms)
+
+        def distinct(values: Iterable[float]) -> tuple[float, ...]:
+            return tuple(dict.fromkeys(values))
+
+        return {
+            "embedding_scale": Attribute((self.embedding_scale(dtype),), 1),
+            "rope_theta": Attribute(distinct(a.rotary.base for a in attentions), self.counts.rotary_bases),
+            "softmax_scale": Attribute(distinct(a.softmax_scale for a in attentions), len(attentions)),
+            "norm_eps": Attribute(distinct(norm.eps for norm in norms), len(norms)),
+            "norm_offset": Attribute((1.0,), offsets),
+        }
+
+    # Which layers stand for others.
+
+    def few_layers(self) -> FewLayers:
+        """Models of few layers, from which the cost of this one's graphs follows."""
+        kinds = {layer: index for index, layer in reversed([*enumerate(self.layers)])}  # the first of each kind
+        first = sorted(kinds.values())
+        last = len(self.layers) - 1
+        present = Counter(self.layers[index] for index in (*first, last))
+        more = tuple(
+            OneMore(self.of_layers([*sorted([*first, index]), last]), self.layers.count(layer) - present[layer])
+            for layer, index in sorted(kinds.items(), key=lambda item: item[1])
+        )
+        return FewLayers(self.of_layers([*first, last]), more)
