@@ -18,8 +18,10 @@ def export(settings: Any) -> None:
     directory = Path(require(settings, "export_dir", str, "the directory to write")).expanduser()
     overwrite = require(settings, "overwrite", bool, "true or false")
     sample = require(settings, "sample", bool, "true or false")
-    check_target(directory, overwrite=overwrite)
     model_settings = resolve_settings(settings)
+    source = model_settings.checkpoint_dir
+    inputs = {} if source is None else {"model.path": source}
+    check_target(directory, overwrite=overwrite, setting="export_dir", inputs=inputs)
     require_torchair(model_settings)
     for bucket in export_model(model_settings, directory, sample=sample, overwrite=overwrite):
         print(f"{directory / str(bucket)}.pb")

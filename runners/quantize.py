@@ -29,7 +29,6 @@ def quantize(settings: Any) -> None:
 
     target = Path(require(settings, "output_dir", str, "the directory to write")).expanduser()
     overwrite = require(settings, "overwrite", bool, "true or false")
-    check_target(target, overwrite=overwrite)
     quant = group("quant", settings)
     scheme = quant.scheme
     if quant.get("kv8", False):
@@ -45,6 +44,10 @@ def quantize(settings: Any) -> None:
     if path is None and model.name != "demo":
         raise UserError("model.path is not set. Give the directory of the floating-point checkpoint: model.path=DIR.")
     source = demo.CHECKPOINT_DIR if path is None else Path(path).expanduser()
+    inputs = {"model.path": source}
+    if settings.calibration.file is not None:
+        inputs["calibration.file"] = Path(settings.calibration.file).expanduser()
+    check_target(target, overwrite=overwrite, setting="output_dir", inputs=inputs)
     config = read_config(source)
     anti_outlier, method = quant.get("anti_outlier", "none"), quant.get("range", "minmax")
     if anti_outlier not in ("smooth", "none"):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -13,11 +11,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from graph_model.checkpoint.expected import EMBEDDING, FLOAT_DTYPES, HEAD, TensorHeader, check_tensors
-from graph_model.checkpoint.layout import find_pytorch_bin
+from graph_model.checkpoint.layout import find_pytorch_bin, index_files
 from graph_model.checkpoint.reader import open_checkpoint
 from graph_model.checkpoint.writer import MAX_SHARD_BYTES, write_shards
 from graph_model.config import GemmaConfig, read_config
 from graph_model.errors import UserError
+from graph_model.whole_files import replace_files, staging_directory
 
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
 
@@ -43,6 +42,12 @@ def convert_checkpoint(
             f"{directory} holds safetensors already ({previous[0].name}). Nothing was converted; replace them with "
             "overwrite=true."
         )
+    for path in source.paths:
+        if path.is_symlink() and path.resolve() in [file.resolve() for file in previous]:
+            raise UserError(
+                f"model.path: {path} is a link to {path.resolve().name}, which would be replaced by what is made of "
+                f"it. Put the file itself in place of the link."
+            )
     tensors: dict[str, Tensor] = {}
     for path in source.paths:
         part = load_pytorch_bin(path)
@@ -65,21 +70,17 @@ def convert_checkpoint(
             "config.json."
         )
     selected = {name: tensors[name] for name in names}
-    staging: Path | None = None
     try:
-        staging = Path(tempfile.mkdtemp(prefix=".convert-", dir=directory))
-        written = write_shards(staging, selected, max_shard_bytes)
-        _compare(staging, config, selected)
-        report(f"wrote {len(names)} tensors, read them again: equal bit for bit")
-        return _install(written, previous, directory, staging)
+        with staging_directory(directory) as staging:
+            written = write_shards(staging, selected, max_shard_bytes, shard_stem=_free_stem(directory))
+            _compare(staging, config, selected)
+            report(f"wrote {len(names)} tensors, read them again: equal bit for bit")
+            return _install(written, directory)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{directory}: the safetensors could not be written ({error}). The directory is as it was; check space "
             "and permissions."
         ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
 
 
 def load_pytorch_bin(path: Path) -> dict[str, Tensor]:
@@ -121,19 +122,16 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(as_integer), b.contiguous().view(as_integer))
 
 
-def _install(written: list[Path], previous: list[Path], directory: Path, staging: Path) -> list[Path]:
-    """Move the new files into `directory` in place of the `previous` ones, or undo every move."""
-    retired = staging / "previous"
-    retired.mkdir()
-    moves = [(path, retired / path.name) for path in previous]
-    moves += [(path, directory / path.name) for path in written]
-    done: list[tuple[Path, Path]] = []
-    try:
-        for origin, target in moves:
-            os.rename(origin, target)
-            done.append((origin, target))
-    except BaseException:
-        for origin, target in reversed(done):
-            os.rename(target, origin)
-        raise
-    return [directory / path.name for path in written]
+def _install(written: list[Path], directory: Path) -> list[Path]:
+    """Move the new files into `directory`, in place of those that a reader of the model took until now."""
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    replaced = [path for path in (single, index) if path.is_file()]
+    if index.is_file():
+        replaced += index_files(index)
+    return replace_files(written, [path for path in replaced if path.name != written[-1].name], directory)
+
+
+def _free_stem(directory: Path) -> str:
+    """What the new shards' names begin with, so that none has the name of an old one: both are there for a moment."""
+    stems = chain(["model"], (f"model.{number}" for number in count(2)))
+    return next(stem for stem in stems if not any(directory.glob(f"{stem}-*-of-*.safetensors")))

@@ -74,6 +74,15 @@ def _visible(directory: Path, pattern: str) -> list[Path]:
     return sorted(p for p in directory.glob(pattern) if p.is_file() and not p.name.startswith("."))
 
 
+def index_files(index: Path) -> list[Path]:
+    """The files that a safetensors index names and that are there; none where it cannot be read."""
+    try:
+        names = set(_read_weight_map(index, ".safetensors").values())
+    except UserError:
+        return []
+    return [index.parent / name for name in sorted(names) if (index.parent / name).is_file()]
+
+
 def _from_index(index: Path, suffix: str) -> WeightFiles:
     weight_map = _read_weight_map(index, suffix)
     directory = index.parent

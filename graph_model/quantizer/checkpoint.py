@@ -66,7 +66,7 @@ def quantize_checkpoint(
     A layer in float32, what is made of it, and a shard of `max_shard_bytes` are in memory at a time.
     Raises UserError: a target that exists, a source that is quantized, weights that are not finite, no space.
     """
-    check_target(target, overwrite=overwrite)
+    check_target(target, overwrite=overwrite, setting="output_dir", inputs={"model.path": source})
     config = read_config(source)
     if config.quantize is not None:
         raise UserError(

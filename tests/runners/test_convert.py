@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import pickle
+import shutil
+import stat
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +16,7 @@ import pytest
 import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
+from support.kills import kill_at_each_call
 
 from graph_model.checkpoint import convert, open_checkpoint
 from graph_model.checkpoint.convert import convert_checkpoint
@@ -197,8 +201,8 @@ def test_a_result_that_reads_back_different_is_not_installed(
     write_bin(tmp_path, states["tied"])
     write_shards = convert.write_shards
 
-    def corrupt(directory: Path, *args: Any) -> list[Path]:
-        paths = write_shards(directory, *args)
+    def corrupt(directory: Path, *args: Any, **kwargs: Any) -> list[Path]:
+        paths = write_shards(directory, *args, **kwargs)
         content = bytearray(paths[0].read_bytes())
         content[-1] ^= 1
         paths[0].write_bytes(content)
@@ -211,15 +215,75 @@ def test_a_result_that_reads_back_different_is_not_installed(
 def test_a_failure_while_installing_is_undone(states: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bin(tmp_path, states["tied"])
     convert_checkpoint(tmp_path)
-    rename = convert.os.rename
+    rename = os.rename
 
     def fail_on_third_shard(source: Path, target: Path) -> None:
         if Path(target).parent == tmp_path and "00003-of" in Path(target).name:
             raise OSError("No space left on device")
         rename(source, target)
 
-    monkeypatch.setattr(convert.os, "rename", fail_on_third_shard)
+    monkeypatch.setattr(os, "rename", fail_on_third_shard)
     assert_refused(tmp_path, "could not be written .*No space left", overwrite=True, max_shard_bytes=30_000)
+
+
+def test_shards_in_place_of_shards_are_old_or_new_at_every_kill(states: Any, tmp_path: Path) -> None:
+    root, state = tmp_path / "c", {name: tensor.clone() for name, tensor in states["tied"].items()}
+
+    def prepare() -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.copytree(tmp_path / "old", root)
+
+    write_bin(root, state)
+    convert_checkpoint(root, max_shard_bytes=60_000)
+    old = set(snapshot(root))
+    state[NORM] += 1
+    torch.save(state, root / "pytorch_model.bin")
+    root.rename(tmp_path / "old")
+    seen = set()
+
+    def check(n: int) -> None:
+        with open_checkpoint(root, CONFIG) as checkpoint:
+            norm = checkpoint.read(NORM)
+            whole = [torch.equal(checkpoint.read(name), state[name]) for name in checkpoint.names if name != NORM]
+            assert all(whole), f"killed at call {n}"
+            assert torch.equal(norm, state[NORM]) or torch.equal(norm + 1, state[NORM])
+            seen.add(bool(torch.equal(norm, state[NORM])))
+
+    def run() -> None:
+        convert_checkpoint(root, overwrite=True, max_shard_bytes=60_000)
+
+    prepare()
+    run()
+    assert kill_at_each_call(run, prepare, check) > 30
+    assert seen == {False, True}
+    convert_checkpoint(root, overwrite=True, max_shard_bytes=60_000)
+    assert len(snapshot(root)) == len(old), "nothing is left of the killed runs"
+    assert not list(root.glob(".*"))
+
+
+def test_only_the_model_s_own_weights_are_replaced(states: Any, tmp_path: Path) -> None:
+    write_bin(tmp_path, states["tied"])
+    convert_checkpoint(tmp_path, max_shard_bytes=30_000)
+    others = {"adapter_model.safetensors", "quant_model_weight_w8a8.safetensors", "notes.safetensors.txt"}
+    for name in others:
+        (tmp_path / name).write_text("precious")
+
+    convert_checkpoint(tmp_path, overwrite=True)
+
+    assert set(snapshot(tmp_path)) == {"config.json", "pytorch_model.bin", "model.safetensors", *others}
+    assert {(tmp_path / name).read_text() for name in others} == {"precious"}
+    assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == stat.S_IMODE(
+        (tmp_path / "config.json").stat().st_mode
+    )
+
+
+def test_weights_that_are_the_source_are_refused(states: Any, tmp_path: Path) -> None:
+    write_bin(tmp_path, states["tied"])
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
+    (tmp_path / "pytorch_model.bin").symlink_to("model.safetensors")
+    assert_refused(
+        tmp_path, "pytorch_model.bin is a link to model.safetensors, which would be replaced", overwrite=True
+    )
 
 
 def run_command(*arguments: str, cwd: Path = ROOT, module: bool = False) -> subprocess.CompletedProcess[str]:

@@ -42,7 +42,7 @@ def test_written_checkpoint_loads_here_and_in_transformers(tensors: dict[str, An
     target = tmp_path / "new" / "checkpoint"
     save_checkpoint(target, tensors, CONFIG.to_json(), {"a.txt": extra, "b.bin": b"\x00\x01"})
 
-    assert everything_in(target) == {"model.safetensors", "config.json", "a.txt", "b.bin"}
+    assert everything_in(target) == {"model.safetensors", "config.json", "a.txt", "b.bin", writer.FILE_LIST}
     assert everything_in(target.parent) == {"checkpoint", *(f"checkpoint/{n}" for n in everything_in(target))}
     assert (target / "a.txt").read_text() == "copied"
     assert (target / "b.bin").read_bytes() == b"\x00\x01"
@@ -53,6 +53,10 @@ def test_written_checkpoint_loads_here_and_in_transformers(tensors: dict[str, An
     usual = tmp_path / "usual"
     usual.mkdir()
     assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(usual.stat().st_mode)
+    extra.chmod(0o600)
+    (tmp_path / "usual_file").touch()
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (*target.iterdir(), tmp_path / "usual_file")}
+    assert len(modes) == 1, "all files have the umask's mode"
 
 
 def test_above_the_size_limit_it_is_sharded(tensors: dict[str, Any], tmp_path: Path) -> None:
@@ -98,20 +102,41 @@ def test_overwrite_replaces_the_whole_directory(tensors: dict[str, Any], tmp_pat
     other = {name: tensor * 2 for name, tensor in tensors.items()}
     save_checkpoint(tmp_path / "c", other, replace(CONFIG, dtype="float16").to_json(), overwrite=True)
 
-    assert everything_in(tmp_path) == {"c", "c/model.safetensors", "c/config.json"}
+    assert everything_in(tmp_path) == {"c", "c/model.safetensors", "c/config.json", f"c/{writer.FILE_LIST}"}
     assert read_config(tmp_path / "c").dtype == "float16"
     assert_holds(tmp_path / "c", other)
 
 
-def test_overwrite_never_replaces_what_is_no_checkpoint(tensors: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").write_text("precious")
+def test_overwrite_never_replaces_what_is_not_written_here(tensors: dict[str, Any], tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "c", tensors, CONFIG.to_json())
+    (tmp_path / "c" / "NOTES.txt").write_text("precious")
+    (tmp_path / "project" / "src").mkdir(parents=True)
+    (tmp_path / "project" / "config.json").write_text("{}")
     (tmp_path / "file").write_text("precious")
-    (tmp_path / "link").symlink_to(tmp_path / "thesis")
-    for name in ("thesis", "file", "link"):
-        with pytest.raises(UserError, match="is not a checkpoint directory"):
+    (tmp_path / "link").symlink_to(tmp_path / "project")
+    before = everything_in(tmp_path)
+    for name, what in {
+        "c": f"{writer.FILE_LIST} there does not name NOTES.txt",
+        "project": f"it holds config.json and no {writer.FILE_LIST}",
+        "file": "it is no directory",
+        "link": "it is no directory",
+    }.items():
+        with pytest.raises(UserError, match=f"{name}: overwrite=true replaces .* and {what}"):
             save_checkpoint(tmp_path / name, tensors, CONFIG.to_json(), overwrite=True)
-    assert everything_in(tmp_path) == {"thesis", "thesis/chapter1.tex", "file", "link"}
+    assert everything_in(tmp_path) == before
+
+
+def test_target_that_holds_the_source_is_refused(tensors: dict[str, Any], tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a" / "c", tensors, CONFIG.to_json())
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "linked_files").mkdir()
+    (tmp_path / "linked_files" / "model.safetensors").symlink_to(tmp_path / "a" / "c" / "model.safetensors")
+    for source in ("a/c", "linked_files"):
+        for target in ("a/c", "a/c/../c", "link/c", "a"):
+            with pytest.raises(UserError, match=r"output_dir is .* and model\.path is .*Give another output_dir"):
+                writer.check_target(
+                    tmp_path / target, overwrite=True, setting="output_dir", inputs={"model.path": tmp_path / source}
+                )
 
 
 class Interrupt(BaseException):
@@ -136,25 +161,6 @@ def test_failure_leaves_nothing_behind(error: Any, existing: bool, tensors: dict
     assert everything_in(tmp_path) == before
     if existing:
         assert_holds(tmp_path / "c", tensors)
-
-
-def test_failed_replacement_restores_the_old_checkpoint(
-    tensors: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_checkpoint(tmp_path / "c", tensors, CONFIG.to_json())
-    rename = writer.os.rename
-
-    def fail_second(source: Path, target: Path) -> None:
-        if Path(target) == tmp_path / "c" and Path(source).name == "c":
-            raise OSError("refused")
-        rename(source, target)
-
-    monkeypatch.setattr(writer.os, "rename", fail_second)
-    with pytest.raises(UserError, match="refused"):
-        save_checkpoint(tmp_path / "c", {"x": torch.ones(1)}, CONFIG.to_json(), overwrite=True)
-
-    assert everything_in(tmp_path) == {"c", "c/model.safetensors", "c/config.json"}
-    assert_holds(tmp_path / "c", tensors)
 
 
 def test_a_name_given_twice_is_refused(tmp_path: Path) -> None:
