@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graph_model.errors import UserError
+from graph_model.whole_files import write_file
 from runners.command_line.entry import CONF, main
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def compile_matrix(settings: Any) -> None:
         print(line, flush=True)
         table.append(line)
     if target is not None:
-        target.write_text(replace_table(target, soc.name, "\n".join(table)), encoding="utf-8")
+        write_file(target, replace_table(target, soc.name, "\n".join(table)))
 
 
 def replace_table(path: Path, chip: str, table: str) -> str:

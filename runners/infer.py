@@ -25,6 +25,7 @@ def infer(settings: Any) -> None:
 
 def _answer(settings: Any, model_settings: ModelSettings, check: bool) -> None:
     from runners.backends.base import Check
+    from runners.io.files import output_file
     from runners.io.inputs import read_inputs
     from runners.io.output import OutputFile
     from runners.llm import LLM
@@ -34,7 +35,10 @@ def _answer(settings: Any, model_settings: ModelSettings, check: bool) -> None:
 
     inputs = read_inputs(settings, model_settings)
     checking: Check = "stop" if check else "no"
-    with OutputFile(settings.output_file) as output, LLM(model_settings, inputs.tokenizer, checking) as llm:
+    with (
+        OutputFile(output_file(settings, "output_file")) as output,
+        LLM(model_settings, inputs.tokenizer, checking) as llm,
+    ):
         if check:
             check_model_passes(llm.loaded)
         llm.warm_up([prompt.token_ids for prompt in inputs.prompts], inputs.sampling, once=True)

@@ -13,13 +13,14 @@ from runners.command_line.entry import main, require
 def inspect_graph(settings: Any) -> None:
     """Print the figures of dumped graphs, or of one that is lowered now, and write the page; or the comparison."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
+    from graph_model.whole_files import write_file
     from runners.inspection.findings import find
     from runners.inspection.live import dump_step
     from runners.inspection.page import as_page
     from runners.inspection.plots import plots
     from runners.inspection.source import read_dumps
     from runners.inspection.text import as_text
-    from runners.io.files import check_writable, write_text
+    from runners.io.files import output_file
     from runners.settings.values import text_or_none
 
     top = _positive(settings, "top", "a number of nodes")
@@ -29,7 +30,7 @@ def inspect_graph(settings: Any) -> None:
     if settings.compare is not None:
         print(_comparison(settings, context_length))
         return
-    page, picture = (check_writable(name, settings[name], replaced=True) for name in ("page", "picture"))
+    page, picture = (output_file(settings, name, replaced=True) for name in ("page", "picture"))
     graph = text_or_none("graph", settings.graph)
     if graph is not None:
         dumps = read_dumps(Path(graph).expanduser(), settings.soc)
@@ -40,7 +41,7 @@ def inspect_graph(settings: Any) -> None:
     print("\n\n".join(as_text(findings, top) for findings in found))
     for path, text in ((page, lambda: as_page(found)), (picture, lambda: plots(found[0]))):
         if path is not None:
-            write_text(path, text())
+            write_file(path, text())
             print(f"\n{path} ({path.stat().st_size / 1e3:.0f} kB)")
 
 

@@ -13,6 +13,7 @@ def verify(settings: Any) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from pathlib import Path
 
+    from runners.io.files import check_not_there
     from runners.settings import require_torchair, resolve_settings
     from runners.verification.report import make_directory, write_report
     from runners.verification.run import run_verification
@@ -21,6 +22,8 @@ def verify(settings: Any) -> None:
     model_settings = resolve_settings(settings)
     require_torchair(model_settings)
     make_directory(directory)
+    for name in ("report.json", "report.txt"):
+        check_not_there(settings, "report_dir", directory / name)
     report = run_verification(model_settings)
     print(write_report(report, directory), end="")
     print(f"report: {directory / 'report.json'}, {directory / 'report.txt'}")

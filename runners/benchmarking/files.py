@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from runners.io.files import write_text
+from graph_model.whole_files import write_file
 
 Cells = Mapping[str, str]
 
@@ -19,7 +19,7 @@ def write_csv(path: Path, rows: Sequence[Cells], environment: Cells) -> None:
     writer = csv.DictWriter(text, [*rows[0], *environment])
     writer.writeheader()
     writer.writerows({**row, **environment} for row in rows)
-    write_text(path, text.getvalue())
+    write_file(path, text.getvalue())
 
 
 def write_page(path: Path, rows: Sequence[Cells], environment: Cells, measure: str, label: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ def write_page(path: Path, rows: Sequence[Cells], environment: Cells, measure: s
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
     body = "".join("<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in row.values()) + "</tr>" for row in rows)
     facts = "".join(f"<li>{html.escape(name)}: {html.escape(text)}</li>" for name, text in environment.items())
-    write_text(
+    write_file(
         path,
         '<!doctype html><meta charset="utf-8"><title>Benchmark</title>\n'
         "<style>body,svg{font:13px sans-serif}td,th{padding:2px 8px;text-align:right}</style>\n"

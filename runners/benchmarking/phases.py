@@ -11,7 +11,7 @@ from runners.benchmarking.files import write_csv, write_page
 from runners.benchmarking.host import measure_host
 from runners.benchmarking.machine import environment
 from runners.benchmarking.max_batch import Trial, search
-from runners.benchmarking.request import Request
+from runners.benchmarking.request import PHASES, Request
 from runners.benchmarking.results import STEP_RATE, Row, cells_of
 from runners.benchmarking.speed import SpeedTest
 from runners.benchmarking.standin import on_standin, print_estimates
@@ -35,7 +35,7 @@ def run_phase(request: Request) -> None:
 def _speed(request: Request) -> None:
     rows: list[Row] = []
     columns = environment(request)
-    files = request.results_dir / "benchmark.csv", request.results_dir / "benchmark.html"
+    files = [request.results_dir / name for name in PHASES["speed"]]
 
     def report(found: list[Row]) -> None:
         rows.extend(found)
@@ -55,7 +55,7 @@ def _compile(request: Request) -> None:
     print(f"backend: {found[0].backend}")
     for start in found:
         print(start.line())
-    path = request.results_dir / "compile.csv"
+    path = request.results_dir / PHASES["compile"][0]
     write_csv(path, [start.cells(request.name) for start in found], environment(request))
     print(path)
 
@@ -65,7 +65,7 @@ def _host(request: Request) -> None:
     print(f"backend: {found[0].backend}")
     for result in found:
         print(result.line())
-    path = request.results_dir / "host.csv"
+    path = request.results_dir / PHASES["host"][0]
     write_csv(path, [result.cells(request.name) for result in found], environment(request))
     print(f"{path}\n\nThe engine alone, with a model that does nothing:")
     print_host_time()
@@ -73,7 +73,7 @@ def _host(request: Request) -> None:
 
 def _max_batch(request: Request) -> None:
     rows: list[dict[str, str]] = []
-    path, columns = request.results_dir / "max_batch.csv", environment(request)
+    path, columns = request.results_dir / PHASES["max_batch"][0], environment(request)
 
     def report(trial: Trial) -> None:
         if trial.row is not None:

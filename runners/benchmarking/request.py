@@ -9,9 +9,16 @@ from typing import Any
 from graph_model.errors import UserError
 from runners.benchmarking.peers import check_names
 from runners.benchmarking.timing import Case
+from runners.io.files import check_not_there
 from runners.settings import ModelSettings, resolve_settings, writable_directory
 
-PHASES = ("speed", "compile", "host", "max_batch")
+# The phases, and the files that each writes to results_dir.
+PHASES = {
+    "speed": ("benchmark.csv", "benchmark.html"),
+    "compile": ("compile.csv",),
+    "host": ("host.csv",),
+    "max_batch": ("max_batch.csv",),
+}
 _LENGTHS = ((2048, 2048), (1024, 1024), (512, 512), (256, 256))
 # Settings of infer.py that say what to answer, and not with what.
 _FOREIGN = ("prompts", "prompts_file", "prompt_token_ids", "output_file", "chat_template")
@@ -52,6 +59,9 @@ def read_request(settings: Any) -> Request:
     limit = settings.latency_limit_ms
     if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit <= 0:
         raise UserError(f"latency_limit_ms is {limit!r}; it must be a number of milliseconds above 0.")
+    results_dir = writable_directory("results_dir", settings.results_dir)
+    for file in PHASES[settings.phase]:
+        check_not_there(settings, "results_dir", results_dir / file)
     return Request(
         name=settings.model.name if settings.model.path is None else Path(settings.model.path).name,
         model=model,
@@ -62,7 +72,7 @@ def read_request(settings: Any) -> Request:
         at_once=_integer("at_once", settings.at_once, 2),
         latency_limit_s=limit / 1e3,
         largest_batch=_integer("largest_batch", settings.largest_batch, 1),
-        results_dir=writable_directory("results_dir", settings.results_dir),
+        results_dir=results_dir,
     )
 
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from graph_model.whole_files import write_file
 from runners.comparison.divergence import MAX_KL, MAX_SHARE, SMALL_KL, Divergence
 from runners.comparison.side import Outcome, Side, Texts
-from runners.io.files import time_stamp, write_text
+from runners.io.files import time_stamp
 
 Rule = Literal["holds", "broken", "none"]
 _CONTEXT = 16  # tokens shown before a divergence
@@ -65,7 +66,7 @@ def write_comparison(
         directory / f"positions_{stamp}.csv": _positions(outcomes, texts, found),
     }
     for path, text in files.items():
-        write_text(path, text)
+        write_file(path, text)
     return list(files)
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runners.io.files import time_stamp, write_text
+from graph_model.whole_files import write_file
+from runners.io.files import time_stamp
 
 
 @dataclass
@@ -64,7 +65,7 @@ def write_reports(directory: Path, reports: Sequence[TaskReport], configuration:
             name = re.sub(r"[^A-Za-z0-9_.-]", "_", report.name)
             files[directory / f"samples_{name}_{stamp}.csv"] = _csv(report.samples)
     for path, text in files.items():
-        write_text(path, text)
+        write_file(path, text)
     return list(files)
 
 

@@ -1,25 +1,28 @@
-"""Files that a command writes: whole, or not at all."""
+"""The files that a command is asked to write, checked before anything is run."""
 
 from __future__ import annotations
 
 import os
 import stat
-import tempfile
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from graph_model.errors import UserError
-from runners.settings.values import text_or_none
+from runners.settings.values import boolean, text_or_none
+
+# The settings that name what a command reads, files or directories. None of it is ever replaced by a result.
+_INPUTS = ("model.path", "prompts_file", "chat_template", "calibration.file", "dataset", "perplexity", "graph")
 
 
-def check_writable(name: str, value: Any, *, replaced: bool = False) -> Path | None:
-    """The path in the setting `name`; None where it is not set. Raises UserError unless a file can be written there.
+def output_file(settings: Any, name: str, *, replaced: bool = False) -> Path | None:
+    """The path in the setting `name`; None where it is not set. Raises UserError unless a file may be written there.
 
     The file is opened to find that out, and removed again if it is new. replaced: it is going to be written by
-    `write_text`, which needs the right to write to its directory too.
+    `write_file`, which needs the right to write to its directory too.
     """
-    text = text_or_none(name, value)
+    text = text_or_none(name, settings[name])
     if text is None:
         return None
     path = Path(text).expanduser()
@@ -27,6 +30,7 @@ def check_writable(name: str, value: Any, *, replaced: bool = False) -> Path | N
         raise UserError(f"{name}: {path} is a directory; name a file in it.")
     if not path.parent.is_dir():
         raise UserError(f"{name}: the directory {path.parent} does not exist. Create it, or name another file.")
+    check_not_there(settings, name, path)
     if replaced and not os.access(path.parent, os.W_OK):
         raise UserError(f"{name}: {path} cannot be written (no permission). Name another file.")
     try:
@@ -36,6 +40,30 @@ def check_writable(name: str, value: Any, *, replaced: bool = False) -> Path | N
     return path
 
 
+def check_not_there(settings: Any, name: str, path: Path) -> None:
+    """Raise UserError if the result `path`, for which the setting `name` asks, is a file that must not be replaced.
+
+    That is one that this run reads; and any other unless overwrite=true. Devices and pipes are written to.
+    """
+    if not path.is_file():
+        return
+    for setting, source in _input_files(settings):
+        if os.path.samefile(source, path):
+            raise UserError(f"{name}: {path} is what this run reads ({setting}). Name another file.")
+    if not boolean("overwrite", settings.overwrite):
+        raise UserError(f"{name}: {path} exists already. Name another file, or replace it with overwrite=true.")
+
+
+def _input_files(settings: Any) -> Iterator[tuple[str, str]]:
+    from omegaconf import OmegaConf
+
+    for name in _INPUTS:
+        value = OmegaConf.select(settings, name)
+        place = os.path.expanduser(value) if isinstance(value, str) else ""
+        inside = [os.path.join(place, entry) for entry in os.listdir(place)] if os.path.isdir(place) else []
+        yield from ((name, file) for file in (place, *inside) if os.path.isfile(file))
+
+
 def _try_to_open(path: Path) -> None:
     new = not path.exists()
     if not new and stat.S_ISFIFO(path.stat().st_mode):
@@ -43,19 +71,6 @@ def _try_to_open(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644))
     if new:
         path.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file by way of a temporary one beside it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def time_stamp() -> str:

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from graph_model.errors import UserError
 from runners.engine.result import RequestResult
-from runners.io.files import check_writable
 
 
 class OutputFile:
     """Created with the first line, so that a run that fails before it leaves nothing.
 
-    path: the setting output_file; None writes nothing. Raises UserError at once if the file cannot be written.
+    path: None writes nothing.
     """
 
-    def __init__(self, path: Any) -> None:
-        self._path = check_writable("output_file", path)
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
         self._descriptor: int | None = None
         self._size = 0  # bytes of the whole lines
         self._lines = 0

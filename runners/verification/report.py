@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from graph_model.errors import UserError
+from graph_model.whole_files import write_file
 from runners.backends.ascend.acceptance import OpResult
 from runners.backends.ascend.checked_step import Findings
-from runners.io.files import write_text
 
 _ON_DEVICE = (
     "Each op ran alone, and each step whole, on the device; both are compared with the interpreter, and the "
@@ -71,8 +71,8 @@ def write_report(report: Report, directory: Path) -> str:
     summary = {"passed": report.passed, "where": report.where, "statement": report.statement}
     text = report_text(report)
     try:
-        write_text(directory / "report.json", json.dumps({**summary, **asdict(report)}, indent=1) + "\n")
-        write_text(directory / "report.txt", text)
+        write_file(directory / "report.json", json.dumps({**summary, **asdict(report)}, indent=1) + "\n")
+        write_file(directory / "report.txt", text)
     except OSError as error:
         raise _unwritable(directory, error) from None
     return text

@@ -57,7 +57,7 @@ def round_trip(folder: Path, soc: str, dtype: torch.dtype, *settings: str) -> No
         generate = [f"prompt_token_ids={json.dumps(PROMPTS)}", "max_new_tokens=6", "ignore_eos=true"]
         generate += ["backend=torchair", f"sampling.temperature={params.temperature}", f"sampling.top_k={params.top_k}"]
         generate += [f"sampling.seed={params.seed}"] if params.seed is not None else []
-        status, _, err = command(infer, "infer", *shared, *generate, f"output_file={output}")
+        status, _, err = command(infer, "infer", *shared, *generate, f"output_file={output}", "overwrite=true")
         assert status == 0, err
         answers = sorted(map(json.loads, output.read_text().splitlines()), key=lambda answer: answer["index"])
         seeds = [None if params.seed is None else params.seed + index for index in range(len(PROMPTS))]

@@ -32,7 +32,9 @@ def times_on_the_standin_are_said_to_be_of_it(folder: Path) -> None:
         patch.setattr("runners.benchmarking.phases.print_host_time", lambda: None)  # of a model that computes nothing
         for phase, count in (("host", 1), ("compile", 2)):
             results = folder / phase
-            status, out, err = command(benchmark, "benchmark", *settings, f"phase={phase}", f"results_dir={results}")
+            status, out, err = command(
+                benchmark, "benchmark", *settings, f"phase={phase}", f"results_dir={results}", "overwrite=true"
+            )
             assert status == 0, err
             backend = out.splitlines()[0]
             assert backend.startswith("backend: torchair for Atlas 800I A2"), out

@@ -42,7 +42,7 @@ def test_the_cpu_and_the_standin_keep_the_rule(sides: list[str], tmp_path: Path)
     settings = [*checkpoint(tmp_path), *SERVING, f"prompt_token_ids={json.dumps(PROMPTS)}", "max_new_tokens=6"]
     command = [sys.executable, str(ROOT / "runners/compare.py"), *sides, *settings, "ignore_eos=true"]
     done = subprocess.run(
-        [*command, f"results_dir={tmp_path / 'results'}"],
+        [*command, f"results_dir={tmp_path / 'results'}", "overwrite=true"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -57,6 +57,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
             "repeats=2",
             f"cache_dir={tmp_path / 'cache'}",
             f"results_dir={tmp_path / 'results'}",
+            "overwrite=true",
             *arguments,
         ]
         return run_command(benchmark, "benchmark", settings, capsys, monkeypatch)
@@ -188,7 +189,7 @@ def test_bad_input_is_named(arguments: list[str], words: list[str], run: Run) ->
 @pytest.mark.skipif(importlib.util.find_spec("torch_npu") is None, reason="needs the extra 'ascend'")
 def test_the_standin_gives_an_estimate_and_no_speed(tmp_path: Path) -> None:
     arguments = ["model=gemma_2b", "weights=random", "backend=torchair", "dtype=float16", "lengths=[[64,64]]"]
-    directories = [f"cache_dir={tmp_path / 'cache'}", f"results_dir={tmp_path / 'results'}"]
+    directories = [f"cache_dir={tmp_path / 'cache'}", f"results_dir={tmp_path / 'results'}", "overwrite=true"]
     command = [sys.executable, str(ROOT / "runners" / "benchmark.py"), *arguments, *directories]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -53,6 +53,7 @@ def test_tokens_equal_those_of_transformers_in_float32(name: str, run: Run, tmp_
         f"model.path={tmp_path / 'checkpoint'}",
         f"prompt_token_ids={json.dumps(prompts)}",
         f"output_file={output}",
+        "overwrite=true",
         "backend=eager",
         "block_size=16",
         "max_prefill_tokens=64",
@@ -78,6 +79,7 @@ def test_tokens_follow_the_token_rule_in_16_bit(dtype: str, run: Run, tmp_path: 
         f"model.path={tmp_path / 'checkpoint'}",
         f"prompt_token_ids={json.dumps(random_prompts(config.vocab_size))}",
         f"output_file={output}",
+        "overwrite=true",
         "backend=eager",
         "block_size=16",
         "max_prefill_tokens=64",
@@ -115,6 +117,7 @@ def test_sampling_is_repeatable_by_seed_and_differs_between_prompts(run: Run, tm
             "sampling.temperature=1",
             f"sampling.seed={seed}",
             f"output_file={output}",
+            "overwrite=true",
         )
         assert result.status == 0, result.stderr
         return [line["token_ids"] for line in lines(output)]
@@ -146,6 +149,7 @@ def test_inductor_gives_the_tokens_of_transformers_and_starts_from_its_cache(run
         f"model.path={tmp_path / 'checkpoint'}",
         f"prompt_token_ids={json.dumps(random_prompts(config.vocab_size, (1, 15, 17, 64)))}",
         f"output_file={output}",
+        "overwrite=true",
         "backend=inductor",
         "block_size=16",
         "max_seq_len=128",

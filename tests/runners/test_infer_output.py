@@ -54,7 +54,7 @@ def test_one_prompt_streams(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.setattr("runners.llm.answer.print", recorded, raising=False)
     output = tmp_path / "out.jsonl"
-    result = run(f'prompts=["{KIND}"]', "max_new_tokens=12", f"output_file={output}")
+    result = run(f'prompts=["{KIND}"]', "max_new_tokens=12", f"output_file={output}", "overwrite=true")
     (line,) = lines(output)
     assert result.stdout.startswith(f"\n{KIND}{line['text']}\n\nbackend:")
     assert pieces[0] == f"\n{KIND}"
@@ -66,7 +66,9 @@ def test_one_prompt_streams(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_many_prompts_show_progress_and_every_request_is_a_line(run: Run, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     prompts = [KIND, "Early in the morning Sam", "One morning Oscar and Ivy walked to the forest."]
-    result = run(f"prompts={json.dumps(prompts)}", "max_new_tokens=20", "stop=['.']", f"output_file={output}")
+    result = run(
+        f"prompts={json.dumps(prompts)}", "max_new_tokens=20", "stop=['.']", f"output_file={output}", "overwrite=true"
+    )
     answers = lines(output)
     assert [answer["prompt"] for answer in answers] == prompts
     types = {
@@ -105,7 +107,7 @@ def test_prompts_of_a_file_as_chats(run: Run, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Tell"}, {"role": "model", "content": "What?"}]
     file.write_text('{"prompt": "About Sam."}\n' + json.dumps({"messages": messages}) + "\n")
     template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
-    arguments = ["max_new_tokens=2", f"prompts_file={file}", f"output_file={output}", "chat=true"]
+    arguments = ["max_new_tokens=2", f"prompts_file={file}", f"output_file={output}", "overwrite=true", "chat=true"]
     run(*arguments)
     own = lines(output)
     assert all("<start_of_turn>" in answer["prompt"] or "user" in answer["prompt"] for answer in own)
@@ -124,7 +126,13 @@ def test_prompts_of_a_file_as_chats(run: Run, tmp_path: Path) -> None:
 def test_a_pass_that_is_switched_off_changes_no_token(run: Run, tmp_path: Path) -> None:
     file, output = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
     file.write_text(f"{KIND}\nOne day Grace\n")
-    arguments = ["max_new_tokens=24", f"prompts_file={file}", f"output_file={output}", "dtype=float32"]
+    arguments = [
+        "max_new_tokens=24",
+        f"prompts_file={file}",
+        f"output_file={output}",
+        "overwrite=true",
+        "dtype=float32",
+    ]
     found = []
     for further in (["check=true"], ["check=true", "passes.rotary.enabled=false"]):
         result = run(*arguments, *further)

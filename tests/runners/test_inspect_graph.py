@@ -68,7 +68,7 @@ def test_a_dump_folder_is_shown_with_its_chip_and_notes(run: Run, dump: Path) ->
 
 def test_the_page_needs_nothing_else_and_shows_what_passes_changed(run: Run, dump: Path, tmp_path: Path) -> None:
     page, picture = tmp_path / "page.html", tmp_path / "plots.svg"
-    assert run(f"graph={dump}", f"page={page}", f"picture={picture}").status == 0
+    assert run(f"graph={dump}", f"page={page}", f"picture={picture}", "overwrite=true").status == 0
     html = page.read_text()
     assert not re.search(r"<script|<link|src=|@import|url\(", html)
     assert re.findall(r"https?://[^\"< ]+", html) == ["http://www.w3.org/2000/svg"]

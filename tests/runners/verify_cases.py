@@ -33,7 +33,14 @@ LISTINGS = ROOT / "tests/runners/backends/golden"
 def report_of(soc: str, folder: Path, *arguments: str, status: int = 0) -> dict[str, Any]:
     """The report on a one-layer model, which is printed too."""
     target = folder / "report"
-    settings = [*checkpoint(folder), f"soc={soc}", f"report_dir={target}", "max_batch_size=1", *arguments]
+    settings = [
+        *checkpoint(folder),
+        f"soc={soc}",
+        f"report_dir={target}",
+        "overwrite=true",
+        "max_batch_size=1",
+        *arguments,
+    ]
     found, out, err = command(verify, "verify", *settings)
     assert (target / "report.json").is_file(), err
     report: dict[str, Any] = json.loads((target / "report.json").read_text())

@@ -66,7 +66,7 @@ def answers_of_command(directory: Path, backend: str, *settings: str) -> list[di
     """What `python runners/infer.py SETTINGS` answers to the demo's prompts, which it must also print, saying that
     `backend` did."""
     output = directory / "out.jsonl"
-    places = [f"cache_dir={directory / 'cache'}", f"output_file={output}"]
+    places = [f"cache_dir={directory / 'cache'}", f"output_file={output}", "overwrite=true"]
     command = [sys.executable, str(ROOT / "runners" / "infer.py"), *settings, *places]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert process.returncode == 0, process.stderr

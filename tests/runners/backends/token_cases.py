@@ -55,7 +55,9 @@ def run_command(command: Any, name: str, *arguments: str) -> str:
 def run_infer(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
     """What the command printed, and its answers."""
     output = folder / "out.jsonl"
-    printed = run_command(infer, "infer", f"cache_dir={folder / 'cache'}", f"output_file={output}", *arguments)
+    printed = run_command(
+        infer, "infer", f"cache_dir={folder / 'cache'}", f"output_file={output}", "overwrite=true", *arguments
+    )
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     return printed, sorted(answers, key=lambda answer: answer["index"])
 
@@ -101,7 +103,13 @@ class Answers:
         dtype = str(self.model.dtype).removeprefix("torch.")
         settings = [f"model.path={folder / 'checkpoint'}", f"dtype={dtype}", f"cache_dir={folder / 'cache'}"]
         settings += [f"prompt_token_ids={json.dumps(self.prompts)}", "max_new_tokens=20", "ignore_eos=true"]
-        settings += ["max_batch_size=1", "max_prefill_batch_size=1", "max_seq_len=256", f"output_file={output}"]
+        settings += [
+            "max_batch_size=1",
+            "max_prefill_batch_size=1",
+            "max_seq_len=256",
+            f"output_file={output}",
+            "overwrite=true",
+        ]
         command = [sys.executable, str(ROOT / "runners" / "infer.py"), *settings]
         process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert process.returncode == 0, process.stderr

@@ -19,8 +19,10 @@ from support.tokenizers import make_tokenizer
 
 import runners.engine.engine as engine
 from graph_model.errors import UserError
+from runners.command_line.entry import compose
 from runners.engine.result import RequestResult
 from runners.infer import infer
+from runners.io.files import output_file
 from runners.io.output import OutputFile
 
 Run = Callable[..., CommandResult]
@@ -110,7 +112,7 @@ def request_result(text: str) -> RequestResult:
 def test_only_whole_lines_are_left_where_the_disk_ends_within_one(tmp_path: Path) -> None:
     """A limit on the file's size: the system writes a part of a line, then refuses the rest."""
     path = tmp_path / "out.jsonl"
-    with OutputFile(str(path)) as output:
+    with OutputFile(path) as output:
         output.write(0, "a", request_result("short"), "eager on cpu")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 50, limits[1]))
@@ -130,7 +132,7 @@ def test_a_line_that_is_taken_in_pieces_is_written_whole(tmp_path: Path, monkeyp
     path = tmp_path / "out.jsonl"
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:7]))
-    with OutputFile(str(path)) as output:
+    with OutputFile(path) as output:
         output.write(0, "a", request_result("text"), "eager on cpu")
         output.check()
     monkeypatch.undo()
@@ -145,7 +147,7 @@ def test_an_interruption_within_a_line_leaves_none_of_it(tmp_path: Path, monkeyp
         write(descriptor, data[:7])
         raise KeyboardInterrupt
 
-    with OutputFile(str(path)) as output:
+    with OutputFile(path) as output:
         output.write(0, "a", request_result("text"), "eager on cpu")
         monkeypatch.setattr(os, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -157,10 +159,11 @@ def test_an_interruption_within_a_line_leaves_none_of_it(tmp_path: Path, monkeyp
 def test_what_was_there_stays_until_the_first_line(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("before\n")
-    with OutputFile(str(path)) as output:
+    with OutputFile(path) as output:
         assert path.read_text() == "before\n"
         output.write(0, "a", request_result("text"), "eager on cpu")
     assert "before" not in path.read_text()
-    with OutputFile(str(tmp_path / "new.jsonl")):
+    new = output_file(compose("infer", [f"output_file={tmp_path / 'new.jsonl'}"]), "output_file")
+    with OutputFile(new):
         pass
     assert not (tmp_path / "new.jsonl").exists(), "asking whether it can be written leaves nothing"
