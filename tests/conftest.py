@@ -9,6 +9,8 @@ import graph_model  # noqa: F401 (before torch, which would load an installed to
 
 from support.token_rule import Excuses  # isort: skip
 
+pytest_plugins = ["support.chip_processes", "pytester"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(

@@ -1,3 +1,15 @@
-"""graph_model is imported before torch: an installed torch_npu must not be loaded by torch itself."""
+"""Fixtures of tests that lower small functions."""
 
-import graph_model  # noqa: F401
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing compiled before, fixed random numbers, no gradients."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        yield

@@ -1,26 +1,21 @@
-"""Every op of lowered graphs, alone: the interpreter against formulas. See support.standin_cases."""
+"""Every op of lowered graphs, alone: the interpreter against formulas."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 
 import pytest
-
-import graph_model  # noqa: F401  (before torch)
-
-import torch  # isort: skip
-from support import torchair_steps as steps  # isort: skip
-from support.standin_cases import A2, DUO, Case, Cases
+import torch
+from support import torchair_steps as steps
+from support.chip_processes import A2, DUO, on_each_chip
 
 from graph_model.chips.soc import find_soc
 from runners.backends.ascend import acceptance, standin
 from runners.backends.ascend.lower import lower
 from runners.backends.ascend.single_ops import SingleOp, cut_out_ops
 
-CASES = Cases()
 HALF, BRAIN = torch.float16, torch.bfloat16
 TINY = replace(steps.BASE, num_hidden_layers=1)
 FLOAT = (steps.StepCase(TINY, HALF, 64, "extend"), steps.StepCase(TINY, HALF, 64, "decode", sampled=True))
@@ -79,21 +74,16 @@ def all_ops(soc: str) -> list[SingleOp]:
     return single_ops(soc, (*FLOAT, *QUANTIZED[soc]))
 
 
-def every_op_equals_its_formula(soc: str) -> None:
+@on_each_chip
+def test_every_op_equals_its_formula(soc: str) -> None:
     problems = [result for result in acceptance.verify_ops(all_ops(soc)) if result.problem]
     assert not problems, problems
     missing = (TYPES[soc] | QUANTIZED_TYPES[soc]) - {single.node.type for single in all_ops(soc)}
     assert not missing, missing
 
 
-for _soc in (A2, DUO):
-    CASES[f"every_op_equals_its_formula_on_{_soc}"] = Case(
-        _soc, lambda folder, soc=_soc: every_op_equals_its_formula(soc)
-    )
-
-
-@CASES.add(A2)
-def an_error_in_any_op_is_noticed(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_an_error_in_any_op_is_noticed() -> None:
     unnoticed = []
     interpret = acceptance.interpret
     for single in all_ops(A2):
@@ -105,8 +95,8 @@ def an_error_in_any_op_is_noticed(folder: Path) -> None:
     assert not unnoticed, unnoticed
 
 
-@CASES.add(A2)
-def an_op_fails_where_an_op_has_no_formula_or_the_engine_refuses(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_an_op_fails_where_an_op_has_no_formula_or_the_engine_refuses() -> None:
     single = next(one for one in all_ops(A2) if one.node.type == "GeGluV2")
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(acceptance.FORMULAS, "GeGluV2")

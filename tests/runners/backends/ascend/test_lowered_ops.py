@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from support.chip_processes import A2, DUO
+from support.lowered_modules import compare, compiled, npu, rms
+from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.chips import soc as tables
@@ -14,17 +18,12 @@ from runners.backends.ascend.printer import count_nodes, list_graph
 from runners.backends.ascend.recording import recorded_graphs
 from runners.backends.ascend.standin import loader
 
-import torch  # isort: skip
-from torch import Tensor  # isort: skip
-from lowered_modules import ModuleCases, compare, compiled, npu, rms  # isort: skip
-from support.standin_cases import A2, DUO  # isort: skip
-
-CASES = ModuleCases()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 HEADS, KV_HEADS, DIM, HIDDEN = 4, 2, 64, 96
 
 
-@CASES.add(A2)
-def torchairs_view_optimization_miscompiles_and_is_right_when_off() -> None:
+@pytest.mark.chip(A2)
+def test_torchairs_view_optimization_miscompiles_and_is_right_when_off() -> None:
     def views(x: Tensor, c: Tensor) -> Tensor:
         heads = x.view(1, 8, 4, 16).transpose(1, 2) * c
         return heads.transpose(1, 2).reshape(1, 8, 64)
@@ -37,8 +36,8 @@ def torchairs_view_optimization_miscompiles_and_is_right_when_off() -> None:
         compiled(views, view_optimize=True)(*npu(x, c))
 
 
-@CASES.add(A2)
-def a_decoder_mlp_and_its_norms_match() -> None:
+@pytest.mark.chip(A2)
+def test_a_decoder_mlp_and_its_norms_match() -> None:
     def block(x: Tensor, residual: Tensor, weight: Tensor, gate_up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
         normed, _, total = torch.ops.npu.npu_add_rms_norm(x, residual, weight, 1e-6)
         hidden = torch.ops.npu.npu_geglu(normed @ gate_up, -1, 1, True)[0]
@@ -57,8 +56,8 @@ def a_decoder_mlp_and_its_norms_match() -> None:
         torch.testing.assert_close(out.cpu().double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@CASES.add(A2)
-def our_converters_lower_to_ops_without_copies() -> None:
+@pytest.mark.chip(A2)
+def test_our_converters_lower_to_ops_without_copies() -> None:
     def block(x: Tensor, weight: Tensor, projection: Tensor) -> Tensor:
         return torch.ops.ascend.linear(torch.ops.ascend.gemma_rms_norm(x, weight, 1e-5), projection)
 
@@ -72,8 +71,8 @@ def our_converters_lower_to_ops_without_copies() -> None:
     assert count_nodes(loaded[0].graph).by_type == {"GemmaRmsNorm": 1, "MatMulV2": 1}
 
 
-@CASES.add(A2)
-def a_quantized_projection_is_exact_in_integers() -> None:
+@pytest.mark.chip(A2)
+def test_a_quantized_projection_is_exact_in_integers() -> None:
     """Norm and quantize, then a quantized product per column; and a quantize, then a product per token."""
     x, residual = torch.randn(5, HIDDEN).half(), torch.randn(5, HIDDEN).half()
     gamma, weight = torch.rand(HIDDEN).half() + 0.5, torch.randint(-127, 128, (HIDDEN, 32), dtype=torch.int8)
@@ -112,8 +111,8 @@ def a_quantized_projection_is_exact_in_integers() -> None:
     assert counts["QuantBatchMatmulV3"] == 2
 
 
-@CASES.add(A2)
-def a_norm_and_attention_written_out_match() -> None:
+@pytest.mark.chip(A2)
+def test_a_norm_and_attention_written_out_match() -> None:
     """What a chip without the fused ops runs: RMS norm, rotary and masked attention over gathered blocks."""
     heads, dim, block = 2, 16, 4
 
@@ -140,8 +139,8 @@ def a_norm_and_attention_written_out_match() -> None:
     compare(step, x, weight, angle.cos().to(half), angle.sin().to(half), *caches, table, lens, tolerance=2e-3)
 
 
-@CASES.add(A2)
-def sampling_ops_match() -> None:
+@pytest.mark.chip(A2)
+def test_sampling_ops_match() -> None:
     def sample(logits: Tensor, uniform: Tensor, top_k: Tensor) -> tuple[Tensor, ...]:
         scores, order = logits.sort(dim=-1, descending=True)
         ranks = torch.arange(logits.shape[-1], device=logits.device)
@@ -156,8 +155,8 @@ def sampling_ops_match() -> None:
     compare(sample, torch.randn(4, 50), torch.rand(4), torch.tensor([1, 5, 50, 20]), tolerance=1e-6)
 
 
-@CASES.add(A2)
-def elementwise_and_shape_ops_match() -> None:
+@pytest.mark.chip(A2)
+def test_elementwise_and_shape_ops_match() -> None:
     def mixed(x: Tensor, y: Tensor, i: Tensor) -> tuple[Tensor, ...]:
         return (
             torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * x,
@@ -187,8 +186,8 @@ def elementwise_and_shape_ops_match() -> None:
     assert list_graph(loaded.graph) == list_graph(loaded.graph)
 
 
-@CASES.add(A2)
-def an_assigned_output_is_written_after_all_results_are_read() -> None:
+@pytest.mark.chip(A2)
+def test_an_assigned_output_is_written_after_all_results_are_read() -> None:
     def swap(a: Tensor, b: Tensor) -> Tensor:
         old = a.clone()
         a.copy_(b)
@@ -202,18 +201,18 @@ def an_assigned_output_is_written_after_all_results_are_read() -> None:
     assert out.cpu().tolist() == [1, 2, 3, 4]
 
 
-@CASES.add(A2)
-def the_chips_name_is_what_cann_says() -> None:
+@pytest.mark.chip(A2)
+def test_the_chips_name_is_what_cann_says() -> None:
     assert loader.device_name() == "Ascend910B3"
 
 
-@CASES.add(DUO)
-def the_other_chips_name_is_what_cann_says() -> None:
+@pytest.mark.chip(DUO)
+def test_the_other_chips_name_is_what_cann_says() -> None:
     assert loader.device_name() == "Ascend310P3"
 
 
-@CASES.add(A2)
-def lowered_steps_are_compiled_without_the_view_optimization() -> None:
+@pytest.mark.chip(A2)
+def test_lowered_steps_are_compiled_without_the_view_optimization() -> None:
     """Which miscompiles, as another case shows; its default is on."""
     from torchair import CompilerConfig
 
@@ -221,8 +220,8 @@ def lowered_steps_are_compiled_without_the_view_optimization() -> None:
     assert not engine.compiler_config().experimental_config.enable_view_optimize
 
 
-@CASES.add(A2)
-def eager_ops_and_a_second_soc_are_refused() -> None:
+@pytest.mark.chip(A2)
+def test_eager_ops_and_a_second_soc_are_refused() -> None:
     x = torch.ones(3).to("npu")
     with pytest.raises(RuntimeError):
         (x + 1).cpu()
@@ -230,8 +229,8 @@ def eager_ops_and_a_second_soc_are_refused() -> None:
         standin.load(tables.find_soc(DUO), Path("."))
 
 
-@CASES.add(DUO)
-def what_the_chip_lacks_is_refused_when_the_graph_is_loaded() -> None:
+@pytest.mark.chip(DUO)
+def test_what_the_chip_lacks_is_refused_when_the_graph_is_loaded() -> None:
     half, ones = torch.ones(2, 32).half(), torch.ones(32)
     for match, function, inputs in (
         ("bfloat16", lambda x: x + 1, [torch.ones(3, dtype=torch.bfloat16)]),

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from support.chip_processes import A2, DUO
+from support.lowered_modules import attend, compiled, npu
+from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError
 from runners.backends.ascend.printer import count_nodes, list_graph
 from runners.backends.ascend.recording import recorded_graphs
 
-import torch  # isort: skip
-from torch import Tensor  # isort: skip
-from lowered_modules import ModuleCases, attend, compiled, npu  # isort: skip
-from support.standin_cases import A2, DUO  # isort: skip
-
-CASES = ModuleCases()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 BLOCK, BLOCKS, HEADS, KV_HEADS, DIM, HIDDEN = 16, 12, 4, 2, 64, 96
 
 
@@ -35,8 +34,8 @@ def attention_block(query: Tensor, key: Tensor, value: Tensor, key_cache: Tensor
     )[0]
 
 
-@CASES.add(A2)
-def one_graph_serves_eighty_decode_steps_of_two_sequences() -> None:
+@pytest.mark.chip(A2)
+def test_one_graph_serves_eighty_decode_steps_of_two_sequences() -> None:
     run = compiled(attention_block)
     kc, vc = npu(*(torch.zeros(BLOCKS, BLOCK, KV_HEADS, DIM, dtype=torch.float16) for _ in range(2)))
     table = torch.tensor([[3, 1, 7, 0, 9, 11], [2, 10, 4, 5, 6, 8]], dtype=torch.int32)
@@ -62,8 +61,8 @@ def one_graph_serves_eighty_decode_steps_of_two_sequences() -> None:
     assert "&key_cache=" in list_graph(loaded[0].graph)
 
 
-@CASES.add(A2)
-def a_padded_chunk_after_earlier_chunks_equals_an_unpadded_one() -> None:
+@pytest.mark.chip(A2)
+def test_a_padded_chunk_after_earlier_chunks_equals_an_unpadded_one() -> None:
     block, blocks = 128, 4
 
     def step(q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, slots: Tensor, q_lens: Tensor, kv_lens: Tensor,
@@ -104,8 +103,8 @@ def a_padded_chunk_after_earlier_chunks_equals_an_unpadded_one() -> None:
     assert len(loaded) == 1
 
 
-@CASES.add(A2)
-def an_illegal_block_size_is_refused_when_the_graph_is_loaded() -> None:
+@pytest.mark.chip(A2)
+def test_an_illegal_block_size_is_refused_when_the_graph_is_loaded() -> None:
     def step(
         q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, slots: Tensor, lens: Tensor, table: Tensor
     ) -> Tensor:
@@ -119,8 +118,8 @@ def an_illegal_block_size_is_refused_when_the_graph_is_loaded() -> None:
         compiled(attention_block)(*npu(*inputs))
 
 
-@CASES.add(DUO)
-def decode_through_incre_flash_attention_over_a_flat_cache() -> None:
+@pytest.mark.chip(DUO)
+def test_decode_through_incre_flash_attention_over_a_flat_cache() -> None:
     heads = KV_HEADS
 
     def step(
@@ -156,8 +155,8 @@ def decode_through_incre_flash_attention_over_a_flat_cache() -> None:
     assert counts.copies == {"TensorMove": 0, "Assign": 0, "Transpose": 0, "Cast": 0}, list_graph(loaded[0].graph)
 
 
-@CASES.add(DUO)
-def prefill_through_prompt_flash_attention_with_a_mask() -> None:
+@pytest.mark.chip(DUO)
+def test_prefill_through_prompt_flash_attention_with_a_mask() -> None:
     def step(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         return torch.ops.npu.npu_prompt_flash_attention(
             q, k, v, atten_mask=mask, num_heads=2, scale_value=0.125, input_layout="BSH", num_key_value_heads=0,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from graph_model.chips import soc as tables
 from runners.backends.ascend import standin
 from runners.backends.ascend.printer import count_nodes
 from runners.backends.ascend.recording import recorded_graphs
-
-import torch  # isort: skip
-from torch import Tensor  # isort: skip
-from lowered_modules import compiled  # isort: skip
+from support.lowered_modules import compiled
 
 
 def collectives(rank: int, store: str, cache_dir: str) -> None:

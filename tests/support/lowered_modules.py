@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from runners.backends.ascend.recording import LoadedGraph, recorded_graphs
-
-import torch  # isort: skip
-from torch import Tensor  # isort: skip
-from support.standin_cases import Case, Cases  # isort: skip
-
-
-class ModuleCases(Cases):
-    """Cases without a folder, each on a fresh compiler, with fixed random numbers."""
-
-    def add(self, soc: str, slow: bool = False) -> Callable[[Callable[[], None]], Callable[[], None]]:  # type: ignore[override]
-        def register(function: Callable[[], None]) -> Callable[[], None]:
-            def run(folder: Path) -> None:
-                torch._dynamo.reset()
-                torch.manual_seed(0)
-                with torch.no_grad():
-                    function()
-
-            self[function.__name__] = Case(soc, run, slow)
-            return function
-
-        return register
 
 
 def compiled(function: Callable[..., Any], *, view_optimize: bool = False) -> Callable[..., Any]:
