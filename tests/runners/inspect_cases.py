@@ -84,13 +84,13 @@ def inspect_live(soc: str, folder: Path) -> None:
 
 
 @CASES.add(A2)
-def readme_shows_what_inspecting_gemma_2b_prints(folder: Path) -> None:
+def docs_show_what_inspecting_gemma_2b_prints(folder: Path) -> None:
     """Each line of the block, in its order, and the picture."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = readme.partition("\n```\npython runners/inspect_graph.py ")[2].partition("\n```\n")[0]
+    page = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
+    block = page.partition("\n```\npython runners/inspect_graph.py ")[2].partition("\n```\n")[0]
     given, *shown = [" ".join(line.split()) for line in block.splitlines() if line and "..." not in line]
-    *settings, picture = given.split()
-    assert picture == "picture=docs/inspect_graph.svg"
+    *settings, picture, overwrite = given.split()
+    assert (picture, overwrite) == ("picture=docs/inspect_graph.svg", "overwrite=true")
     places = [f"picture={folder / 'plots.svg'}", f"cache_dir={folder / 'cache'}"]
     status, out, err = command(inspect_graph, "inspect_graph", *settings, *places)
     assert status == 0, err

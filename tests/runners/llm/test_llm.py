@@ -35,6 +35,15 @@ def test_the_documented_example_runs(
     assert printed[2].count(".") == 2, "each task stopped at its first sentence"
 
 
+def test_the_example_in_readme_prints_two_stories(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    [block] = re.findall(r"```python\n(.*?)```", (DOC.parents[1] / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(block, "README.md", "exec"), {})
+    assert len([line for line in capsys.readouterr().out.splitlines() if line.strip()]) >= 2
+
+
 def test_a_checkpoint_by_settings_gives_the_tokens_of_transformers(tmp_path: Path) -> None:
     """make_checkpoint leaves no tokenizer: prompts are token ids, results have no text."""
     config = TINY_CONFIGS["one_kv_head"]
