@@ -27,7 +27,7 @@ def compile_matrix(settings: Any) -> None:
 
     Raises UserError.
     """
-    from graph_model.chips.soc import find_soc
+    from graph_model.chips.registry import find_soc
     from runners.backends.ascend import standin
     from runners.backends.ascend.kernels import register_kernels
     from runners.settings import cache_directory
@@ -81,7 +81,7 @@ def _lines(settings: Any) -> Iterator[str]:
 
 def rows(settings: Any) -> Iterator[str]:
     """The table's rows. The last rank stands for all: their graphs are the same."""
-    from graph_model.chips.soc import find_soc
+    from graph_model.chips.registry import find_soc
     from graph_model.config import DTYPES
     from graph_model.quantization.linears import SCHEMES
     from runners.backends.ascend.rank_graph import collective_counts
@@ -111,8 +111,9 @@ def summarize(settings: Any, model: str, dtype: str, scheme: str, world_size: in
     """What the step of the last rank costs."""
     import torch
 
+    from graph_model.ascend.legality import check_quantization
     from graph_model.bucket import Bucket
-    from graph_model.chips.soc import check_quantization, find_soc
+    from graph_model.chips.registry import find_soc
     from graph_model.graph import KVCacheConfig
     from graph_model.quantization.linears import Quantization, select_linears
     from graph_model.tensor_parallel import Shard, check_world_size

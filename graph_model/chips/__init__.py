@@ -1,1 +1,1 @@
-"""The Ascend chips that are known: what each one runs, its limits and its rates."""
+"""The Ascend chips that are known, one file each: which kernels a chip has, their limits, and its rates."""

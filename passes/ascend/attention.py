@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.chips.soc import AttentionChoice, Soc, choose_attention
+from graph_model.ascend.ops.attention import AttentionChoice, choose_attention
+from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import CausalMask
 from passes.framework.contract import Pass, Tier, operand
@@ -26,7 +27,7 @@ CAUSAL_MASK_SIZE = 2048
 class AscendAttention(Pass):
     """Replaces every canonical attention; which way is taken is `attention_choice`'s answer."""
 
-    soc: Soc
+    chip: Chip
     tier: ClassVar[Tier] = Tier.TOLERANT
     removes: ClassVar[tuple[object, ...]] = (ops.paged_attention,)
 
@@ -39,7 +40,7 @@ class AscendAttention(Pass):
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         attention = Attention(graph, candidate)
         self.write_cache(attention)
-        candidate.replace_all_uses_with(self.attend(attention, attention_choice(graph, self.soc)))
+        candidate.replace_all_uses_with(self.attend(attention, attention_choice(graph, self.chip)))
         graph.graph.erase_node(candidate)
 
     def write_cache(self, attention: Attention) -> None:
@@ -131,11 +132,11 @@ def fused_infer_attention(
     return a.call(operator.getitem, result, 0)
 
 
-def attention_choice(graph: ModelGraph, soc: Soc) -> AttentionChoice:
+def attention_choice(graph: ModelGraph, chip: Chip) -> AttentionChoice:
     """How the graph's attention runs on the chip, and why."""
     config, bucket = graph.config, graph.bucket
     return choose_attention(
-        soc,
+        chip,
         bucket.phase,
         graph.cache_config.block_size,
         graph.shard.heads(config),

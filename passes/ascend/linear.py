@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.chips.soc import Soc
+from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import Constant
 from passes.framework.contract import operand, require, sole_user
@@ -30,7 +30,7 @@ class AscendLinear(LinearKernel):
                                     ->  all_reduce(reshape(ascend.linear(...))) [+ b]
     """
 
-    soc: Soc
+    chip: Chip
 
     name: ClassVar[str] = "ascend_linear"
     introduces: ClassVar[tuple[str, ...]] = ("ascend.linear", "ascend.gemm", "aten.full")
@@ -40,7 +40,7 @@ class AscendLinear(LinearKernel):
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         if candidate.target == aten.linear.default:
             super().rewrite(graph, candidate)
-        elif self.soc.float32_products:
+        elif self.chip.has("GemmV2"):
             _share_in_float32(graph, candidate)
         else:
             self._share_rounded(graph, candidate)

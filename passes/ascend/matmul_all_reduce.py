@@ -23,8 +23,8 @@ class AscendMatmulAllReduce(Pass):
     Original: gemma.all_reduce(reshape(ascend.linear(x, w))). After: reshape(ascend.matmul_all_reduce(x, w)).
 
     For steps of prompts: the kernel is not made for decode steps, whose graphs are left alone. Quantized layers keep
-    their all-reduce, and so do those whose shares are summed in float32: the kernel sums in 16 bit. The chip's table
-    must have the kernel (`graph_model.chips.soc`), which settings see to.
+    their all-reduce, and so do those whose shares are summed in float32: the kernel sums in 16 bit. The chip
+    must have the kernel, which the settings check.
     """
 
     name: ClassVar[str] = "ascend_matmul_all_reduce"

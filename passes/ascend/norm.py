@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.chips.soc import Soc, norm_op
+from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import OnePlus, Rounded
 from passes.framework.contract import NearMiss, Pass, Tier, describe_target, operand
@@ -49,7 +49,7 @@ class AscendNormExact(AscendNorm):
         gemma.add_rms_norm(x, r, ...)  ->  s = x + r, and the norm of s
     """
 
-    soc: Soc
+    chip: Chip
     name: ClassVar[str] = "ascend_norm_exact"
     tier: ClassVar[Tier] = Tier.EXACT
     introduces: ClassVar[tuple[str, ...]] = ("ascend.gemma_rms_norm", "npu.npu_rms_norm")
@@ -61,7 +61,7 @@ class AscendNormExact(AscendNorm):
         x = operand(candidate, 0)
         if fused:
             x = graph.insert(aten.add.Tensor, *candidate.args[:2], at=candidate)
-        if norm_op(self.soc, "exact") == "GemmaRmsNorm":
+        if self.chip.has("GemmaRmsNorm"):
             raw = graph.add_weight(weight.name.removesuffix("_factor"), factor.x)
             normed = graph.insert(torch.ops.ascend.gemma_rms_norm.default, x, raw, eps, at=candidate)
         else:

@@ -11,7 +11,8 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.chips.soc import MAX_QUANTIZED_SIZE, Soc
+from graph_model.ascend.ops.quant_matmul import MAX_SIZE, sums_integers
+from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import CheckpointTensor, Concat, Constant, Expression, OnePlus, Rounded, Slice, rows_of
 from graph_model.weights.quantized import ChannelScale, DeqScale
@@ -44,7 +45,7 @@ class AscendQuant(Pass):
     integers may get the other one.
     """
 
-    soc: Soc
+    chip: Chip
 
     name: ClassVar[str] = "ascend_quant"
     tier: ClassVar[Tier] = Tier.QUANTIZING
@@ -108,7 +109,7 @@ class AscendQuant(Pass):
             raise NearMiss(candidate, "the chip has no such op by itself; leave passes.fold_dequantize enabled")
 
     def _share_of_integers(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        if not self.soc.int32_products:
+        if not sums_integers(self.chip):
             return  # `_sum_of_integers` replaces it
         q, weight, int_bias = candidate.args
         assert isinstance(q, fx.Node)
@@ -122,7 +123,7 @@ class AscendQuant(Pass):
     def _sum_of_integers(self, graph: ModelGraph, candidate: fx.Node) -> None:
         joined = argument(candidate, 0, ops.all_reduce)
         scale, row_scale, bias, dtype = candidate.args[1:]
-        if self.soc.int32_products:
+        if sums_integers(self.chip):
             rows = as_rows(graph, joined, candidate)
             result = graph.insert(torch.ops.ascend.dequantize.default, rows, scale, dtype, at=candidate)
             _finish(graph, candidate, result, None)
@@ -220,7 +221,7 @@ def _int8_weight_linear(graph: ModelGraph, candidate: fx.Node) -> None:
 def _parts(graph: ModelGraph, *weights: fx.Node) -> list[tuple[fx.Node, ...]]:
     """Rows of the weights, in as few, about equal parts as the kernel takes."""
     rows = weights[0].meta["val"].shape[0]
-    size = -(-rows // -(-rows // MAX_QUANTIZED_SIZE))
+    size = -(-rows // -(-rows // MAX_SIZE))
     if size == rows:
         return [weights]
     return [

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.chips.soc import Soc, fused_rotary
+from graph_model.ascend.ops.rotary import fused_rotary
+from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from passes.framework.contract import Pass, Tier, operand
 
@@ -26,7 +27,7 @@ class AscendRotary(Pass):
                                    ->  x * cos + cat(-x[..., d/2:], x[..., :d/2]) * sin
     """
 
-    soc: Soc
+    chip: Chip
     name: ClassVar[str] = "ascend_rotary"
     tier: ClassVar[Tier] = Tier.TOLERANT
     removes: ClassVar[tuple[object, ...]] = (ops.rotary,)
@@ -41,7 +42,7 @@ class AscendRotary(Pass):
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         x, cos, sin = (operand(candidate, index) for index in range(3))
         size = x.meta["val"].shape[-1]
-        if fused_rotary(self.soc, size):
+        if fused_rotary(self.chip, size):
             result = graph.insert(torch.ops.npu.npu_rotary_mul.default, x, cos, sin, at=candidate)
         else:
             first = graph.insert(aten.slice.Tensor, x, -1, 0, size // 2, at=candidate)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from graph_model.chips.soc import Soc
+from graph_model.chips.chip import Chip
 from graph_model.errors import UserError
 from runners.backends.base import Backend, Check
 from runners.backends.eager import EagerBackend
@@ -18,7 +18,7 @@ NAMES = ("auto", "eager", "inductor", "torchair")
 def select_backend(
     name: str,
     cache_dir: Path,
-    soc: Soc | None = None,
+    soc: Chip | None = None,
     norm: str = "exact",
     dump_dir: Path | None = None,
     check: Check = "no",

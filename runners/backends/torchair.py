@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from graph_model.chips.soc import Soc
+from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.quantization.linears import Scheme
 from passes.ascend.attention import AscendFusedAttention, attention_choice
@@ -39,7 +39,7 @@ class AscendOptions:
     """soc: the chip to lower for. norm: exact or fused. dump_dir: where lowered graphs are written as text. check:
     compare every run of a lowered graph with the graph that was lowered, and stop at a difference or record it."""
 
-    soc: Soc
+    soc: Chip
     norm: str
     dump_dir: Path | None = None
     check: Check = "no"
@@ -59,8 +59,8 @@ def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
     )
 
 
-def _attention_passes(soc: Soc) -> tuple[Pass, ...]:
-    if soc.fused_infer_attention:
+def _attention_passes(soc: Chip) -> tuple[Pass, ...]:
+    if soc.has("FusedInferAttentionScore"):
         return AscendFusedAttention(soc), AscendInt8Attention(soc)
     return (AscendFlatAttention(soc),)
 

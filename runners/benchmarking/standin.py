@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graph_model.bucket import Bucket
-from graph_model.chips.soc import Soc
+from graph_model.chips.chip import Chip
 from runners.backends.ascend import standin
 from runners.backends.ascend.lower import lower
 from runners.backends.ascend.roofline import estimate
@@ -27,7 +27,7 @@ def print_estimates(request: Request) -> None:
         print("\n".join(estimates(request, request.model.soc, llm.loaded.model)))
 
 
-def estimates(request: Request, soc: Soc, model: CompiledModel) -> list[str]:
+def estimates(request: Request, soc: Chip, model: CompiledModel) -> list[str]:
     """A line per case and phase: a lower bound of the time on the chip, and what it is bound by."""
     lines = [
         f"backend: {model.recipe.description}",
@@ -46,7 +46,7 @@ def estimates(request: Request, soc: Soc, model: CompiledModel) -> list[str]:
     return lines
 
 
-def _estimate(model: CompiledModel, soc: Soc, bucket: Bucket, context_length: int | None) -> str:
+def _estimate(model: CompiledModel, soc: Chip, bucket: Bucket, context_length: int | None) -> str:
     cost = estimate(lower(model.recipe.graph(bucket)).graph, soc, context_length)
     seconds: dict[str, float] = {}
     for node in cost.nodes:

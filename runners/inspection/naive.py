@@ -11,7 +11,7 @@ import torch
 
 from graph_model.ascend.ge_graph import GeGraph
 from graph_model.bucket import Bucket
-from graph_model.chips.soc import Soc
+from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from runners.backends.ascend import standin
@@ -89,7 +89,7 @@ def measure(settings: ModelSettings, tokens: int) -> dict[str, StepFigures]:
 
 
 def _figures(
-    make: Callable[[GemmaConfig], GeGraph], config: GemmaConfig, soc: Soc, context_length: int | None = None
+    make: Callable[[GemmaConfig], GeGraph], config: GemmaConfig, soc: Chip, context_length: int | None = None
 ) -> StepFigures:
     """A layer is the difference of graphs of three and of two layers; the others are equal to it."""
     smaller, larger = (make(replace(config, num_hidden_layers=layers)) for layers in (2, 3))

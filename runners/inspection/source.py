@@ -7,7 +7,8 @@ from pathlib import Path
 
 from graph_model.ascend.ge_graph import GeGraph
 from graph_model.ascend.graph_file import read_graph_file
-from graph_model.chips.soc import SOCS, Soc, find_soc
+from graph_model.chips.chip import Chip
+from graph_model.chips.registry import CHIPS, find_soc
 from graph_model.errors import UserError
 from runners.backends.ascend.provenance import target_of
 
@@ -21,7 +22,7 @@ class Dump:
 
     name: str
     graph: GeGraph
-    soc: Soc
+    soc: Chip
     notes: list[str]
     passes: list[tuple[str, str]]
 
@@ -56,7 +57,7 @@ def _read(path: Path, soc: str | None) -> Dump:
     target = target_of(graph)
     if target.lowered and not any(target.lowered in note for note in notes):
         notes.append(target.lowered)
-    chip = find_soc(soc or target.soc or next(iter(SOCS)))
+    chip = find_soc(soc or target.soc or next(iter(CHIPS)))
     if soc is None and not target.soc:
         notes.append(f"the dump names no chip: {chip.product} ({chip.cann_name}) is assumed; give soc=NAME for another")
     name = folder.resolve().name if path.name == _GRAPH else path.stem

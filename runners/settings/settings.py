@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from graph_model.ascend.legality import check_model, check_quantization
+from graph_model.ascend.ops.collective import check_matmul_all_reduce
 from graph_model.bucket import BLOCK_SIZES
 from graph_model.checkpoint.quantized import read_quantization
-from graph_model.chips.soc import Soc, check_matmul_all_reduce, check_model, check_quantization, find_soc
+from graph_model.chips.chip import Chip
+from graph_model.chips.registry import find_soc
 from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
 from graph_model.errors import UserError
 from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
@@ -48,7 +51,7 @@ class ModelSettings:
     quantization: Quantization | None
     dtype: str
     backend: str
-    soc: Soc | None
+    soc: Chip | None
     norm: str
     block_size: int
     max_batch_size: int
@@ -204,7 +207,9 @@ def _quantization(settings: Any, config: GemmaConfig, stored: Quantization | Non
     return Quantization(scheme, select_linears(config, keep_float), stored=scheme == "w8a8", kv8=kv8)
 
 
-def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantization: Quantization | None) -> Soc | None:
+def _soc(
+    settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantization: Quantization | None
+) -> Chip | None:
     """The chip to lower for, which must be able to run the model; None unless the backend is torchair."""
     if settings.norm not in ("exact", "fused"):
         raise UserError(f"norm is {settings.norm!r}; it must be exact or fused.")
@@ -229,7 +234,7 @@ def _soc(settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantizat
 
 
 def _check_matmul_all_reduce(
-    settings: Any, soc: Soc | None, world_size: int, quantization: Quantization | None
+    settings: Any, soc: Chip | None, world_size: int, quantization: Quantization | None
 ) -> None:
     options = group("passes", settings).get("ascend_matmul_all_reduce")
     if not isinstance(options, Mapping) or not options.get("enabled"):

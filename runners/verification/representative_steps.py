@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from graph_model.ascend.legality import check_model, check_quantization
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
-from graph_model.chips.soc import Soc, check_model, check_quantization
+from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.graph import KVCacheConfig
@@ -60,7 +61,7 @@ class RepresentativeStep:
         linears = select_linears(self.config, self.kept)
         return Quantization(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)
 
-    def runs_on(self, soc: Soc) -> bool:
+    def runs_on(self, soc: Chip) -> bool:
         """Whether the chip's tables allow it."""
         heads, kv_heads = self.shard.heads(self.config), self.shard.kv_heads(self.config)
         try:
@@ -71,7 +72,7 @@ class RepresentativeStep:
             return False
         return True
 
-    def cut_out_ops(self, soc: Soc) -> dict[str, SingleOp]:
+    def cut_out_ops(self, soc: Chip) -> dict[str, SingleOp]:
         """The ops of the lowered step, with values that they have on random inputs. torch_npu must be loaded for `soc`.
 
         A rank runs alone: collectives give it what they would if all ranks had what it has.
@@ -91,7 +92,7 @@ class RepresentativeStep:
             return cut_out_ops(lower(graph), arguments, str(self))
 
 
-def representative_steps(soc: Soc) -> list[RepresentativeStep]:
+def representative_steps(soc: Chip) -> list[RepresentativeStep]:
     """Those that the chip runs: phases, norms, quantizations, dtypes, shapes of heads and blocks, selections, ranks."""
     return [step for step in _steps() if step.runs_on(soc)]
 

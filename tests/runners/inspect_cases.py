@@ -11,7 +11,7 @@ import graph_model  # noqa: F401  (before torch)
 from standin_commands import TINY, checkpoint, command  # isort: skip
 from support.standin_cases import A2, DUO, ROOT, Case, Cases
 
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from runners.backends.ascend import standin
 from runners.inspect_graph import inspect_graph
 

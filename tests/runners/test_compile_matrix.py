@@ -12,7 +12,7 @@ import hydra
 import pytest
 from support.standin_cases import NEEDS_TORCH_NPU
 
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from graph_model.config import GEMMA_7B
 from graph_model.errors import UserError
 from runners.command_line.entry import CONF

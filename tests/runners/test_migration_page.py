@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from graph_model.chips.soc import SOCS
+from graph_model.chips.registry import CHIPS
 from runners.backends.select import NAMES
 from runners.command_line.entry import CONF
 from runners.command_line.help_text import settings_of
@@ -24,7 +24,7 @@ def test_settings_exist() -> None:
 
 def wrongly_planned(text: str) -> list[str]:
     """What exists and stands in a line that calls something planned."""
-    existing = SETTINGS | set(SOCS) | set(NAMES) | set(COMMANDS) | {"torchrun", "chips", "scoring", "tensor"}
+    existing = SETTINGS | set(CHIPS) | set(NAMES) | set(COMMANDS) | {"torchrun", "chips", "scoring", "tensor"}
     lines = [line for line in text.splitlines() if "planned" in line]
     return [word for line in lines for word in re.findall(r"[\w.]+", line) if word in existing]
 

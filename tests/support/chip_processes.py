@@ -81,7 +81,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def load_torch_npu(chip: str) -> None:
     import torch
 
-    from graph_model.chips.soc import find_soc
+    from graph_model.chips.registry import find_soc
     from runners.backends.ascend import standin
     from runners.backends.ascend.kernels import register_kernels
     from runners.settings import cache_directory

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from graph_model.chips import soc as tables
+from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
 from runners.backends.ascend import standin
 from runners.backends.ascend.printer import count_nodes
 from runners.backends.ascend.recording import recorded_graphs
@@ -20,7 +20,7 @@ def collectives(rank: int, store: str, cache_dir: str) -> None:
     import torch.distributed as dist
     import torch.distributed._functional_collectives as functional
 
-    standin.load(tables.ATLAS_800I_A2, Path(cache_dir))
+    standin.load(ATLAS_800I_A2, Path(cache_dir))
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 
     def step(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -60,7 +60,7 @@ class Cases(dict[str, Case]):
         """SCRIPT SOC CACHE_DIR RESULTS.json [CASE ...]: run cases and write {case: error text or ""}."""
         import torch
 
-        from graph_model.chips.soc import find_soc
+        from graph_model.chips.registry import find_soc
         from runners.backends.ascend import standin
         from runners.backends.ascend.kernels import register_kernels
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
-from graph_model.chips.soc import Soc
+from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.quantization.linears import Quantization, select_linears
@@ -64,7 +64,7 @@ class StepCase:
             graph.clean()
         return graph
 
-    def selected(self, soc: Soc) -> ModelGraph:
+    def selected(self, soc: Chip) -> ModelGraph:
         """The graph that is lowered."""
         graph = self.canonical()
         run_passes(graph, kernel_passes(AscendOptions(soc, self.norm)))

@@ -12,16 +12,16 @@ import torch
 import torch.distributed as dist
 
 from graph_model.ascend.ge_graph import GeGraph
+from graph_model.ascend.legality import check_graph
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
-from graph_model.chips.soc import Soc
+from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.quantization.linears import Quantization, linear_paths
 from graph_model.tensor_parallel import Shard
 from passes.framework.contract import Pass
 from passes.framework.manager import run_passes
-from runners.backends.ascend.legality import check_graph
 from runners.backends.ascend.lower import lower
 from runners.backends.ascend.printer import count_nodes, is_collective
 from runners.backends.ascend.roofline import estimate
@@ -44,14 +44,14 @@ class RankSummary:
     kv_bytes: int
     seconds: float
 
-    def kv_tokens(self, soc: Soc, memory_fraction: float) -> int:
+    def kv_tokens(self, soc: Chip, memory_fraction: float) -> int:
         """Tokens of KV cache that fit beside the weights in a share of the chip's memory."""
         return max(0, int((memory_fraction * soc.rates.memory * 1e9 - self.weight_bytes) // self.kv_bytes))
 
 
 def summarize_rank(
     config: GemmaConfig,
-    soc: Soc,
+    soc: Chip,
     dtype: torch.dtype,
     bucket: Bucket,
     cache_config: KVCacheConfig,
@@ -95,7 +95,7 @@ class RankStep:
 
 def measure_rank(
     config: GemmaConfig,
-    soc: Soc,
+    soc: Chip,
     dtype: torch.dtype,
     bucket: Bucket,
     cache_config: KVCacheConfig,

@@ -4,7 +4,7 @@ It is an estimate, and a lower bound: a node takes as long as the slowest of wha
 vectors and sends, each at the chip's peak; nodes run one after another; launches, synchronization, hits in the L2
 cache and the formats and fusions that GE chooses are not in it.
 
-Sources: the rates are `Rates` of soc.py (vendor documents and third parties' measurements). The vector rate is
+Sources: the rates are those of the chip (graph_model/chips). The vector rate is
 vector cores x 64 fp32 lanes (2048 bits, Hot Chips 2019) x clock; 16-bit vector kernels compute in fp32, so all vector
 work is counted at that rate. fp32 matrix products are counted at a quarter of the fp16 rate (910B data sheets).
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from graph_model.ascend.ge_graph import GeGraph
-from graph_model.chips.soc import Rates, Soc
+from graph_model.chips.chip import Chip, Rates
 from runners.backends.ascend.printer import VIEWS, writers, written_inputs
 from runners.backends.ascend.tensors import byte_count, tensor_descs
 from runners.backends.ascend.traffic import Operands, Uncountable, Work, work_of
@@ -61,7 +61,7 @@ class Totals:
 class CostEstimate:
     """nodes: in the graph's order. uncounted: node -> why its cost, or its time on the link, is not in the sums."""
 
-    soc: Soc
+    soc: Chip
     nodes: list[NodeCost]
     uncounted: dict[str, str]
 
@@ -82,7 +82,7 @@ class CostEstimate:
         return dict(sorted(sums.items(), key=lambda item: -item[1].seconds))
 
 
-def estimate(graph: GeGraph, soc: Soc, context_length: int | None = None) -> CostEstimate:
+def estimate(graph: GeGraph, soc: Chip, context_length: int | None = None) -> CostEstimate:
     """What each node of `graph` costs on one chip of `soc`.
 
     context_length: tokens that each row's attention sees, this step's included; None: as many as its block table or

@@ -21,9 +21,10 @@ from support.checkpoints import make_checkpoint
 from support.standin_cases import A2, DUO, Case, Cases
 
 from graph_model.ascend.ge_graph import GeGraph
+from graph_model.ascend.ops.attention import AttentionChoice, choose_attention
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
-from graph_model.chips.soc import AttentionChoice, choose_attention, find_soc
+from graph_model.chips.registry import find_soc
 from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
 from graph_model.graph import KVCacheConfig, ModelGraph
 from passes.ascend import attention as ascend_attention

@@ -19,7 +19,7 @@ from support import torchair_steps as steps  # isort: skip
 from support.checkpoints import make_checkpoint
 from support.standin_cases import A2, DUO, Cases
 
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from runners.backends import torchair
 from runners.backends.ascend import standin
 from runners.backends.ascend.recording import recorded_graphs

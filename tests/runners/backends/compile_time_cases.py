@@ -17,7 +17,7 @@ from support.standin_cases import A2, DUO, Case, Cases
 from graph_model.ascend.ge_graph import GeGraph, read_graph
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
 from graph_model.graph import KVCacheConfig
 from passes.framework.manager import run_passes

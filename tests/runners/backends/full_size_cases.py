@@ -15,15 +15,15 @@ import torch  # isort: skip
 from support.peak_memory import PeakMemory
 from support.standin_cases import A2, DUO, Case, Cases
 
+from graph_model.ascend.legality import check_graph
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from graph_model.config import GEMMA_2B, GEMMA_7B
 from graph_model.graph import KVCacheConfig
 from graph_model.quantization.linears import Quantization, select_linears
 from passes.framework.manager import run_passes
 from passes.pipeline import DEFAULT_PASSES
-from runners.backends.ascend.legality import check_graph
 from runners.backends.ascend.lower import lower
 from runners.backends.ascend.printer import GraphCounts, count_nodes
 from runners.backends.torchair import AscendOptions, kernel_passes

@@ -24,12 +24,12 @@ from support.peak_memory import PeakMemory
 from support.standin_cases import A2, DUO, Case, Cases
 
 from graph_model.ascend.ge_graph import Edge, GeGraph, GeGraphError, Node, TensorDesc
+from graph_model.ascend.legality import check_graph
 from graph_model.bucket import Bucket
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from graph_model.config import GEMMA_2B, GEMMA_7B
 from graph_model.graph import ModelGraph
 from passes.ascend.attention import CAUSAL_MASK_SIZE
-from runners.backends.ascend.legality import check_graph
 from runners.backends.ascend.lower import lower
 from runners.backends.ascend.printer import count_nodes, list_graph, writers
 from runners.backends.ascend.roofline import gathered_bytes

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 
 from graph_model.bucket import Bucket
-from graph_model.chips.soc import Soc
+from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.gemma import round_to_dtype
 from graph_model.graph import KVCacheConfig
@@ -25,11 +25,11 @@ class HandFused(torch.nn.Module):
     """
 
     def __init__(
-        self, config: GemmaConfig, bucket: Bucket, cache_config: KVCacheConfig, dtype: torch.dtype, soc: Soc
+        self, config: GemmaConfig, bucket: Bucket, cache_config: KVCacheConfig, dtype: torch.dtype, soc: Chip
     ) -> None:
         super().__init__()
         self.config, self.bucket, self.cache_config, self.dtype = config, bucket, cache_config, dtype
-        self.duo = not soc.fused_infer_attention
+        self.duo = not soc.has("FusedInferAttentionScore")
         self.gathers = bucket.phase == "extend" and cache_config.block_size % 128 > 0
         if self.duo:
             self.gathers = config.num_key_value_heads < config.num_attention_heads
@@ -167,7 +167,7 @@ class HandFused(torch.nn.Module):
 
 
 def hand_fused(
-    config: GemmaConfig, bucket: Bucket, cache_config: KVCacheConfig, dtype: torch.dtype, soc: Soc
+    config: GemmaConfig, bucket: Bucket, cache_config: KVCacheConfig, dtype: torch.dtype, soc: Chip
 ) -> tuple[fx.GraphModule, list[Tensor]]:
     """The exported graph of the step, and its fake inputs on device npu, parameters first."""
     with FakeTensorMode(), torch.device("npu"):

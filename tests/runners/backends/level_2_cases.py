@@ -17,7 +17,7 @@ from support.standin_cases import A2, DUO, Case, Cases
 from torchair_mutations import MUTATIONS, Mutation
 
 from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from graph_model.graph import ModelGraph
 from graph_model.numerics import TOLERANCE
 from passes.framework.attributes import check_attributes

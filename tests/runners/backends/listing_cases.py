@@ -15,7 +15,7 @@ from support.standin_cases import A2, DUO, Cases
 
 from graph_model.ascend.ge_proto import messages
 from graph_model.ascend.graph_file import read_graph_file
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from graph_model.tensor_parallel import Shard
 from runners.backends.ascend import standin
 from runners.backends.ascend.lower import LoweredStep, lower

@@ -14,7 +14,7 @@ from support import torchair_steps as steps  # isort: skip
 from support.checkpoints import CALM, make_model
 from support.standin_cases import A2, DUO, Case, Cases
 
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from runners.backends.ascend.lower import lower
 
 CASES = Cases()

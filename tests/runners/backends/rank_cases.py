@@ -15,14 +15,17 @@ import graph_model  # noqa: F401  (before torch)
 import pytest  # isort: skip
 import torch  # isort: skip
 from support import torchair_steps as steps  # isort: skip
+from support.chips import with_limits, without
 from support.graphs import count
 from support.ranks import run_ranks
 from support.standin_cases import A2, DUO, Case, Cases
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraph, GeGraphError
+from graph_model.ascend.legality import check_graph
 from graph_model.capture import capture
-from graph_model.chips.soc import find_soc
+from graph_model.chips.chip import Limits
+from graph_model.chips.registry import find_soc
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.numerics import TOLERANCE
 from graph_model.quantization.linears import Quantization, linear_paths
@@ -32,7 +35,6 @@ from passes.framework.contract import Pass
 from passes.framework.manager import run_passes
 from passes.pipeline import DEFAULT_PASSES, build_passes
 from runners.backends.ascend.interpreter import Program
-from runners.backends.ascend.legality import check_graph
 from runners.backends.ascend.lower import LoweredStep, lower
 from runners.backends.ascend.printer import count_nodes
 from runners.backends.ascend.rank_graph import fake_group
@@ -165,8 +167,8 @@ def a_decode_step_and_quantized_layers_keep_their_all_reduces(folder: Path) -> N
 def a_fused_all_reduce_is_refused_where_the_chip_has_none(folder: Path) -> None:
     step = steps.StepCase(steps.BASE, HALF, 64, "prefill")
     lowered = lower_rank(A2, step, Shard(0, 2), fused=True).ge
-    refused = {"no such op": (lowered, replace(find_soc(A2), matmul_all_reduce=()))}
-    refused["2 ranks; it joins 4, 8"] = (lowered, replace(find_soc(A2), matmul_all_reduce=(4, 8)))
+    refused = {"no such op": (lowered, without(find_soc(A2), "MatmulAllReduce"))}
+    refused["2 ranks; it joins 4, 8"] = (lowered, with_limits(find_soc(A2), "MatmulAllReduce", Limits(ranks=(4, 8))))
     decode = lower_rank(A2, replace(step, phase="decode"), Shard(0, 2)).ge
     node = next(node for node in decode.nodes if node.type == "MatMulV2")
     node.type, node.attrs["group"] = "MatmulAllReduce", "tag=ptd:0;rank_list=0,1"
@@ -198,7 +200,7 @@ def beside_static_int8_layers_ranks_sum_shares_in_floating_point_in_float32(fold
     assert (summed.count(torch.int32), summed.count(torch.float32), summed.count(BRAIN)) == (LAYERS, LAYERS, 1)
     agree(A2, step)
     with pytest.raises(GeGraphError, match="no such op"):
-        check_graph(lowered, replace(find_soc(A2), float32_products=False))
+        check_graph(lowered, without(find_soc(A2), "GemmV2"))
 
 
 @CASES.add(DUO)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.configs import TINY_CONFIGS
 
-from graph_model.chips.soc import ATLAS_800I_A2
+from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
 from graph_model.errors import UserError
 from runners.backends import select_backend
 from runners.backends.ascend.standin import loader

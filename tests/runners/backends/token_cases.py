@@ -22,7 +22,7 @@ from support.standin_cases import A2, DUO, ROOT, Case, Cases
 from support.token_rule import check_greedy
 
 from graph_model.ascend.graph_file import read_graph_file
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from passes.check import BUCKETS, check_passes
 from passes.pipeline import DEFAULT_PASSES
 from runners.backends.ascend import standin

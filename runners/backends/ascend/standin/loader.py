@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph_model.chips.soc import SOCS, Soc
+from graph_model.chips.chip import Chip
+from graph_model.chips.registry import CHIPS
 from graph_model.errors import UserError
 from runners.backends.ascend.standin.build import build
 from runners.backends.ascend.standin.symbols import NeededSymbols, needed_symbols
@@ -33,14 +34,14 @@ CANN_SCRIPTS = (
 class _State:
     """torch_npu can be loaded once in a process, for one SoC."""
 
-    soc: Soc | None = None
+    soc: Chip | None = None
     standin: bool = False
 
 
 _STATE = _State()
 
 
-def load(soc: Soc, cache_dir: Path) -> bool:
+def load(soc: Chip, cache_dir: Path) -> bool:
     """Import torch_npu and torchair for `soc`; true: over the stand-in, false: over CANN.
 
     cache_dir: where the stand-in's libraries are kept. A second call with the same `soc` changes nothing.
@@ -81,7 +82,7 @@ def is_standin() -> bool:
     return _STATE.standin
 
 
-def loaded_soc() -> Soc | None:
+def loaded_soc() -> Chip | None:
     """The SoC that `load` was called with; None before it."""
     return _STATE.soc
 
@@ -93,15 +94,15 @@ def device_name() -> str:
     return str(torch_npu.npu.get_device_name(0))
 
 
-def check_chip(soc: Soc, found: str) -> None:
+def check_chip(soc: Chip, found: str) -> None:
     """Raise UserError if the device is another chip than `soc`. found: its name.
 
     A chip that is in no table but of `soc`'s family, such as Ascend910B2, runs the same ops; only its rates differ.
     """
-    known = next((candidate for candidate in SOCS.values() if candidate.cann_name == found), None)
+    known = next((candidate for candidate in CHIPS.values() if candidate.cann_name == found), None)
     if known == soc or (known is None and found[:-1] == soc.cann_name[:-1]):
         return
-    way_out = f"Set soc={known.name}." if known else f"The chips are {', '.join(SOCS)}."
+    way_out = f"Set soc={known.name}." if known else f"The chips are {', '.join(CHIPS)}."
     raise UserError(
         f"soc={soc.name} is the {soc.cann_name}, and the device of this machine is a {found}: graphs for one may be "
         f"illegal on the other. {way_out}"
@@ -191,7 +192,7 @@ def _import_torch_npu() -> None:
         ) from error
 
 
-def _preload(soc: Soc, cache_dir: Path) -> None:
+def _preload(soc: Chip, cache_dir: Path) -> None:
     import torch
 
     if "torch_npu" in sys.modules:

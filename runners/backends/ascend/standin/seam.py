@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GE_DTYPES, GeGraphError, read_graph
-from graph_model.chips.soc import Soc
+from graph_model.ascend.legality import check_graph
+from graph_model.chips.chip import Chip
 from runners.backends.ascend.interpreter import Program
 from runners.backends.ascend.interpreter.memory import host_view
-from runners.backends.ascend.legality import check_graph
 
 
-def replace_seam(soc: Soc) -> None:
+def replace_seam(soc: Chip) -> None:
     """Let torchair hand its graphs to the GE interpreter, as `soc` would take them; torchair must be imported."""
     from torchair._ge_concrete_graph import compat_ir, fx2ge_converter
     from torchair.core import _backend
@@ -44,7 +44,7 @@ class InterpretedGraph:
     Loading raises GeGraphError if the graph is illegal on the SoC or unknown to the interpreter.
     """
 
-    def __init__(self, soc: Soc, name: str = "") -> None:
+    def __init__(self, soc: Chip, name: str = "") -> None:
         self.soc = soc
         self.name = name
         self.program: Program | None = None

@@ -20,7 +20,7 @@ from support.standin_cases import A2, DUO, Cases
 
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from graph_model.errors import UserError
 from graph_model.graph import KVCacheConfig, ModelGraph
 from passes.check import example_inputs

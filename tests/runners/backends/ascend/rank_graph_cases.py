@@ -15,7 +15,7 @@ import graph_model  # noqa: F401  (before torch)
 
 import torch  # isort: skip
 from graph_model.bucket import Bucket
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from graph_model.graph import KVCacheConfig
 from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.tensor_parallel import Shard

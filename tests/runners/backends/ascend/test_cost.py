@@ -10,7 +10,9 @@ import torch
 from ge_graphs import const, data, graph, node
 
 from graph_model.ascend.ge_graph import Node, TensorDesc
-from graph_model.chips.soc import ATLAS_300I_DUO, ATLAS_800I_A2, ATLAS_800I_A2_910B4, Soc
+from graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
+from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2, ATLAS_800I_A2_910B4
+from graph_model.chips.chip import Chip
 from runners.backends.ascend.roofline import CostEstimate, NodeCost, estimate
 
 HALF = torch.float16
@@ -22,7 +24,7 @@ def typed(made: Node, *outputs: tuple[torch.dtype, tuple[int, ...]]) -> Node:
     return made
 
 
-def estimate_one(*nodes: Node, soc: Soc = A2, context_length: int | None = None) -> NodeCost:
+def estimate_one(*nodes: Node, soc: Chip = A2, context_length: int | None = None) -> NodeCost:
     """The cost of the last node, which is the output of the graph."""
     found = estimate(graph(*nodes, output=(nodes[-1].name,)), soc, context_length)
     assert not found.uncounted
@@ -227,7 +229,7 @@ def test_a_product_with_its_all_reduce_takes_the_longer_of_the_two_and_moves_its
 
 
 def test_what_cannot_be_counted_is_named() -> None:
-    def uncounted(*nodes: Node, soc: Soc = A2) -> CostEstimate:
+    def uncounted(*nodes: Node, soc: Chip = A2) -> CostEstimate:
         return estimate(graph(*nodes, output=(nodes[-1].name,)), soc)
 
     assert "no link rate" in uncounted(*collective("HcomAllReduce"), soc=ATLAS_300I_DUO).uncounted["c"]

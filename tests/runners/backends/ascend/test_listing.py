@@ -7,8 +7,9 @@ import torch
 from ge_graphs import const, data, graph, node
 
 from graph_model.ascend.ge_graph import Edge, GeGraph, GeGraphError, Node, TensorDesc
-from graph_model.chips.soc import ATLAS_300I_DUO, ATLAS_800I_A2
-from runners.backends.ascend.legality import check_graph
+from graph_model.ascend.legality import check_graph
+from graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
+from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
 from runners.backends.ascend.printer import count_nodes, list_graph
 
 
@@ -131,3 +132,23 @@ def test_legal_attention_passes() -> None:
     check_graph(attention("FusedInferAttentionScore", (2, 8, 512), num_heads=2, block_size=128), ATLAS_800I_A2)
     legal = attention("IncreFlashAttention", (2, 1, 512), num_heads=2, num_key_value_heads=2, block_size=64)
     check_graph(legal, ATLAS_300I_DUO)
+
+
+def int8_product(features: tuple[int, int], dtype: torch.dtype = torch.float16) -> GeGraph:
+    """x [2, in] times a weight stored [out, in]; features: in and out."""
+    weight = data("w", 1, torch.int8, features[::-1])
+    product = node("QuantBatchMatmulV3", "product", {"x1": "x", "x2": "w"}, transpose_x2=True)
+    product.outputs = [TensorDesc("y", dtype, (2, features[1]))]
+    return graph(data("x", 0, torch.int8, (2, features[0])), weight, product, output=("product",))
+
+
+def test_quantized_weights_are_bounded_in_their_last_dimension() -> None:
+    check_graph(int8_product((2048, 256000)), ATLAS_800I_A2)
+    with pytest.raises(GeGraphError, match="last dimension is 65536; the limit is 65535"):
+        check_graph(int8_product((65536, 8)), ATLAS_800I_A2)
+
+
+def test_integers_are_given_out_by_chips_that_scale_them_later() -> None:
+    check_graph(int8_product((64, 8), torch.int32), ATLAS_800I_A2)
+    with pytest.raises(GeGraphError, match="gives no int32 here"):
+        check_graph(int8_product((64, 8), torch.int32), ATLAS_300I_DUO)

@@ -11,7 +11,7 @@ from support.lowered_modules import compare, compiled, npu, rms
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.chips import soc as tables
+from graph_model.chips.registry import find_soc
 from graph_model.errors import UserError
 from runners.backends.ascend import engine, standin
 from runners.backends.ascend.printer import count_nodes, list_graph
@@ -226,7 +226,7 @@ def test_eager_ops_and_a_second_soc_are_refused() -> None:
     with pytest.raises(RuntimeError):
         (x + 1).cpu()
     with pytest.raises(UserError, match="one process per soc"):
-        standin.load(tables.find_soc(DUO), Path("."))
+        standin.load(find_soc(DUO), Path("."))
 
 
 @pytest.mark.chip(DUO)

@@ -21,7 +21,9 @@ from typing import Any
 import pytest
 import rank_graph_cases
 
-from graph_model.chips.soc import ATLAS_300I_DUO, ATLAS_800I_A2, SOCS
+from graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
+from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
+from graph_model.chips.registry import CHIPS
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from runners.compile_matrix import replace_table
@@ -175,7 +177,7 @@ def documented() -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
     columns: list[str] = []
     for line in (ROOT / "docs" / "tensor_parallel.md").read_text(encoding="utf-8").splitlines():
-        chip = next((soc for soc in MATRIX if line.startswith(f"{SOCS[soc].product} (")), None)
+        chip = next((soc for soc in MATRIX if line.startswith(f"{CHIPS[soc].product} (")), None)
         if chip is not None:
             rows = found.setdefault(chip, [])
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -191,7 +193,7 @@ def test_the_tables_in_docs_keep_the_budgets() -> None:
     assert set(tables) == set(MATRIX)
     for name, rows in tables.items():
         found = [(row["model"], row["dtype"], int(row["world size"]), row["quantized"]) for row in rows]
-        assert sorted(found) == sorted(itertools.product(MODELS, SOCS[name].dtypes, (1, 2, 4, 8), ("none", "w8a8")))
+        assert sorted(found) == sorted(itertools.product(MODELS, CHIPS[name].dtypes, (1, 2, 4, 8), ("none", "w8a8")))
         for row, (model, _, world_size, scheme) in zip(rows, found, strict=True):
             config = NAMED_CONFIGS[model]
             several = world_size > 1
@@ -203,7 +205,7 @@ def test_the_tables_in_docs_keep_the_budgets() -> None:
             kv_heads = max(1, config.num_key_value_heads // world_size)
             kv_bytes = 2 * config.num_hidden_layers * kv_heads * config.head_dim * 2
             assert float(row["KV cache, kB per token"]) == round(kv_bytes / 1e3, 1), row
-            room = 0.9 * SOCS[name].rates.memory * 1e9 - weights
+            room = 0.9 * CHIPS[name].rates.memory * 1e9 - weights
             assert int(row["KV tokens that fit"].replace(",", "")) == pytest.approx(room / kv_bytes, rel=0.01), row
 
 

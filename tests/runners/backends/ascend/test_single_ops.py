@@ -11,7 +11,7 @@ import torch
 from support import torchair_steps as steps
 from support.chip_processes import A2, DUO, on_each_chip
 
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from runners.backends.ascend import acceptance, standin
 from runners.backends.ascend.lower import lower
 from runners.backends.ascend.single_ops import SingleOp, cut_out_ops

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from graph_model.chips.soc import find_soc
+from graph_model.chips.registry import find_soc
 from graph_model.errors import UserError
 from runners.backends.ascend import converters
 from runners.backends.ascend.standin import build as building
