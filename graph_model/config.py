@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
+import re
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from graph_model.errors import UserError
+from graph_model.errors import UserError, shown
+from graph_model.foreign import check_adapter, check_other_files, check_quantization_config
+from graph_model.json_file import read_json_object
 
 DTYPES = ("float16", "bfloat16", "float32")
+# Far above any Gemma's: what is above is a damaged file, and would take the machine's memory before it is found out.
+_LARGEST = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "max_position_embeddings": 1 << 31,
+}
+_LARGEST_ID = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -83,17 +97,16 @@ def read_config(checkpoint_dir: Path) -> GemmaConfig:
             f"model.path: {checkpoint_dir} is not a directory. Give the directory of a Hugging Face checkpoint "
             "(config.json, *.safetensors and the tokenizer's files)."
         )
+    check_adapter(checkpoint_dir)
     if not path.is_file():
+        check_other_files(checkpoint_dir)
         raise UserError(
             f"{path} is missing. A checkpoint directory holds the model's config.json; "
             "copy it from the place that the weights came from."
         )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Copy it again from the original.") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds a JSON {type(raw).__name__}; a config.json holds an object.")
+    raw = read_json_object(path)
+    if "model_type" not in raw:
+        check_other_files(checkpoint_dir)
     return from_json(raw, source=str(path))
 
 
@@ -102,9 +115,10 @@ def from_json(raw: dict[str, Any], source: str) -> GemmaConfig:
     model_type = raw.get("model_type")
     if model_type != "gemma":
         raise UserError(
-            f"{source}: model_type is {model_type!r}; only 'gemma' (Gemma 1: 2B, 7B and models of their shape) "
+            f"{source}: model_type is {shown(model_type)}; only 'gemma' (Gemma 1: 2B, 7B and models of their shape) "
             "is supported. Other Gemma generations differ in their norms and attention."
         )
+    check_quantization_config(raw, source)
     reader = _FieldReader(raw, source)
     _check_variants(raw, source)
     default = GemmaConfig()
@@ -135,7 +149,7 @@ def from_json(raw: dict[str, Any], source: str) -> GemmaConfig:
         dtype=_dtype(raw, source),
         bos_token_id=_bos(raw, source, default.bos_token_id),
         eos_token_ids=_eos(raw, source),
-        quantize=raw.get("quantize"),
+        quantize=_quantize(raw, source),
     )
 
 
@@ -147,7 +161,12 @@ class _FieldReader:
     def size(self, name: str, default: int) -> int:
         value = self.raw.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.source}: {name} is {value!r}; it must be an integer of at least 1.")
+            raise UserError(f"{self.source}: {name} is {shown(value)}; it must be an integer of at least 1.")
+        if value > _LARGEST[name]:
+            raise UserError(
+                f"{self.source}: {name} is {value}; no Gemma is that large, the most that is read is {_LARGEST[name]}. "
+                "Copy config.json again from the original."
+            )
         return value
 
     def positive(self, name: str, default: float) -> float:
@@ -156,13 +175,13 @@ class _FieldReader:
     def check_positive(self, name: str, value: Any) -> float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value <= sys.float_info.max:
-            raise UserError(f"{self.source}: {name} is {value!r}; it must be a finite number above 0.")
+            raise UserError(f"{self.source}: {name} is {shown(value)}; it must be a finite number above 0.")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
         value = self.raw.get(name, default)
         if not isinstance(value, bool):
-            raise UserError(f"{self.source}: {name} is {value!r}; it must be true or false.")
+            raise UserError(f"{self.source}: {name} is {shown(value)}; it must be true or false.")
         return value
 
 
@@ -172,7 +191,7 @@ def _check_variants(raw: dict[str, Any], source: str) -> None:
         value = raw.get(name)
         if value not in (None, "gelu", "gelu_pytorch_tanh"):
             raise UserError(
-                f"{source}: {name} is {value!r}; Gemma's activation is gelu_pytorch_tanh "
+                f"{source}: {name} is {shown(value)}; Gemma's activation is gelu_pytorch_tanh "
                 "(older files say gelu and mean the same)."
             )
     if raw.get("use_bidirectional_attention"):
@@ -186,11 +205,11 @@ def _rope_theta(reader: _FieldReader, default: float) -> float:
     scaling = raw.get("rope_scaling")
     for name, value in (("rope_parameters", parameters), ("rope_scaling", scaling or {})):
         if not isinstance(value, dict):
-            raise UserError(f"{source}: {name} is {value!r}; it must be an object.")
+            raise UserError(f"{source}: {name} is {shown(value)}; it must be an object.")
         kind = value.get("rope_type", value.get("type", "default"))
         if kind != "default":
             raise UserError(
-                f"{source}: {name} asks for rope type {kind!r}; Gemma 1 uses plain rotary embedding ('default')."
+                f"{source}: {name} asks for rope type {shown(kind)}; Gemma 1 uses plain rotary embedding ('default')."
             )
     theta = parameters.get("rope_theta", raw.get("rope_theta", default))
     return reader.check_positive("rope_theta", theta)
@@ -200,20 +219,28 @@ def _dtype(raw: dict[str, Any], source: str) -> str:
     """transformers 4 writes torch_dtype, transformers 5 dtype; without either, weights are fp32."""
     value = raw.get("dtype", raw.get("torch_dtype")) or "float32"
     if value not in DTYPES:
-        raise UserError(f"{source}: dtype is {value!r}; it must be one of {', '.join(DTYPES)}.")
+        raise UserError(f"{source}: dtype is {shown(value)}; it must be one of {', '.join(DTYPES)}.")
     return value
 
 
 def _bos(raw: dict[str, Any], source: str, default: int | None) -> int | None:
     value = raw.get("bos_token_id", default)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise UserError(f"{source}: bos_token_id is {value!r}; it must be an id or null.")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST_ID):
+        raise UserError(f"{source}: bos_token_id is {shown(value)}; it must be an id or null.")
     return value
 
 
 def _eos(raw: dict[str, Any], source: str) -> tuple[int, ...]:
     value = raw.get("eos_token_id", 1)
     ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-        raise UserError(f"{source}: eos_token_id is {value!r}; it must be an id, a list of ids or null.")
+    if not all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < _LARGEST_ID for i in ids):
+        raise UserError(f"{source}: eos_token_id is {shown(value)}; it must be an id, a list of ids or null.")
     return tuple(ids)
+
+
+def _quantize(raw: dict[str, Any], source: str) -> str | None:
+    """The scheme's name, which is part of file names."""
+    value = raw.get("quantize")
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value)):
+        raise UserError(f"{source}: quantize is {shown(value)}; it must be a scheme's name such as 'w8a8', or null.")
+    return value

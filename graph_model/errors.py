@@ -5,14 +5,22 @@ from __future__ import annotations
 import os
 import reprlib
 
+LONGEST_MESSAGE = 2000  # characters
 _MOST_CHARACTERS = 200
 
 
 class UserError(Exception):
     """Bad input: the message names the file or setting, what was found, the rule and the way out.
 
-    Entry points print the message without a traceback and exit with status 2.
+    Messages quote what others wrote: characters that a terminal obeys are escaped, and the middle of a long message is
+    cut, so that its way out stays. Entry points print it without a traceback and exit with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        if len(message) > LONGEST_MESSAGE:
+            half = LONGEST_MESSAGE // 2
+            message = f"{message[:half]} ... ({len(message) - 2 * half} characters) ... {message[-half:]}"
+        super().__init__("".join(c if c.isprintable() or c in "\t\n" else ascii(c)[1:-1] for c in message))
 
 
 def shown(value: object) -> str:

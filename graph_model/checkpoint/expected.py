@@ -11,6 +11,7 @@ import torch
 
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.foreign import foreign_advice, some
 
 EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
@@ -78,31 +79,56 @@ def check_tensors(
         name for name in found if name not in expected and name not in optional and not _HARMLESS.fullmatch(name)
     ]
     if missing or unexpected:
-        raise UserError(_names_message(directory, len(expected), missing, unexpected))
+        raise UserError(_names_message(directory, len(expected), missing, unexpected, found))
     wrong = [name for name, shape in expected.items() if found[name].shape != shape]
     if wrong:
         name = wrong[0]
         others = f" ({len(wrong)} tensors in all have a wrong shape)" if len(wrong) > 1 else ""
+        resized = set(wrong) <= {EMBEDDING, HEAD} and found[name].shape[1:] == expected[name][1:]
+        advice = f" If tokens were added, set vocab_size to {found[name].shape[0]} in config.json." if resized else ""
         raise UserError(
             f"{directory}: {name} has the shape {list(found[name].shape)}, but config.json asks for "
             f"{list(expected[name])}{others}. Config and weights must belong together: copy both from the "
-            "same original."
+            f"same original.{advice}"
         )
     if expected is float_names:
         check_float_dtypes(directory, found, expected)
     return list(expected)
 
 
+def harmless(name: str, config: GemmaConfig) -> bool:
+    """Whether a stored tensor may be there that the model does not read: rotary tables, the head of a tied model."""
+    tied_head = config.tie_word_embeddings and f".{name}".endswith(f".{HEAD}")
+    return tied_head or _HARMLESS.fullmatch(name) is not None
+
+
+def plain_names(stored: Iterable[str]) -> dict[str, str]:
+    """The model's names of `stored` tensors, where these have another prefix than "model." and "" (of the head).
+
+    Wrappers put one before all names (torch.compile _orig_mod., DDP module., PEFT base_model.model.); a checkpoint of
+    the model without its head has none. The embedding's name tells which.
+    """
+    embedding, head = EMBEDDING.removeprefix("model."), f".{HEAD}"
+    prefixes = {name.removesuffix(embedding) for name in stored if name.endswith(embedding)}
+    if len(prefixes) != 1 or (prefix := prefixes.pop()) == "model." or (prefix and not prefix.endswith(".")):
+        return {}
+    renamed = {name: f"model.{name.removeprefix(prefix)}" for name in stored if name.startswith(prefix)}
+    renamed |= {name: HEAD for name in stored if name.endswith(head) and prefix.startswith(name.removesuffix(HEAD))}
+    return {name: plain for name, plain in renamed.items() if name != plain}
+
+
 def check_float_dtypes(directory: Path, found: Mapping[str, TensorHeader], names: Iterable[str]) -> None:
     """Raise UserError if one of the tensors is not floating-point."""
     for name in names:
         dtype = found[name].dtype
-        if dtype == "I8":
+        if dtype == "I8" and _is_modelslim(found):
             raise UserError(
                 f"{directory}: {name} has the dtype I8, but config.json and the quant_model_description file do not "
                 'say that it is quantized. Add "quantize" with the scheme (such as "w8a8") to config.json and copy the '
                 "description file from the original."
             )
+        if dtype not in FLOAT_DTYPES and (advice := _foreign_advice(found)):
+            raise UserError(f"{directory}: {name} has the dtype {dtype}. {advice}")
         if dtype not in FLOAT_DTYPES:
             raise UserError(
                 f"{directory}: {name} has the dtype {dtype}; weights must be one of "
@@ -110,19 +136,30 @@ def check_float_dtypes(directory: Path, found: Mapping[str, TensorHeader], names
             )
 
 
-def _names_message(directory: Path, total: int, missing: list[str], unexpected: list[str]) -> str:
+def _is_modelslim(found: Iterable[str]) -> bool:
+    return any(name.endswith((".deq_scale", ".weight_offset")) for name in found)
+
+
+def _foreign_advice(found: Mapping[str, TensorHeader]) -> str | None:
+    return None if _is_modelslim(found) else foreign_advice({name: header.dtype for name, header in found.items()})
+
+
+def _names_message(
+    directory: Path, total: int, missing: list[str], unexpected: list[str], found: Mapping[str, TensorHeader]
+) -> str:
     parts = []
     if missing:
-        parts.append(f"{len(missing)} of the model's {total} tensors are missing: {_some(missing)}")
+        parts.append(f"{len(missing)} of the model's {total} tensors are missing: {some(missing)}")
     if unexpected:
-        parts.append(f"{len(unexpected)} tensors are not part of this model: {_some(unexpected)}")
-    return (
-        f"{directory}: {'; '.join(parts)}. The weights must be those of a GemmaForCausalLM with the sizes in "
-        "config.json. Copy config and weights again from the same original."
+        parts.append(f"{len(unexpected)} tensors are not part of this model: {some(unexpected)}")
+    advice = _foreign_advice(found)
+    if missing == [HEAD] and not unexpected:
+        advice = (
+            "config.json says that the head is not the embedding (tie_word_embeddings is false), and the files hold "
+            "none. If the head was not trained, set tie_word_embeddings to true; otherwise copy the weights again."
+        )
+    advice = advice or (
+        "The weights must be those of a GemmaForCausalLM with the sizes in config.json. Copy config and weights again "
+        "from the same original."
     )
-
-
-def _some(names: Iterable[str], limit: int = 4) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(listed[:limit]) + more
+    return f"{directory}: {'; '.join(parts)}. {advice}"

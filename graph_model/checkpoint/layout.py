@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph_model.errors import UserError
+from graph_model.errors import UserError, shown
+from graph_model.foreign import check_other_files, some
+from graph_model.json_file import read_json_object
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d+-of-\d+(?P<suffix>\.[a-z]+)")
+
+_LONGEST_FILE_NAME = 255  # bytes, on every file system
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ def find_safetensors(directory: Path) -> WeightFiles:
             f"{directory} holds its weights as pytorch_model*.bin; only safetensors are loaded. "
             f"Convert them once with: python runners/convert.py model.path={directory}"
         )
+    check_other_files(directory)
     raise UserError(
         f"{directory} holds no weights: no *.safetensors file is there. A checkpoint directory has "
         "model.safetensors, or model-*.safetensors with model.safetensors.index.json."
@@ -90,7 +94,7 @@ def _from_index(index: Path, suffix: str) -> WeightFiles:
     absent = [name for name in names if not (directory / name).is_file()]
     if absent:
         raise UserError(
-            f"{index} names {len(names)} files, of which {len(absent)} are missing: {', '.join(absent[:4])}. "
+            f"{index} names {len(names)} files, of which {len(absent)} are missing: {some(absent)}. "
             "Copy the missing files from the original."
         )
     families = {match["stem"] for match in map(_SHARD.fullmatch, names) if match}
@@ -105,11 +109,7 @@ def _from_index(index: Path, suffix: str) -> WeightFiles:
 
 
 def _read_weight_map(index: Path, suffix: str) -> dict[str, str]:
-    try:
-        raw = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{index} is not readable as JSON ({error}). Copy it again from the original.") from None
-    weight_map = raw.get("weight_map") if isinstance(raw, dict) else None
+    weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(
             f"{index} has no weight_map, the object that maps each tensor's name to its file. "
@@ -118,9 +118,25 @@ def _read_weight_map(index: Path, suffix: str) -> dict[str, str]:
     for tensor, name in weight_map.items():
         # A name with a path in it could make us read outside the directory.
         plain = isinstance(name, str) and re.fullmatch(r"[^/\\:\x00]+", name) and not name.startswith(".")
-        if not plain or not name.endswith(suffix):
+        if not plain or not name.endswith(suffix) or len(name.encode("utf-8", "replace")) > _LONGEST_FILE_NAME:
             raise UserError(
-                f"{index} says that {tensor} is in {name!r}; it must be the plain name of a *{suffix} file in the "
+                f"{index} says that {tensor} is in {shown(name)}; it must be the plain name of a *{suffix} file in the "
                 "same directory. Copy the index again from the original."
             )
     return weight_map
+
+
+def check_link(directory: Path, name: str) -> Path:
+    """The path of a file whose content is copied elsewhere. Raises UserError if a link leads out of the directory.
+
+    A checkpoint from elsewhere must not make us publish a file of this machine. The cache of huggingface_hub is made
+    of links from snapshots/REVISION to blobs/, which are followed.
+    """
+    path, real = (directory / name).resolve(), directory.resolve()
+    roots = [real, real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [real]
+    if not any(path.is_relative_to(root) for root in roots):
+        raise UserError(
+            f"{directory / name} is a link to {path}, outside the checkpoint's directory, and is not copied from "
+            "there. Replace the link by the file, if it belongs to the checkpoint."
+        )
+    return directory / name

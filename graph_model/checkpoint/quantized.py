@@ -8,18 +8,19 @@ The other schemes have weight (int8), weight_scale and weight_offset. Shapes and
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from graph_model.checkpoint.anti_outlier import NORM_BIAS, check_description_of_norms, check_recipe
 from graph_model.checkpoint.expected import FLOAT_DTYPES, HEAD, TensorHeader
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.foreign import some
+from graph_model.json_file import read_json_object
 from graph_model.quantization.linears import SCHEMES, Quantization, Scheme, group_of, linear_paths, split_group
 from graph_model.weights.quantized import decode_scale
 
@@ -37,7 +38,6 @@ QUANTIZED_TENSORS: dict[str, tuple[str, tuple[str, ...]]] = {
     "weight_scale": ("n 1", _FLOATS),
     "weight_offset": ("n 1", _FLOATS),
 }
-_WRAPPED_NORM = re.compile(r"(?P<norm>model\.(.*_layernorm|norm))\.module\.(?P<kind>weight|bias)")
 _STATIC = ("weight", "input_scale", "input_offset", "quant_bias", "deq_scale")
 _SYMMETRIC = ("weight", "weight_scale")
 
@@ -55,6 +55,10 @@ def read_quantization(directory: Path, config: GemmaConfig) -> Quantization | No
         )
     path, description = found
     kinds = {name: kind for name, kind in description.items() if "." in name}
+    if config.quantize is None and all(kind == FLOAT for kind in kinds.values()):
+        return None
+    check_recipe(directory)
+    check_description_of_norms(path, description)
     scheme = _scheme(directory, path, config.quantize, description.get("model_quant_type"), kinds)
     wanted = DESCRIPTION_NAMES[scheme]
     for name, kind in kinds.items():
@@ -173,37 +177,17 @@ def check_description(directory: Path, config: GemmaConfig, stored: Collection[s
         )
 
 
-def norm_aliases(directory: Path, stored: Collection[str], read: Callable[[str], Tensor]) -> dict[str, str]:
-    """The stored names of norms' weights that the files hold as NORM.module.weight, by the model's names.
-
-    ModelSlim wraps the norms that it smooths, and gives them a bias, NORM.module.bias. Raises UserError if one is not
-    0, or if a norm has both forms.
-    """
-    found: dict[str, str] = {}
-    for name in stored:
-        if not (match := _WRAPPED_NORM.fullmatch(name)):
-            continue
-        if match["kind"] == "bias":
-            if bool(read(name).any()):
-                raise UserError(
-                    f"{directory}: {name} is not 0; Gemma's norms have no bias, and one is not supported. Quantize the "
-                    "floating-point original without an anti-outlier method that gives norms a bias, such as with "
-                    "runners/quantize.py."
-                )
-            continue
-        plain = f"{match['norm']}.weight"
-        if plain in stored:
+def check_norm_biases(directory: Path, names: Iterable[str], read: Callable[[str], Tensor]) -> set[str]:
+    """Which of the stored `names` are biases of norms, that ModelSlim writes. Raises UserError if one is not 0."""
+    found = {name for name in names if NORM_BIAS.fullmatch(name)}
+    for name in sorted(found):
+        if bool(read(name).any()):
             raise UserError(
-                f"{directory}: both {plain} and {name} are there, and only one can be the norm's weight. Remove the "
-                "one that the linear layers behind it were not quantized for."
+                f"{directory}: {name} is not 0; Gemma's norms have no bias, and one is not supported. Quantize the "
+                "floating-point original without an anti-outlier method that gives norms a bias, such as with "
+                "runners/quantize.py."
             )
-        found[plain] = name
     return found
-
-
-def is_norm_bias(name: str) -> bool:
-    match = _WRAPPED_NORM.fullmatch(name)
-    return match is not None and match["kind"] == "bias"
 
 
 def _read_description(directory: Path, quantize: str | None) -> tuple[Path, dict[str, Any]] | None:
@@ -213,11 +197,8 @@ def _read_description(directory: Path, quantize: str | None) -> tuple[Path, dict
     if not found:
         return None
     path = found[0]
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable as JSON ({error}). Copy it again from the original.") from None
-    if not isinstance(description, dict) or not description:
+    description = read_json_object(path)
+    if not description:
         raise UserError(f"{path} must hold an object that maps tensor names to {FLOAT} or a scheme such as W8A8.")
     return path, description
 
@@ -229,16 +210,21 @@ def _scheme(
     by_name = {name: scheme for scheme, name in DESCRIPTION_NAMES.items()}
     used = sorted({str(kind) for kind in kinds.values()} - {FLOAT})
     said = quantize if quantize is not None else by_name.get(str(model_quant_type))
-    if said is None:
-        first = by_name.get(used[0], used[0].lower()) if used else "w8a8"
-        raise UserError(
-            f"{directory}/config.json has no quantize, but {path.name} describes quantized tensors. Add "
-            f'"quantize": "{first}" to config.json, or remove the description if the weights are floating-point.'
-        )
-    if said not in SCHEMES:
+    if said is not None and said not in SCHEMES:
         raise UserError(
             f"{directory}/config.json: quantize is {said!r}; supported are {', '.join(SCHEMES)}. Quantize the "
             "floating-point original with runners/quantize.py."
+        )
+    if used and not by_name.keys() & used:
+        raise UserError(
+            f"{path}: tensors are {some(used)}; supported is one of {', '.join(by_name)} for all that are quantized. "
+            "Quantize the floating-point original again in one of these, or with runners/quantize.py."
+        )
+    if said is None:
+        first = next(by_name[name] for name in used if name in by_name)
+        raise UserError(
+            f"{directory}/config.json has no quantize, but {path.name} describes quantized tensors. Add "
+            f'"quantize": "{first}" to config.json, or remove the description if the weights are floating-point.'
         )
     wanted = DESCRIPTION_NAMES[said]
     if wanted not in used and used:

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from graph_model.checkpoint.anti_outlier import wrapped_norms
 from graph_model.checkpoint.expected import (
     EMBEDDING,
     HEAD,
@@ -20,25 +22,40 @@ from graph_model.checkpoint.expected import (
     check_float_dtypes,
     check_tensors,
     expected_tensors,
+    harmless,
+    plain_names,
 )
 from graph_model.checkpoint.layout import WeightFiles, find_safetensors
 from graph_model.checkpoint.quantized import (
     check_description,
     check_dtypes,
+    check_norm_biases,
     check_values,
     expected_names,
-    is_norm_bias,
-    norm_aliases,
     read_quantization,
     stored_dtype,
 )
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.foreign import some
 from graph_model.quantization.linears import Quantization
 
 __all__ = ["Checkpoint", "expected_tensors", "open_checkpoint"]
 
 _READ_AHEAD = 1 << 17  # as much as every system reads at one request
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in an open safetensors file."""
+
+    file: Any
+    name: str  # in the file; the model may name it otherwise
+    header: TensorHeader
+
+    def read(self) -> Tensor:
+        tensor: Tensor = self.file.get_tensor(self.name)
+        return tensor
 
 
 class Checkpoint:
@@ -48,28 +65,21 @@ class Checkpoint:
     """
 
     def __init__(
-        self,
-        names: list[str],
-        headers: dict[str, TensorHeader],
-        files: dict[str, Any],
-        quantization: Quantization | None = None,
-        aliases: Mapping[str, str] | None = None,
+        self, names: list[str], tensors: Mapping[str, StoredTensor], quantization: Quantization | None = None
     ) -> None:
         self.names = names
         self.quantization = quantization
-        self._aliases = aliases or {}  # stored names of tensors that the model names otherwise
-        self._headers = headers
-        self._files = files  # the open safetensors file of each tensor
+        self._tensors = tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._headers[name].shape
+        return self._tensors[name].header.shape
 
     def dtype(self, name: str) -> torch.dtype:
-        return stored_dtype(self._headers[name].dtype)
+        return stored_dtype(self._tensors[name].header.dtype)
 
     def read(self, name: str) -> Tensor:
         """The tensor as a view of the mapped file: bytes are read from disk when they are used. Do not write to it."""
-        return self._files[name].get_tensor(self._aliases.get(name, name))
+        return self._tensors[name].read()
 
     def read_slice(self, name: str, dim: int, start: int, stop: int) -> Tensor:
         """The part [start, stop) along `dim`, a view that touches no other bytes; strided unless `dim` is 0.
@@ -103,7 +113,7 @@ class Checkpoint:
             _advise(start, stop - start, "MADV_DONTNEED")
 
     def close(self) -> None:
-        self._files = {}
+        self._tensors = {}
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -121,49 +131,48 @@ def open_checkpoint(directory: Path, config: GemmaConfig) -> Checkpoint:
     """
     quantization = read_quantization(directory, config)
     layout = find_safetensors(directory)
-    headers: dict[str, TensorHeader] = {}
-    files: dict[str, Any] = {}
+    tensors: dict[str, StoredTensor] = {}
     for path in layout.paths:
         file = _open(path)
-        for name in _names(path, file, layout):
+        for name in _names(path, file, layout, config):
             view = file.get_slice(name)
-            headers[name] = TensorHeader(tuple(view.get_shape()), view.get_dtype())
-            files[name] = file
+            tensors[name] = StoredTensor(file, name, TensorHeader(tuple(view.get_shape()), view.get_dtype()))
+    for name, plain in plain_names(tensors).items():
+        tensors[plain] = tensors.pop(name)
     if quantization is None:
+        headers = _headers(tensors)
         check_float_dtypes(directory, headers, [name for name, header in headers.items() if header.dtype == "I8"])
         names = check_tensors(headers, config, directory)
-        aliases: dict[str, str] = {}
     else:
-        names, aliases = _check_quantized(directory, config, quantization, headers, files)
+        names = _check_quantized(directory, config, quantization, tensors)
     head_is_own = quantization is not None and "lm_head" in quantization.linears
-    if config.tie_word_embeddings and HEAD in headers and not head_is_own:
-        _check_tied_head(directory, headers, files)
-    return Checkpoint(names, headers, files, quantization, aliases)
+    if config.tie_word_embeddings and HEAD in tensors and not head_is_own:
+        _check_tied_head(directory, tensors)
+    return Checkpoint(names, tensors, quantization)
+
+
+def _headers(tensors: Mapping[str, StoredTensor]) -> dict[str, TensorHeader]:
+    return {name: tensor.header for name, tensor in tensors.items()}
 
 
 def _check_quantized(
-    directory: Path,
-    config: GemmaConfig,
-    quantization: Quantization,
-    headers: dict[str, TensorHeader],
-    files: dict[str, Any],
-) -> tuple[list[str], dict[str, str]]:
-    """The names to load, and the stored names of those that are stored under others, which `headers` then lacks."""
+    directory: Path, config: GemmaConfig, quantization: Quantization, tensors: dict[str, StoredTensor]
+) -> list[str]:
+    """The names to load; norms that are stored under other names get the model's, and their biases leave `tensors`."""
 
     def read(name: str) -> Tensor:
-        tensor: Tensor = files[name].get_tensor(name)
-        return tensor
+        return tensors[name].read()
 
-    stored = set(headers)
-    aliases = norm_aliases(directory, headers, read)
-    for name, other in aliases.items():
-        headers[name], files[name] = headers.pop(other), files.pop(other)
-    for name in filter(is_norm_bias, stored):
-        del headers[name], files[name]
+    stored = set(tensors)
+    for name, other in wrapped_norms(directory, stored).items():
+        tensors[name] = tensors.pop(other)
+    for name in check_norm_biases(directory, stored, read):
+        del tensors[name]
     floats = expected_tensors(config)
     if "lm_head" in quantization.linears:
         floats[HEAD] = (config.vocab_size, config.hidden_size)
     expected, optional = expected_names(config, quantization, floats)
+    headers = _headers(tensors)
     check_dtypes(directory, headers, quantization)
     names = check_tensors(headers, config, directory, expected, optional)
     check_description(directory, config, stored)
@@ -171,7 +180,7 @@ def _check_quantized(
         directory, headers, [name for name in names if name.rpartition(".")[0] not in quantization.linears]
     )
     check_values(directory, quantization, headers, read)
-    return names, aliases
+    return names
 
 
 def _advise(start: int, size: int, advice: str) -> None:
@@ -203,36 +212,38 @@ def _likely_cause(path: Path) -> str:
     return "It is truncated or damaged: copy it again from the original."
 
 
-def _names(path: Path, file: Any, layout: WeightFiles) -> list[str]:
-    """The tensors to take from this file. With an index, file and index must agree."""
+def _names(path: Path, file: Any, layout: WeightFiles, config: GemmaConfig) -> list[str]:
+    """The tensors to take from this file. With an index, file and index must agree on what the model needs."""
     present = list(file.keys())
     if layout.weight_map is None:
         return present
     promised = {name for name, shard in layout.weight_map.items() if shard == path.name}
-    absent = sorted(promised.difference(present))
+    absent = sorted(name for name in promised.difference(present) if not harmless(name, config))
     if absent:
         raise UserError(
-            f"{path} lacks {len(absent)} tensors that the index says it holds, first {absent[0]}. "
+            f"{path} lacks {len(absent)} tensors that the index says it holds, first {some(absent, 1)}. "
             "Index and shards must belong together: copy them again from the same original."
         )
     unlisted = sorted(name for name in present if name not in layout.weight_map)
-    if unlisted:
+    needed = [name for name in unlisted if not harmless(name, config)]
+    if needed:
         raise UserError(
-            f"{path} holds {len(unlisted)} tensors that the index does not name, first {unlisted[0]}. "
+            f"{path} holds {len(needed)} tensors that the index does not name, first {some(needed, 1)}. "
             "Index and shards must belong together: copy them again from the same original."
         )
-    return sorted(promised)
+    return [*sorted(promised.intersection(present)), *unlisted]
 
 
-def _check_tied_head(directory: Path, headers: dict[str, TensorHeader], files: dict[str, Any]) -> None:
+def _check_tied_head(directory: Path, tensors: Mapping[str, StoredTensor]) -> None:
     """Refuse a head that differs from the embedding it is tied to: transformers 4 drops it, transformers 5 keeps it.
 
     A few rows tell them apart; reading them all would double the work for what is nearly always a plain copy.
     """
-    same = headers[HEAD] == headers[EMBEDDING]
+    head, embedding = tensors[HEAD], tensors[EMBEDDING]
+    same = head.header == embedding.header
     if same:
-        rows = torch.linspace(0, headers[HEAD].shape[0] - 1, 16).long()
-        same = torch.equal(files[HEAD].get_tensor(HEAD)[rows], files[EMBEDDING].get_tensor(EMBEDDING)[rows])
+        rows = torch.linspace(0, head.header.shape[0] - 1, 16).long()
+        same = torch.equal(head.read()[rows], embedding.read()[rows])
     if not same:
         raise UserError(
             f"{directory}: config.json ties the head to the embedding (tie_word_embeddings is true or absent), but "

@@ -188,7 +188,7 @@ def test_malformed_json_is_refused(content: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("content", "kind"), [("[]", "list"), ('"gemma"', "str"), ("null", "NoneType"), ("3", "int")])
 def test_json_other_than_an_object_is_refused(content: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=rf"holds a JSON {kind}; a config\.json holds an object"):
+    with pytest.raises(UserError, match=rf"config\.json holds a JSON {kind}; it must hold an object"):
         read_config(tmp_path)
 
 
@@ -210,7 +210,7 @@ configs = st.builds(
     vocab_size=sizes,
     hidden_size=sizes,
     intermediate_size=sizes,
-    num_hidden_layers=sizes,
+    num_hidden_layers=st.integers(1, 10_000),
     num_key_value_heads=st.integers(1, 64),
     head_dim=st.integers(1, 256).map(lambda half: 2 * half),
     max_position_embeddings=sizes,

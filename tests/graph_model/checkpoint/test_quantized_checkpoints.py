@@ -117,7 +117,7 @@ REFUSALS: dict[str, tuple[Change, str]] = {
     ),
     "two weights of a norm": (
         lambda m, c: m.tensors.update({"model.norm.module.weight": m.tensors["model.norm.weight"].clone()}),
-        "both model.norm.weight and model.norm.module.weight are there",
+        "both model.norm.weight and model.norm.module.weight are there, as ModelSlim's anti-outlier methods write",
     ),
     "deq_scale of NaN": (
         lambda m, c: m.tensors[f"{Q}.deq_scale"].__setitem__(3, 0x7FC00000),
@@ -158,9 +158,10 @@ def test_refusals(name: str, tmp_path: Path) -> None:
 def test_a_missing_or_damaged_description_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "c", CONFIG.to_json(), made(), "w8a8")
     description = tmp_path / "c" / "quant_model_description_w8a8.json"
-    description.write_text("[]")
-    with pytest.raises(UserError, match="must hold an object that maps tensor names"):
-        open_checkpoint(tmp_path / "c", read_config(tmp_path / "c"))
+    for content, message in (("[]", "holds a JSON list"), ("{}", "must hold an object that maps tensor names")):
+        description.write_text(content)
+        with pytest.raises(UserError, match=message):
+            open_checkpoint(tmp_path / "c", read_config(tmp_path / "c"))
     description.unlink()
     with pytest.raises(UserError, match=r"quantize is 'w8a8', but quant_model_description_w8a8.json is missing"):
         open_checkpoint(tmp_path / "c", read_config(tmp_path / "c"))
@@ -210,3 +211,88 @@ def test_a_weight_offset_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "c", CONFIG.to_json(), checkpoint, "w8a16")
     with pytest.raises(UserError, match="weight_offset is not 0: its weights are asymmetric"):
         open_checkpoint(tmp_path / "c", read_config(tmp_path / "c"))
+
+
+# What ModelSlim's anti-outlier methods leave, which take Gemma's norm for another.
+
+NORM = "model.layers.1.post_attention_layernorm"
+
+
+def opened_message(checkpoint: QuantizedTensors, directory: Path, **config: object) -> str:
+    write_checkpoint(directory, CONFIG.to_json(), checkpoint, "w8a8")
+    path = directory / "config.json"
+    raw = {**json.loads(path.read_text()), **config}
+    path.write_text(json.dumps({name: value for name, value in raw.items() if value is not None}))
+    with pytest.raises(UserError) as caught:
+        open_checkpoint(directory, read_config(directory))
+    return str(caught.value)
+
+
+def test_a_norm_that_the_older_generation_smoothed_is_refused_for_it(tmp_path: Path) -> None:
+    checkpoint = made()
+    weight = checkpoint.tensors[f"{NORM}.weight"]
+    for form, kind in (("", "FLOAT"), (".module", "W8A8")):
+        for name, tensor in (("weight", weight.clone()), ("bias", torch.zeros_like(weight))):
+            checkpoint.tensors[f"{NORM}{form}.{name}"] = tensor
+            checkpoint.description[f"{NORM}{form}.{name}"] = kind
+    message = opened_message(checkpoint, tmp_path / "c")
+    assert f"both {NORM}.weight and {NORM}.module.weight are there" in message
+    assert "Gemma's is (1 + w) * n" in message
+    assert "runners/quantize.py" in message
+
+
+@pytest.mark.parametrize("form", ["bias", "module.bias"])
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_biases_of_norms_are_read_if_they_are_zero(form: str, value: float, tmp_path: Path) -> None:
+    checkpoint = made()
+    name = f"{NORM}.{form}"
+    checkpoint.tensors[name] = torch.full((CONFIG.hidden_size,), value).half()
+    checkpoint.description[name] = "FLOAT"
+    if value:
+        assert f"{name} is not 0; Gemma's norms have no bias" in opened_message(checkpoint, tmp_path / "c")
+        return
+    write_checkpoint(tmp_path / "c", CONFIG.to_json(), checkpoint, "w8a8")
+    with open_checkpoint(tmp_path / "c", read_config(tmp_path / "c")) as opened:
+        assert f"{NORM}.weight" in opened.names
+        assert name not in opened.names
+
+
+@pytest.mark.parametrize("step", ["iter_smooth", "quarot", "flex_smooth_quant", "flex_awq_ssz"])
+@pytest.mark.parametrize("form", ["spec:\n  process:\n  - type: linear_quant\n  - type: {}\n", '{{"type":"{}"}}'])
+def test_a_recipe_that_smooths_is_refused(step: str, form: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "d", CONFIG.to_json(), made(), "w8a8")
+    (tmp_path / "d" / "Gemma_best_practice.yaml").write_text(form.format(step))
+    with pytest.raises(UserError, match=rf"quantized with {step}\. ModelSlim takes a norm for w \* n"):
+        open_checkpoint(tmp_path / "d", read_config(tmp_path / "d"))
+
+
+def test_a_recipe_that_only_quantizes_is_harmless(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "c", CONFIG.to_json(), made(), "w8a8")
+    recipe = "spec:\n  process:\n  - type: group\n    configs:\n    - type: linear_quant\n  save:\n  - type: saver\n"
+    (tmp_path / "c" / "Gemma_best_practice.yaml").write_text(recipe)
+    open_checkpoint(tmp_path / "c", read_config(tmp_path / "c")).close()
+
+
+def test_rotations_that_a_description_names_are_refused(tmp_path: Path) -> None:
+    checkpoint = made()
+    checkpoint.description["metadata"] = {"quarot": {"max_tp_size": 4}}  # type: ignore[assignment]
+    assert "was rotated (quarot)" in opened_message(checkpoint, tmp_path / "c")
+
+
+@pytest.mark.parametrize("quantize", [None, "w8a8_mix", "w8a8"])
+def test_a_scheme_that_is_not_supported_is_not_advised(quantize: str | None, tmp_path: Path) -> None:
+    checkpoint = made()
+    kinds = {name: kind.replace("W8A8", "W8A8_MIX") for name, kind in checkpoint.description.items()}
+    checkpoint.description.update(kinds)
+    message = opened_message(checkpoint, tmp_path / "c", quantize=quantize)
+    assert '"quantize": ' not in message
+    assert "Set quantize" not in message
+    assert "runners/quantize.py" in message
+
+
+def test_a_description_of_nothing_but_floats_is_harmless(tmp_path: Path) -> None:
+    checkpoint = quantized_tensors(STATE, (), "w8a8", torch.float16)
+    write_checkpoint(tmp_path / "c", CONFIG.to_json(), checkpoint, "w8a8")
+    (tmp_path / "c" / "config.json").write_text(json.dumps(CONFIG.to_json()))
+    with open_checkpoint(tmp_path / "c", read_config(tmp_path / "c")) as opened:
+        assert opened.quantization is None
