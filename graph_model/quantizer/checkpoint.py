@@ -13,11 +13,13 @@ from torch import Tensor
 
 from graph_model.checkpoint import open_checkpoint, save_checkpoint
 from graph_model.checkpoint.expected import EMBEDDING
+from graph_model.checkpoint.layout import check_link
 from graph_model.checkpoint.quantized import DESCRIPTION_NAMES, FLOAT
 from graph_model.checkpoint.reader import Checkpoint
 from graph_model.checkpoint.writer import MAX_SHARD_BYTES, check_target
 from graph_model.config import GemmaConfig, read_config
 from graph_model.errors import UserError
+from graph_model.json_file import read_json_object
 from graph_model.quantization.linears import HEAD, Quantization, group_of
 from graph_model.quantizer.layers import embed, kept_tokens, run_layer
 from graph_model.quantizer.ranges import ActivationScale, RangeMethod, activation_scale, outlier_ratio, sqnr
@@ -73,11 +75,11 @@ def quantize_checkpoint(
             f"{source}/config.json: quantize is {config.quantize!r}; it is quantized already. Give the floating-point "
             "original."
         )
-    raw = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    raw = read_json_object(check_link(source, "config.json"))
     scheme = options.quantization.scheme
     assert scheme is not None
     suffix = f"_{scheme}" if options.dialect == "atb" else ""
-    extra: dict[str, Any] = {name: source / name for name in _COPIED if (source / name).is_file()}
+    extra: dict[str, Any] = {name: check_link(source, name) for name in _COPIED if (source / name).is_file()}
     with open_checkpoint(source, config) as checkpoint:
         quantizer = _Quantizer(config, checkpoint, options, sequences, progress)
         extra[f"quant_model_description{suffix}.json"] = lambda _: json.dumps(quantizer.description, indent=2).encode()
@@ -110,8 +112,7 @@ class _Quantizer:
         self.dtype: torch.dtype = getattr(torch, self.config.dtype)
         self.scheme = self.options.quantization.scheme
         self.linears = set(self.options.quantization.linears)
-        if self.options.dialect == "vllm_ascend":
-            self.description["model_quant_type"] = DESCRIPTION_NAMES[self.scheme or "w8a8"]
+        self.description["model_quant_type"] = DESCRIPTION_NAMES[self.scheme or "w8a8"]
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the new checkpoint; one layer is in memory at a time."""
@@ -198,7 +199,7 @@ class _Quantizer:
         bits = deq_scale.view(torch.int32).long() if self.dtype == torch.float16 else deq_scale
         yield f"{path}.weight", q
         yield f"{path}.input_scale", torch.tensor([scale.scale]).to(self.dtype)
-        yield f"{path}.input_offset", torch.tensor([scale.offset]).to(torch.int8 if vllm else self.dtype)
+        yield f"{path}.input_offset", torch.tensor([scale.offset]).to(self.dtype)
         yield f"{path}.quant_bias", wide.round().clamp(-(2**31), 2**31 - 1).to(torch.int32)
         yield f"{path}.deq_scale", bits
         if vllm:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from runners.demo.world import calibration_texts
 from runners.io.json_lines import read_json_lines
@@ -14,32 +16,62 @@ from runners.settings.values import at_least, group, text_or_none
 # Longer texts are cut: ranges are found long before.
 MAX_TOKENS = 512
 _SETTING = "calibration.file"
-_FORM = 'A line is {"prompt": TEXT} or a BoolQ item with title, passage, question and answer.'
+# Fields that hold a text: ours, that of the calibration files of MindIE and ModelSlim, and that of plain corpora.
+_TEXT_FIELDS = ("prompt", "inputs_pretokenized", "text")
+_FORM = (
+    'A line is {"prompt": TEXT}, {"inputs_pretokenized": TEXT} as in the files of MindIE and ModelSlim, or a BoolQ '
+    "item with title, passage, question and answer; a .json file is a list of texts or of these."
+)
 
 
-def calibration_sequences(settings: Any, directory: Path, config: Any) -> list[list[int]]:
+def calibration_sequences(settings: Any, directory: Path, config: GemmaConfig) -> list[list[int]]:
     """Token ids of `calibration.samples` texts. Raises UserError naming the file and the line at fault."""
     given = group("calibration", settings)
     samples = at_least("calibration.samples", given.samples, 1)
     file = text_or_none("calibration.file", given.file)
     texts = calibration_texts(samples) if file is None else read_texts(Path(file).expanduser())[:samples]
-    tokenizer = load_tokenizer(directory, config)
-    return [tokenizer(text)["input_ids"][:MAX_TOKENS] for text in texts]
+    tokenizer = load_tokenizer(directory)
+    sequences = [tokenizer(text)["input_ids"][:MAX_TOKENS] for text in texts]
+    for number, ids in enumerate(sequences, 1):
+        if max(ids, default=0) >= config.vocab_size:
+            raise UserError(
+                f"{_SETTING}: text {number} has the token id {max(ids)}, but the model's embedding ends at "
+                f"{config.vocab_size - 1} (vocab_size in config.json). Leave the text out."
+            )
+    return sequences
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a JSONL file; a line is {"prompt": TEXT} or a BoolQ item: title, passage, question, answer."""
+    """The texts of a file: .jsonl with an item per line, or .json with a list of texts or items. Raises UserError.
+
+    An item has one of `_TEXT_FIELDS`, or is of BoolQ: title, passage, question, answer.
+    """
+    if path.suffix == ".json":
+        return [_text(source, item) for source, item in _read_list(path)]
     return [_text(source, item) for source, item in read_json_lines(_SETTING, path, _FORM)]
 
 
+def _read_list(path: Path) -> list[tuple[str, Any]]:
+    try:
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{_SETTING}: {path} cannot be read as JSON ({error}). {_FORM}") from None
+    if not isinstance(items, list) or not items:
+        raise UserError(f"{_SETTING}: {path} holds no list of texts. {_FORM}")
+    return [(f"{path}, item {number}", item) for number, item in enumerate(items, 1)]
+
+
 def _text(source: str, item: Any) -> str:
+    if isinstance(item, str) and item:
+        return item
     if isinstance(item, dict):
-        prompt = item.get("prompt")
-        if isinstance(prompt, str) and prompt:
-            return prompt
+        for field in _TEXT_FIELDS:
+            if isinstance(item.get(field), str) and item[field]:
+                text: str = item[field]
+                return text
         parts = [item.get(name) for name in ("passage", "question")]
         if all(isinstance(part, str) and part for part in parts):
             answer = {"True": " yes", "False": " no"}.get(str(item.get("answer")), "")
             title = f"{item['title']} -- " if isinstance(item.get("title"), str) else ""
             return f"{title}{parts[0]}\nQuestion: {parts[1]}?\nAnswer:{answer}"
-    raise UserError(f"{_SETTING}: {source} has neither a prompt nor passage and question, as texts. {_FORM}")
+    raise UserError(f"{_SETTING}: {source} has none of {', '.join(_TEXT_FIELDS)}, nor passage and question. {_FORM}")

@@ -62,7 +62,7 @@ def _tokenizer(settings: Any, model: ModelSettings) -> PreTrainedTokenizerBase |
             "weights=random without model.path has no tokenizer, so prompts must be token ids: give "
             "prompt_token_ids=[[2,5,7]]."
         )
-    return load_tokenizer(model.checkpoint_dir, model.config)
+    return load_tokenizer(model.checkpoint_dir)
 
 
 def _sampling(settings: Any) -> Any:

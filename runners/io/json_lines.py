@@ -15,7 +15,7 @@ def read_json_lines(setting: str, path: Path, form: str) -> list[tuple[str, Any]
     setting: that names the file. form: what a line must be, as a sentence. Raises UserError naming file and line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{setting}: {path} cannot be read ({error}). Give a JSONL file in UTF-8.") from None
     items = []

@@ -201,7 +201,7 @@ def _check_ids(source: str, ids: list[int], config: GemmaConfig, max_seq_len: in
     if wrong is not None:
         raise UserError(
             f"{source}: the token id {wrong} is out of range; the model's vocabulary has the ids 0 to "
-            f"{config.vocab_size - 1}."
+            f"{config.vocab_size - 1} (vocab_size in config.json). Leave out what it stands for."
         )
     if len(ids) >= max_seq_len:
         raise UserError(

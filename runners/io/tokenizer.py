@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.json_file import read_json_object
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = Mapping[str, str]
+# Encoded when a tokenizer is loaded: letters, digits, punctuation, and characters that need bytes of fallback.
+_SAMPLE = "A sample: 1 + 2 = 3, \u4f60\u597d."
+_CLASSES_OF_5 = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend")
 
 
 def has_tokenizer(directory: Path) -> bool:
@@ -20,10 +24,11 @@ def has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
 
 
-def load_tokenizer(directory: Path, config: GemmaConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint directory, through transformers' AutoTokenizer.
 
-    Raises UserError where it is absent, unreadable, or has ids that the model's embedding lacks.
+    It may have more ids than the model's embedding has rows, as some checkpoints' do; a prompt with such an id is
+    refused when it comes. Raises UserError where the tokenizer is absent or cannot be read, or encodes nothing.
     """
     if not has_tokenizer(directory):
         raise UserError(
@@ -35,20 +40,42 @@ def load_tokenizer(directory: Path, config: GemmaConfig) -> PreTrainedTokenizerB
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
-        largest = max(tokenizer.get_vocab().values())
-    except Exception as error:  # a damaged file can raise anything
-        reason = " ".join(str(error).split())[:300]
+        ids = tokenizer(_SAMPLE).input_ids  # some damaged files load, and fail when they are used
+        tokenizer.decode(ids)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a damaged file can raise anything; a panic in Rust is not even an Exception
         raise UserError(
-            f"{directory}: the tokenizer cannot be loaded ({type(error).__name__}: {reason}). Copy the tokenizer's "
-            "files again from the original checkpoint; a tokenizer.json needs no further package."
+            f"{directory}: the tokenizer cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f"). {_way_out(directory)}"
         ) from error
-    if largest >= config.vocab_size:
+    if not ids:
         raise UserError(
-            f"{directory}: the tokenizer has ids up to {largest}, but the model's embedding ends at "
-            f"{config.vocab_size - 1} (vocab_size in config.json). Tokenizer and weights must belong together: copy "
-            "both from the same original."
+            f"{directory}: the tokenizer makes no token of the text {_SAMPLE!r}. Copy the tokenizer's files again from "
+            "the original checkpoint."
         )
     return tokenizer
+
+
+def _way_out(directory: Path) -> str:
+    """What to do about a tokenizer that transformers does not load."""
+    import transformers
+
+    if not (directory / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        return (
+            "There is only tokenizer.model, a SentencePiece file, and the package sentencepiece that reads it is not "
+            "installed: pip install sentencepiece. Or add tokenizer.json from the original checkpoint, which needs no "
+            "further package."
+        )
+    path = directory / "tokenizer_config.json"
+    raw = read_json_object(path) if path.is_file() else {}
+    newer = raw.get("tokenizer_class") in _CLASSES_OF_5 or isinstance(raw.get("extra_special_tokens"), list)
+    if newer and int(transformers.__version__.split(".")[0]) < 5:
+        return (
+            f"{path.name} was written by transformers 5, and the installed version is {transformers.__version__}: "
+            "pip install 'transformers>=5,<6'."
+        )
+    return "Copy the tokenizer's files again from the original checkpoint; a tokenizer.json needs no further package."
 
 
 def chat_prompt(

@@ -37,7 +37,7 @@ class LLM(EngineDriver):
         self.settings = settings
         config, directory = settings.config, settings.checkpoint_dir
         if tokenizer is None and directory is not None and has_tokenizer(directory):
-            tokenizer = load_tokenizer(directory, config)
+            tokenizer = load_tokenizer(directory)
         with ExitStack() as resources:
             if needs_followers(settings):
                 resources.enter_context(lead_followers(settings, "runners.llm.follower"))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.cli import run_command
 
+from graph_model.config import read_config
 from graph_model.errors import UserError
+from runners import demo
+from runners.command_line.entry import compose
 from runners.demo.world import demo_prompts
 from runners.infer import infer
-from runners.io.calibration import read_texts
+from runners.io.calibration import calibration_sequences, read_texts
 from runners.quantize import quantize
 
 
@@ -21,9 +26,9 @@ from runners.quantize import quantize
     [
         ("", "holds no items"),
         ('{"prompt": "a"}\nnope\n', "line 2 is not JSON"),
-        ('{"prompt": "a"}\n\n{"text": "b"}\n', "line 3 has neither a prompt nor passage and question"),
-        ('{"prompt": 5}', "line 1 has neither"),
-        ("[1]", "line 1 has neither"),
+        ('{"prompt": "a"}\n\n{"txt": "b"}\n', "line 3 has none of prompt, .* nor passage and question"),
+        ('{"prompt": 5}', "line 1 has none"),
+        ("[1]", "line 1 has none"),
     ],
 )
 def test_bad_calibration_files_are_refused_by_line(content: str, message: str, tmp_path: Path) -> None:
@@ -48,6 +53,60 @@ def test_prompts_and_boolq_items_are_read(tmp_path: Path) -> None:
         "T -- P.\nQuestion: is it?\nAnswer: yes",
         "P.\nQuestion: is it?\nAnswer:",
     ]
+
+
+def test_calibration_files_of_mindie_and_modelslim_are_read(tmp_path: Path) -> None:
+    items = [{"id": 0, "inputs_pretokenized": "A -- B\u2028C"}, {"inputs_pretokenized": "D", "label": 2}, {"text": "E"}]
+    lines = tmp_path / "boolq.jsonl"
+    lines.write_text("\n".join(json.dumps(item, ensure_ascii=False) for item in items), encoding="utf-8")
+    assert read_texts(lines) == ["A -- B\u2028C", "D", "E"]
+    whole = tmp_path / "anti_prompt.json"
+    whole.write_text(json.dumps(["A", {"prompt": "B"}]))
+    assert read_texts(whole) == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{}", "holds no list"), ("[]", "holds no list"), ("[", "as JSON"), ("[1]", "item 1 has none")],
+)
+def test_bad_lists_of_texts_are_refused(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "texts.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_texts(path)
+
+
+def test_a_calibration_text_without_a_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = compose("quantize", [f"calibration.file={tmp_path}/t.jsonl"])
+    (tmp_path / "t.jsonl").write_text('{"prompt": "One day"}')
+    config = replace(read_config(demo.CHECKPOINT_DIR), vocab_size=10)
+    with pytest.raises(UserError, match=r"text 1 has the token id \d+, but the model's embedding ends at 9"):
+        calibration_sequences(settings, demo.CHECKPOINT_DIR, config)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_links_out_of_the_checkpoint_are_not_copied(name: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    source = Path(shutil.copytree(demo.CHECKPOINT_DIR, tmp_path / "model"))
+    secret.write_bytes((source / "config.json").read_bytes())
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(secret)
+    with pytest.raises(UserError, match=rf"{name} is a link to .*secret, outside the checkpoint's directory"):
+        quantize(compose("quantize", [f"model.path={source}", f"output_dir={tmp_path}/out", "quant=w8a16"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_links_of_a_hub_cache_are_followed(tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--x" / "blobs", tmp_path / "models--x" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for number, path in enumerate(sorted(demo.CHECKPOINT_DIR.iterdir())):
+        (blobs / str(number)).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    quantize(compose("quantize", [f"model.path={snapshot}", f"output_dir={tmp_path}/out", "quant=w8a16"]))
+    copied = tmp_path / "out" / "tokenizer.json"
+    assert copied.read_bytes() == (demo.CHECKPOINT_DIR / "tokenizer.json").read_bytes()
+    assert not copied.is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ CONFIG = GemmaConfig(vocab_size=128)
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("tokenizer")
     make_tokenizer(path)
-    return load_tokenizer(path, CONFIG)
+    return load_tokenizer(path)
 
 
 def read(tokenizer: Any, max_seq_len: int = 64, **settings: Any) -> list[Prompt]:
