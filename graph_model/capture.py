@@ -13,8 +13,8 @@ from graph_model.config import GemmaConfig
 from graph_model.gemma import GemmaForCausalLM
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.quantization.linears import HEAD, Quantization
+from graph_model.quantization.schemes import scheme_of
 from graph_model.weights import CheckpointTensor, Expression
-from graph_model.weights.quantized import Dequantized, DequantizedBias
 
 
 def capture(
@@ -54,12 +54,9 @@ def plain_weight(
 ) -> Expression:
     """The expression of a parameter of the plain model, by its name."""
     path, _, kind = name.rpartition(".")
-    if quantization is not None and quantization.stored and path in quantization.linears:
-        static = quantization.scheme == "w8a8"
-        if kind == "weight":
-            return Dequantized(path, shape, dtype, static)
-        if static:
-            return DequantizedBias(path, shape, dtype)
+    scheme = scheme_of(quantization)
+    if quantization is not None and scheme is not None and quantization.stored and path in quantization.linears:
+        return scheme.plain(path, kind, shape, dtype)
     if path == HEAD and config.tie_word_embeddings:
         name = "model.embed_tokens.weight"
     return CheckpointTensor(name, shape, dtype)

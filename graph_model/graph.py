@@ -10,7 +10,9 @@ from torch import fx
 
 from graph_model.bucket import Bucket
 from graph_model.config import GemmaConfig
-from graph_model.quantization.linears import Quantization, Scheme
+from graph_model.quantization.linears import Quantization
+from graph_model.quantization.scheme import Scheme
+from graph_model.quantization.schemes import scheme_of
 from graph_model.tensor_parallel import WHOLE, Shard
 from graph_model.weights import Expression, WeightPlan
 
@@ -23,6 +25,10 @@ class KVCacheConfig:
 
     num_blocks: int
     block_size: int
+
+    def shape(self, kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
+        """Of a layer's keys in floating point, and of its values."""
+        return self.num_blocks, self.block_size, kv_heads, head_dim
 
 
 @dataclass
@@ -46,7 +52,7 @@ class ModelGraph:
     @property
     def scheme(self) -> Scheme | None:
         """How linears are quantized; None: none is."""
-        return None if self.quantization is None else self.quantization.scheme
+        return scheme_of(self.quantization)
 
     @property
     def graph(self) -> fx.Graph:

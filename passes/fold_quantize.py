@@ -28,7 +28,7 @@ class FoldQuantize(Pass):
     tier: ClassVar[Tier] = Tier.EXACT
 
     def applies(self, graph: ModelGraph) -> bool:
-        return graph.scheme == "w8a8"
+        return graph.scheme is not None and graph.scheme.activations == "per_tensor"
 
     def integer_bound(self, graph: ModelGraph) -> IntegerBound:
         return SAME

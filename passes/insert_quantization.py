@@ -2,48 +2,31 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from graph_model import ops
+from graph_model.capture import plain_weight
 from graph_model.graph import ModelGraph
 from graph_model.quantization.linears import GROUPS, Quantization, group_of
-from graph_model.weights import CheckpointTensor, Concat, Expression, Slice
-from graph_model.weights.quantized import (
-    ChannelScale,
-    DeqScale,
-    Dequantized,
-    DequantizedBias,
-    PartialBias,
-    QuantizedExpression,
-    QuantizedWeight,
-)
+from graph_model.quantization.scheme import Scheme
+from graph_model.weights import Concat, Expression, Slice
 from passes.framework.contract import NearMiss, Pass, Tier, operand, sole_user
 
 aten = torch.ops.aten
-
-Leaf = CheckpointTensor | Dequantized
 
 
 @dataclass(frozen=True)
 class InsertQuantization(Pass):
     """Weights become int8, from the checkpoint or made at load; activations as the scheme says.
 
-    Original: y = aten.linear(x, w, bias). After::
+    Original: y = aten.linear(x, w, bias). After: what the scheme's `compute` inserts, see `graph_model.quantization`.
 
-        y = dequantize(int_linear(quantize(x, input_scale, input_offset), w8, quant_bias), deq_scale)      w8a8
-        q, s = quantize_rows(x); y = dequantize(int_linear(q, w8, None), scale, s, bias)                   w8a8_dynamic
-        y = aten.linear(x, dequantize_weight(w8, scale), bias)                                             w8a16
-
-    Linears of one input share its quantize. quant_bias holds the bias and the correction for input_offset. Where ranks
-    share the columns of w, w8a8 sums their integers, so that several ranks compute what one does::
-
-        all_reduce(aten.linear(x, w))  ->  dequantize(all_reduce(int_linear(q, w8, partial_bias)), deq_scale)
+    Linears of one input share its quantize.
     """
 
     name: ClassVar[str] = "insert_quantization"
@@ -65,49 +48,74 @@ class InsertQuantization(Pass):
         return len(linears) - sum(len(paths) - 1 for paths in merged if linears.issuperset(paths))
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        scheme = _quantization(graph).scheme
-        x, weight = operand(candidate, 0), operand(candidate, 1)
-        bias = candidate.args[2] if len(candidate.args) > 2 else None
-        paths = _paths(candidate)
-        leaves = _leaves(candidate, weight)
-        if len(leaves) != len(paths):
-            raise NearMiss(candidate, f"its weight joins {len(leaves)} tensors, expected those of {', '.join(paths)}")
+        assert graph.scheme is not None
+        linear = _Linear(graph, graph.scheme, candidate)
+        result = graph.scheme.compute(linear)
+        linear.node.replace_all_uses_with(result)
 
-        def add(suffix: str, make: Callable[[str, Leaf], Expression]) -> fx.Node:
-            parts = tuple(_rank_part(make, path, leaf) for path, leaf in zip(paths, leaves, strict=True))
-            name = f"{weight.name.removesuffix('_weight')}_{suffix}"
-            return graph.add_weight(name, parts[0] if len(parts) == 1 else Concat(parts))
 
-        int8 = add("int8", _int8_weight)
-        if scheme == "w8a8":
-            owner = group_of(paths[0])[0]
-            scale, offset = (_scalar(graph, f"{owner}.{name}") for name in ("input_scale", "input_offset"))
-            q = _quantized(graph, ops.quantize, x, scale, offset)
-            deq_scale = add("deq_scale", lambda path, leaf: DeqScale(f"{path}.deq_scale", leaf.shape[:1]))
-            if isinstance(leaves[0], Slice) and leaves[0].dim == 1:
-                int_bias = add("quant_bias", lambda path, _: _partial_bias(path, leaves[0]))
-                total = graph.insert(ops.int_linear, q, int8, int_bias, at=candidate)
-                candidate = sole_user(candidate, ops.all_reduce)
-                total = graph.insert(ops.all_reduce, total, at=candidate)
-                candidate = _with_bias(candidate)
-            else:
-                int_bias = add(
-                    "quant_bias", lambda path, w: CheckpointTensor(f"{path}.quant_bias", w.shape[:1], torch.int32)
-                )
-                total = graph.insert(ops.int_linear, q, int8, int_bias, at=candidate)
-            result = graph.insert(ops.dequantize, total, deq_scale, None, None, graph.dtype, at=candidate)
-        elif scheme == "w8a8_dynamic":
-            pair = _quantized(graph, ops.quantize_rows, x)
-            q, row_scale = (graph.insert(operator.getitem, pair, index, at=candidate) for index in range(2))
-            total = graph.insert(ops.int_linear, q, int8, None, at=candidate)
-            scale = add("scale", _weight_scale)
-            result = graph.insert(ops.dequantize, total, scale, row_scale, bias, graph.dtype, at=candidate)
-        else:
-            scale = add("scale", _weight_scale)
-            wide = graph.insert(ops.dequantize_weight, int8, scale, graph.dtype, at=candidate)
-            rest = () if bias is None else (bias,)
-            result = graph.insert(aten.linear.default, x, wide, *rest, at=candidate)
-        candidate.replace_all_uses_with(result)
+class _Linear:
+    """A call of aten.linear that the scheme replaces: a `LinearSite`. Raises NearMiss if its weight is no such one."""
+
+    def __init__(self, graph: ModelGraph, scheme: Scheme, node: fx.Node) -> None:
+        self.node = node  # what is replaced, and what new nodes come before
+        self.x, self._weight = operand(node, 0), operand(node, 1)
+        self.bias: Any = node.args[2] if len(node.args) > 2 else None
+        self.dtype = graph.dtype
+        self._graph, self._scheme = graph, scheme
+        self._paths = _paths(node)
+        expression = self._weight.meta.get("expression")
+        self._leaves: tuple[Any, ...] = expression.parts if isinstance(expression, Concat) else (expression,)
+        if len(self._leaves) != len(self._paths) or not all(map(self._is_plain, self._paths, self._leaves)):
+            wanted = ", ".join(self._paths)
+            raise NearMiss(node, f"its weight is {expression}, expected weights of the checkpoint, those of {wanted}")
+
+    def _is_plain(self, path: str, leaf: object) -> bool:
+        """Whether `leaf` is the plain model's weight at `path`, or a part of it."""
+        whole = leaf.x if isinstance(leaf, Slice) else leaf
+        if not isinstance(whole, Expression):
+            return False
+        graph = self._graph
+        return whole == plain_weight(f"{path}.weight", whole.shape, graph.dtype, graph.config, graph.quantization)
+
+    def weight(self, name: str) -> fx.Node:
+        leaves = zip(self._paths, self._leaves, strict=True)
+        parts = tuple(_quantized_weight(self._scheme, path, leaf, name) for path, leaf in leaves)
+        full_name = f"{self._weight.name.removesuffix('_weight')}_{name}"
+        return self._graph.add_weight(full_name, parts[0] if len(parts) == 1 else Concat(parts))
+
+    def input_weight(self, name: str) -> fx.Node:
+        owner = group_of(self._paths[0])[0]
+        return self._graph.add_weight(f"p_{owner}.{name}".replace(".", "_"), self._scheme.input_weights(owner)[name])
+
+    def insert(self, target: Callable[..., object], *args: object) -> fx.Node:
+        return self._graph.insert(target, *args, at=self.node)
+
+    def quantize_input(self, target: Callable[..., object], *scales: fx.Node) -> fx.Node:
+        for user in self.x.users:
+            if user.target == target and user.args == (self.x, *scales):
+                return user
+        quantized = self._graph.insert(target, self.x, *scales, at=self.x.next)
+        quantized.meta["layer"] = self.x.meta["layer"]
+        return quantized
+
+    def all_reduce(self, total: fx.Node) -> fx.Node:
+        leaf = self._leaves[0]
+        if not isinstance(leaf, Slice) or leaf.dim != 1:
+            return total
+        self.node = sole_user(self.node, ops.all_reduce)
+        total = self.insert(ops.all_reduce, total)
+        users = list(self.node.users)
+        if len(users) == 1 and users[0].target == aten.add.Tensor and "expression" in operand(users[0], 1).meta:
+            self.node = users[0]  # the bias in floating point, which total has
+        return total
+
+
+def _quantized_weight(scheme: Scheme, path: str, leaf: Expression, name: str) -> Expression:
+    """The weight that the scheme calls `name`; of a rank's part of a linear, the rank's share of it."""
+    if not isinstance(leaf, Slice):
+        return scheme.weights(path, leaf)[name]
+    return scheme.weights(path, leaf.x)[name].share(leaf.dim, leaf.start, leaf.stop, leaf.x.shape[leaf.dim])
 
 
 def _quantization(graph: ModelGraph) -> Quantization:
@@ -123,65 +131,3 @@ def _paths(linear: fx.Node) -> tuple[str, ...]:
         if name == merged:
             return tuple(f"{parent}.{member}" for member in group)
     return (layer,)
-
-
-def _leaves(linear: fx.Node, weight: fx.Node) -> tuple[Leaf | Slice, ...]:
-    """The checkpoint's matrices, or the rank's parts of them, that a linear's weight joins."""
-    expression = weight.meta.get("expression")
-    parts = expression.parts if isinstance(expression, Concat) else (expression,)
-    if not all(isinstance(part.x if isinstance(part, Slice) else part, Leaf) for part in parts):
-        raise NearMiss(linear, f"its weight is {expression}, expected weights of the checkpoint")
-    return parts  # type: ignore[return-value]
-
-
-def _rank_part(make: Callable[[str, Leaf], Expression], path: str, leaf: Leaf | Slice) -> Expression:
-    """What `make` makes of a matrix; of a rank's part of it, that part: its rows' numbers, or all rows' columns."""
-    if not isinstance(leaf, Slice):
-        return make(path, leaf)
-    assert isinstance(leaf.x, Leaf)
-    whole = make(path, leaf.x)
-    if leaf.dim >= len(whole.shape):
-        return whole
-    assert isinstance(whole, CheckpointTensor | QuantizedExpression)
-    return Slice(whole, leaf.dim, leaf.start, leaf.stop)
-
-
-def _partial_bias(path: str, leaf: Leaf | Slice) -> PartialBias:
-    """The rank's share of the bias, for the columns that `leaf` has of the weight."""
-    assert isinstance(leaf, Slice)
-    return PartialBias(path, leaf.shape[:1], leaf.start, leaf.stop)
-
-
-def _with_bias(total: fx.Node) -> fx.Node:
-    """The addition of the floating-point bias behind the ranks' sum, where there is one; quant_bias holds it too."""
-    users = list(total.users)
-    if len(users) != 1 or users[0].target != aten.add.Tensor:
-        return total
-    return users[0] if isinstance(operand(users[0], 1).meta.get("expression"), DequantizedBias) else total
-
-
-def _int8_weight(path: str, leaf: Leaf) -> Expression:
-    if isinstance(leaf, Dequantized):
-        return CheckpointTensor(f"{path}.weight", leaf.shape, torch.int8)
-    return QuantizedWeight(leaf.name, leaf.shape, leaf.dtype)
-
-
-def _weight_scale(path: str, leaf: Leaf) -> Expression:
-    if isinstance(leaf, Dequantized):
-        return CheckpointTensor(f"{path}.weight_scale", leaf.shape[:1], torch.float32)
-    return ChannelScale(leaf.name, leaf.shape[:1], leaf.dtype)
-
-
-def _scalar(graph: ModelGraph, name: str) -> fx.Node:
-    """The weight of one float32 that the checkpoint calls `name`."""
-    return graph.add_weight(f"p_{name}".replace(".", "_"), CheckpointTensor(name, (1,), torch.float32))
-
-
-def _quantized(graph: ModelGraph, target: Callable[..., object], x: fx.Node, *scales: fx.Node) -> fx.Node:
-    """The quantize of `x`, which all linears of `x` share."""
-    for user in x.users:
-        if user.target == target and user.args == (x, *scales):
-            return user
-    quantized = graph.insert(target, x, *scales, at=x.next)
-    quantized.meta["layer"] = x.meta["layer"]
-    return quantized

@@ -46,13 +46,8 @@ class PagedAttention(Pass):
     def prepare(self, graph: ModelGraph) -> None:
         bucket, config, cache_config = graph.bucket, graph.config, graph.cache_config
         with graph.fake_mode:
-            cache = torch.empty(
-                cache_config.num_blocks,
-                cache_config.block_size,
-                graph.shard.kv_heads(config),
-                config.head_dim,
-                dtype=graph.dtype,
-            )
+            shape = cache_config.shape(graph.shard.kv_heads(config), config.head_dim)
+            cache = torch.empty(shape, dtype=graph.dtype)
             slots = torch.empty(bucket.batch, bucket.chunk, dtype=torch.int64)
             lens = torch.empty(bucket.batch, dtype=torch.int64)
             table = torch.empty(bucket.batch, bucket.max_blocks_per_seq, dtype=torch.int64)

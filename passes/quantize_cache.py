@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
+from graph_model.quantization.kv8 import cache_specs, dequantized
 from passes.framework.contract import Pass, Tier
 
 _CACHES = slice(3, 5)  # the arguments of attention that are caches
@@ -43,10 +44,9 @@ class QuantizeCache(Pass):
         scales = []
         for cache in candidate.args[_CACHES]:
             assert isinstance(cache, fx.Node)
-            blocks, block_size, heads, head_dim = cache.meta["val"].shape
+            specs = cache_specs(tuple(cache.meta["val"].shape))
             with graph.fake_mode:
-                cache.meta["val"] = torch.empty((blocks, heads, block_size, head_dim), dtype=torch.int8)
-                fake = torch.empty((blocks, heads, block_size), dtype=torch.float32)
+                cache.meta["val"], fake = (torch.empty(shape, dtype=dtype) for shape, dtype in specs)
             scales.append(graph.add_placeholder(cache.name.replace("cache", "scales"), "cache", fake))
         before, behind = candidate.args[: _CACHES.stop], candidate.args[_CACHES.stop :]
         result = graph.insert(ops.paged_attention_int8, *before, *scales, *behind, at=candidate)
@@ -56,4 +56,4 @@ class QuantizeCache(Pass):
     def earlier_caches(self, caches: list[Tensor], count: int) -> list[Tensor]:
         """Caches come first, then their scales, both in the layers' order."""
         pairs = zip(caches[:count], caches[count:], strict=True)
-        return [(cache.float() * scales[..., None]).transpose(1, 2).contiguous() for cache, scales in pairs]
+        return [dequantized(cache, scales) for cache, scales in pairs]

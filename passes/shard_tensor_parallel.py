@@ -11,8 +11,7 @@ from torch import fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from graph_model.tensor_parallel import Shard, check_world_size
-from graph_model.weights import CheckpointTensor, Constant, Slice
-from graph_model.weights.quantized import Dequantized, DequantizedBias
+from graph_model.weights import Constant, Expression
 from passes.framework.contract import NearMiss, Outcome, Pass, Tier, operand
 
 aten = torch.ops.aten
@@ -33,7 +32,7 @@ class ShardTensorParallel(Pass):
         embedding(w, ids)                     ->  all_reduce(sharded_embedding(w[rows of the rank], ids))
         linear(x, w)       the head           ->  all_gather(linear(x, w[rows of the rank]))
 
-    Beside static int8 layers, the shares of a row-parallel layer in floating point are summed in float32 and rounded
+    With a scheme of exact sums, the shares of a row-parallel layer in floating point are summed in float32 and rounded
     once, (all_reduce(float32_linear(x, w[...])) + b).to(dtype), as one rank's are: shares that are rounded to 16 bit
     move the integers of the layers behind.
 
@@ -117,9 +116,10 @@ class ShardTensorParallel(Pass):
 
 def _sums_in_float32(graph: ModelGraph, linear: fx.Node) -> bool:
     """Whether ranks sum their shares of a row-parallel layer's result in float32, not in 16 bit."""
-    if graph.quantization is None or graph.scheme != "w8a8" or graph.dtype == torch.float32:
+    scheme, quantization = graph.scheme, graph.quantization
+    if quantization is None or scheme is None or not scheme.exact_sums or graph.dtype == torch.float32:
         return False
-    return linear.meta["layer"] not in graph.quantization.linears
+    return linear.meta["layer"] not in quantization.linears
 
 
 def rank_weight(graph: ModelGraph) -> fx.Node:
@@ -130,10 +130,10 @@ def rank_weight(graph: ModelGraph) -> fx.Node:
 def _part(graph: ModelGraph, node: fx.Node, index: int, dim: int, start: int, stop: int) -> fx.Node:
     """A weight that is the part [start, stop) of argument `index` along `dim`."""
     weight = operand(node, index)
-    source = weight.meta.get("expression")
-    if not isinstance(source, CheckpointTensor | Dequantized | DequantizedBias):
-        raise NearMiss(node, f"argument {index} is not a weight of the checkpoint")
-    return graph.add_weight(f"{weight.name}_part", Slice(source, dim, start, stop))
+    whole = weight.meta.get("expression")
+    if not isinstance(whole, Expression):
+        raise NearMiss(node, f"argument {index} is not a weight")
+    return graph.add_weight(f"{weight.name}_part", whole.share(dim, start, stop, whole.shape[dim]))
 
 
 def _append(graph: ModelGraph, node: fx.Node, target: object, *args: object) -> fx.Node:

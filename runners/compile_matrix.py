@@ -116,6 +116,7 @@ def summarize(settings: Any, model: str, dtype: str, scheme: str, world_size: in
     from graph_model.chips.registry import find_soc
     from graph_model.graph import KVCacheConfig
     from graph_model.quantization.linears import Quantization, select_linears
+    from graph_model.quantization.schemes import find_scheme
     from graph_model.tensor_parallel import Shard, check_world_size
     from passes.pipeline import build_kernel_options, build_passes
     from runners.backends.ascend.rank_graph import summarize_rank
@@ -129,7 +130,8 @@ def summarize(settings: Any, model: str, dtype: str, scheme: str, world_size: in
         of_linears: Any = scheme.removesuffix(_INT8_CACHE).removesuffix("+") or None
         linears = select_linears(config, _keep_float(settings, of_linears), "keep_float") if of_linears else ()
         kv8 = scheme.endswith(_INT8_CACHE)
-        quantization = Quantization(of_linears, linears, stored=of_linears == "w8a8", kv8=kv8)
+        stored = of_linears is not None and find_scheme(of_linears).calibrated
+        quantization = Quantization(of_linears, linears, stored, kv8)
         check_quantization(soc, quantization, config.head_dim, settings.block_size)
     shard = Shard(world_size - 1, world_size)
     width = -(-settings.context // settings.block_size)

@@ -19,6 +19,7 @@ def quantize(settings: Any) -> None:
     from graph_model.config import read_config
     from graph_model.errors import UserError
     from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
+    from graph_model.quantization.schemes import find_scheme
     from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
     from graph_model.quantizer.checkpoint import REPORT_NAME
     from graph_model.quantizer.ranges import RANGE_METHODS
@@ -63,7 +64,7 @@ def quantize(settings: Any) -> None:
         method=method,
         dialect=settings.format,
     )
-    sequences = calibration_sequences(settings, source, config) if scheme == "w8a8" else []
+    sequences = calibration_sequences(settings, source, config) if find_scheme(scheme).calibrated else []
     with tqdm(total=config.num_hidden_layers, unit="layer", dynamic_ncols=True) as bar:
         reports = quantize_checkpoint(
             source, target, options, sequences, overwrite=overwrite, progress=lambda stage: bar.update()

@@ -18,7 +18,9 @@ from graph_model.ascend.ops.rotary import fused_rotary
 from graph_model.chips.chip import Chip, Limits
 from graph_model.chips.registry import CHIPS
 from graph_model.errors import UserError
-from graph_model.quantization.linears import Quantization
+from graph_model.quantization import kv8
+from graph_model.quantization.linears import SCHEMES, Quantization
+from graph_model.quantization.schemes import find_scheme, scheme_of
 
 Rule = Callable[[Node, dict[str, TensorDesc], Chip], None]
 
@@ -47,11 +49,10 @@ def check_model(chip: Chip, dtype: str, head_dim: int, heads: int, kv_heads: int
 def check_quantization(chip: Chip, quantization: Quantization, head_dim: int, block_size: int) -> None:
     """Raise UserError if the chip cannot run a model that is quantized in this way."""
     if quantization.kv8:
-        if not (chip.has("FusedInferAttentionScore") and chip.has("DynamicQuantUpdateScatter")):
+        if not all(map(chip.has, kv8.ASCEND_OPS)):
             raise UserError(
                 f"soc={chip.name}: quant.kv8, an int8 cache with a scale per token and head, needs "
-                f"FusedInferAttentionScore and DynamicQuantUpdateScatter, which the {chip.product} does not have. "
-                "Leave quant.kv8=false."
+                f"{' and '.join(kv8.ASCEND_OPS)}, which the {chip.product} does not have. Leave quant.kv8=false."
             )
         if head_dim % INT8_HEAD_DIM_ALIGNMENT:
             raise UserError(
@@ -59,10 +60,12 @@ def check_quantization(chip: Chip, quantization: Quantization, head_dim: int, bl
                 f"{INT8_HEAD_DIM_ALIGNMENT}. Leave quant.kv8=false."
             )
         check_block_size(chip, block_size, int8_cache=True)
-    if quantization.scheme == "w8a8_dynamic" and not chip.has("DynamicQuant"):
+    scheme = scheme_of(quantization)
+    if scheme is not None and (lacking := [op for op in scheme.ascend_ops if not chip.has(op)]):
+        others = [name for name in SCHEMES if all(map(chip.has, find_scheme(name).ascend_ops))]
         raise UserError(
-            f"soc={chip.name}: quantization w8a8_dynamic needs DynamicQuant, which the {chip.product} is not known to "
-            "have. Take w8a8 (runners/quantize.py) or quant=w8a16."
+            f"soc={chip.name}: quantization {scheme.name} needs {' and '.join(lacking)}, which the {chip.product} is "
+            f"not known to have. Take {' or '.join(others)}."
         )
 
 

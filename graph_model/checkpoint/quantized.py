@@ -1,9 +1,8 @@
 """Quantized checkpoints in ModelSlim's layout: what their description says, and what tensors they must hold.
 
 Beside weights and config.json ("quantize": scheme) lies quant_model_description_<scheme>.json, or
-quant_model_description.json: an object that maps each tensor's name to its scheme or FLOAT. A W8A8 linear has weight
-(int8), input_scale, input_offset, quant_bias and deq_scale; vllm-ascend's dialect adds weight_scale and weight_offset.
-The other schemes have weight (int8), weight_scale and weight_offset. Shapes and dtypes: `QUANTIZED_TENSORS`.
+quant_model_description.json: an object that maps each tensor's name to its scheme or FLOAT. The tensors of a quantized
+linear, their shapes and dtypes: `graph_model.quantization`, a file for each scheme.
 """
 
 from __future__ import annotations
@@ -21,25 +20,12 @@ from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.foreign import some
 from graph_model.json_file import read_json_object
-from graph_model.quantization.linears import SCHEMES, Quantization, Scheme, group_of, linear_paths, split_group
-from graph_model.weights.quantized import decode_scale
+from graph_model.quantization.linears import SCHEMES, Quantization, group_of, linear_paths, split_group
+from graph_model.quantization.scheme import Scheme, check_scale
+from graph_model.quantization.schemes import find_scheme, scheme_of
 
 FLOAT = "FLOAT"
-DESCRIPTION_NAMES: dict[Scheme, str] = {"w8a8": "W8A8", "w8a8_dynamic": "W8A8_DYNAMIC", "w8a16": "W8A16"}
-
-_FLOATS = tuple(FLOAT_DTYPES)
-# Per tensor of a quantized linear with n outputs and k inputs: its shape, and safetensors' names of legal dtypes.
-QUANTIZED_TENSORS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "weight": ("n k", ("I8",)),
-    "input_scale": ("1", _FLOATS),
-    "input_offset": ("1", (*_FLOATS, "I8")),
-    "quant_bias": ("n", ("I32",)),
-    "deq_scale": ("n", ("I64", "F32")),
-    "weight_scale": ("n 1", _FLOATS),
-    "weight_offset": ("n 1", _FLOATS),
-}
-_STATIC = ("weight", "input_scale", "input_offset", "quant_bias", "deq_scale")
-_SYMMETRIC = ("weight", "weight_scale")
+_MODELSLIM_NAMES = {name: find_scheme(name).modelslim for name in SCHEMES}
 
 
 def read_quantization(directory: Path, config: GemmaConfig) -> Quantization | None:
@@ -60,7 +46,7 @@ def read_quantization(directory: Path, config: GemmaConfig) -> Quantization | No
     check_recipe(directory)
     check_description_of_norms(path, description)
     scheme = _scheme(directory, path, config.quantize, description.get("model_quant_type"), kinds)
-    wanted = DESCRIPTION_NAMES[scheme]
+    wanted = _MODELSLIM_NAMES[scheme]
     for name, kind in kinds.items():
         if kind not in (wanted, FLOAT):
             raise UserError(
@@ -90,29 +76,32 @@ def expected_names(config: GemmaConfig, quantization: Quantization, floats: Mapp
     """
     shapes = dict(floats)
     optional: set[str] = set()
-    static = quantization.scheme == "w8a8"
+    scheme = _scheme_of(quantization)
     for path in quantization.linears:
         sizes = dict(zip("nk", floats[f"{path}.weight"], strict=True))
-        for kind in _STATIC if static else _SYMMETRIC:
-            shapes[f"{path}.{kind}"] = tuple(sizes.get(size, 1) for size in QUANTIZED_TENSORS[kind][0].split())
-        optional |= {f"{path}.weight_scale", f"{path}.weight_offset"} - shapes.keys()
-        if static and f"{path}.bias" in shapes:
-            del shapes[f"{path}.bias"]  # part of quant_bias
+        for kind, tensor in scheme.tensors.items():
+            if tensor.required:
+                shapes[f"{path}.{kind}"] = tuple(sizes.get(size, 1) for size in tensor.sizes.split())
+            else:
+                optional.add(f"{path}.{kind}")
+        if scheme.holds_bias and f"{path}.bias" in shapes:
+            del shapes[f"{path}.bias"]
             optional.add(f"{path}.bias")
     return shapes, optional
 
 
 def check_dtypes(directory: Path, headers: Mapping[str, TensorHeader], quantization: Quantization) -> None:
     """Raise UserError if a tensor of a quantized linear has a dtype that the format does not give it."""
+    scheme = _scheme_of(quantization)
     for path in quantization.linears:
-        for kind, (_, legal) in QUANTIZED_TENSORS.items():
+        for kind, tensor in scheme.tensors.items():
             header = headers.get(f"{path}.{kind}")
-            if header is not None and header.dtype not in legal:
+            if header is not None and header.dtype not in tensor.dtypes:
                 raise UserError(
                     f"{directory}: {path}.{kind} has the dtype {header.dtype}, but config.json and the description say "
-                    f"that {path} is {DESCRIPTION_NAMES[quantization.scheme or 'w8a8']}: it must be "
-                    f"{' or '.join(legal)}. If the weights are floating-point, remove quantize from config.json and "
-                    "the description file; otherwise copy all files from the same original."
+                    f"that {path} is {scheme.modelslim}: it must be {' or '.join(tensor.dtypes)}. If the weights are "
+                    "floating-point, remove quantize from config.json and the description file; otherwise copy all "
+                    "files from the same original."
                 )
 
 
@@ -120,43 +109,17 @@ def check_values(
     directory: Path, quantization: Quantization, present: Mapping[str, object], read: Callable[[str], Tensor]
 ) -> None:
     """Raise UserError for scales that cannot be right, or that this program does not compute with."""
+    scheme = _scheme_of(quantization)
     for path in quantization.linears:
-        if quantization.scheme == "w8a8":
-            scale, offset = (read(f"{path}.{kind}").float().item() for kind in ("input_scale", "input_offset"))
-            if not 0 < scale < float("inf") or offset != round(offset) or not -128 <= offset <= 127:
-                raise UserError(
-                    f"{directory}: {path} has input_scale {scale:g} and input_offset {offset:g}; the first must be "
-                    "above 0 and the second an integer of int8. Quantize the floating-point original again."
-                )
-            owner = group_of(path)[0]
-            shared = tuple(read(f"{owner}.{kind}").float().item() for kind in ("input_scale", "input_offset"))
-            if (scale, offset) != shared:
-                raise UserError(
-                    f"{directory}: {path} and {owner} have one input, but the input_scale {scale:g} and {shared[0]:g} "
-                    f"and the input_offset {offset:g} and {shared[1]:g}. They are computed together and must be equal; "
-                    "quantize the floating-point original again."
-                )
+        scheme.check_input(directory, path, group_of(path)[0], read)
         for kind in ("deq_scale", "weight_scale"):
             if f"{path}.{kind}" in present:
-                _check_scale(directory, f"{path}.{kind}", read)
+                check_scale(directory, f"{path}.{kind}", read)
         if f"{path}.weight_offset" in present and bool(read(f"{path}.weight_offset").any()):
             raise UserError(
                 f"{directory}: {path}.weight_offset is not 0: its weights are asymmetric, which is not supported. "
                 "Quantize the floating-point original with symmetric weights, such as with runners/quantize.py."
             )
-
-
-def _check_scale(directory: Path, name: str, read: Callable[[str], Tensor]) -> None:
-    """Scales of output channels: a channel without weights may have 0."""
-    stored = read(name)
-    scale = stored if stored.is_floating_point() else decode_scale(stored)
-    legal = torch.isfinite(scale) & (scale >= 0)
-    if not bool(legal.all()):
-        channel = int(legal.flatten().logical_not().nonzero()[0])
-        raise UserError(
-            f"{directory}: {name} is {scale.flatten()[channel].item():g} for channel {channel}; scales are finite and "
-            "not below 0. The checkpoint is damaged: copy it again, or quantize the floating-point original again."
-        )
 
 
 def check_description(directory: Path, config: GemmaConfig, stored: Collection[str]) -> None:
@@ -205,9 +168,9 @@ def _read_description(directory: Path, quantize: str | None) -> tuple[Path, dict
 
 def _scheme(
     directory: Path, path: Path, quantize: str | None, model_quant_type: object, kinds: Mapping[str, object]
-) -> Scheme:
-    """The checkpoint's scheme; config.json, model_quant_type and the tensors must agree on it."""
-    by_name = {name: scheme for scheme, name in DESCRIPTION_NAMES.items()}
+) -> str:
+    """The name of the checkpoint's scheme; config.json, model_quant_type and the tensors must agree on it."""
+    by_name = {name: scheme for scheme, name in _MODELSLIM_NAMES.items()}
     used = sorted({str(kind) for kind in kinds.values()} - {FLOAT})
     said = quantize if quantize is not None else by_name.get(str(model_quant_type))
     if said is not None and said not in SCHEMES:
@@ -226,13 +189,19 @@ def _scheme(
             f"{directory}/config.json has no quantize, but {path.name} describes quantized tensors. Add "
             f'"quantize": "{first}" to config.json, or remove the description if the weights are floating-point.'
         )
-    wanted = DESCRIPTION_NAMES[said]
+    wanted = _MODELSLIM_NAMES[said]
     if wanted not in used and used:
         raise UserError(
             f"{directory}/config.json: quantize is {said!r}, but {path.name} has tensors of {', '.join(used)} and none "
             f"of {wanted}. Set quantize to what the tensors are."
         )
     return said
+
+
+def _scheme_of(quantization: Quantization) -> Scheme:
+    scheme = scheme_of(quantization)
+    assert scheme is not None
+    return scheme
 
 
 def stored_dtype(name: str) -> torch.dtype:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 
-Scheme = Literal["w8a8", "w8a8_dynamic", "w8a16"]
-SCHEMES: tuple[Scheme, ...] = ("w8a8", "w8a8_dynamic", "w8a16")
+# Each is a file of this package (`graph_model.quantization.schemes`).
+SCHEMES = ("w8a8", "w8a8_dynamic", "w8a16")
 
 HEAD = "lm_head"
 # Projections of one input: they are merged, so they are quantized together and share the input's scale.
@@ -22,15 +21,13 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 class Quantization:
     """How a model is quantized.
 
-    scheme: ``w8a8`` - int8 weights per output channel, int8 activations with one scale and offset per tensor, which
-      only a quantized checkpoint has; ``w8a8_dynamic`` - activations per token, symmetric, at run time; ``w8a16`` -
-      int8 weights only. None: no linear is quantized.
+    scheme: of SCHEMES, see the file of that name. None: no linear is quantized.
     linears: the paths of the quantized ones, in the model's order.
     stored: whether the checkpoint holds the int8 weights; otherwise they are made when weights are loaded.
     kv8: the KV cache is int8, with one scale per token and head.
     """
 
-    scheme: Scheme | None
+    scheme: str | None
     linears: tuple[str, ...] = ()
     stored: bool = False
     kv8: bool = False

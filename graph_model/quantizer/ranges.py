@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from graph_model import ops
+from graph_model.quantization.scheme import ActivationScale
 
 RangeMethod = Literal["minmax", "percentile", "mse"]
 RANGE_METHODS: tuple[RangeMethod, ...] = ("minmax", "percentile", "mse")
 _PERCENTILE = 0.9999
 _SAMPLE = 1 << 20  # values that percentiles and squared errors are taken from
 _SHRINKS = tuple(1.0 - 0.05 * step for step in range(15))
-
-
-@dataclass(frozen=True)
-class ActivationScale:
-    """q = round(x / scale + offset): float32 scale, which the stored dtype holds exactly, and an integer offset."""
-
-    scale: float
-    offset: int
-
-    def quantize(self, x: Tensor) -> Tensor:
-        return ops.quantize(x, torch.tensor([self.scale]), torch.tensor([float(self.offset)]))
-
-    def rounded(self, x: Tensor) -> Tensor:
-        """x as int8 holds it, in float32."""
-        return (self.quantize(x).float() - self.offset) * self.scale
 
 
 def activation_scale(x: Tensor, method: RangeMethod, dtype: torch.dtype) -> ActivationScale:

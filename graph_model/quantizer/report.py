@@ -6,6 +6,15 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
+from graph_model.quantization.scheme import ActivationScale
+from graph_model.quantizer.ranges import RangeMethod, outlier_ratio
+from graph_model.quantizer.smoothing import quality
+
+_TOKENS = 512  # most that products are compared on
+
 
 @dataclass(frozen=True)
 class LinearReport:
@@ -23,6 +32,32 @@ class LinearReport:
     outliers_after: float | None = None
     sqnr_before: float | None = None
     strength: float | None = None
+
+
+def report_linear(
+    name: str,
+    before: tuple[Tensor, Tensor],
+    after: tuple[Tensor, Tensor],
+    scale: ActivationScale,
+    strength: float | None,
+    dtype: torch.dtype,
+    method: RangeMethod,
+) -> LinearReport:
+    """What quantizing does to a calibrated linear; before, after: input and weight without and with smoothing."""
+    (x, weight), (smoothed_x, smoothed_weight) = before, after
+    tokens = slice(None, None, -(-x.shape[0] // _TOKENS))
+    # The same numbers, but for rows that were divided because the next linear's input is smoothed.
+    exact, smoothed = x[tokens] @ weight.t(), smoothed_x[tokens] @ smoothed_weight.t()
+    return LinearReport(
+        name=name,
+        sqnr_after=quality(smoothed_x[tokens], smoothed_weight, smoothed, dtype, method),
+        low=(-128 - scale.offset) * scale.scale,
+        high=(127 - scale.offset) * scale.scale,
+        outliers_before=outlier_ratio(x),
+        outliers_after=outlier_ratio(smoothed_x),
+        sqnr_before=quality(x[tokens], weight, exact, dtype, method),
+        strength=strength,
+    )
 
 
 COLUMNS = ("linear", "range", "outliers", "smoothed", "SQNR dB", "smoothed", "strength")

@@ -9,14 +9,16 @@ from graph_model.weights.expressions import (
     InverseFrequencies,
     OnePlus,
     Rounded,
+    RowwiseExpression,
     Slice,
     WeightPlan,
     evaluate,
     from_json,
+    row_blocks,
     rows_of,
     to_json,
 )
-from graph_model.weights.read import Part, Read
+from graph_model.weights.read import Part, Read, take_part
 
 __all__ = [
     "CausalMask",
@@ -29,10 +31,13 @@ __all__ = [
     "Part",
     "Read",
     "Rounded",
+    "RowwiseExpression",
     "Slice",
     "WeightPlan",
     "evaluate",
     "from_json",
+    "row_blocks",
     "rows_of",
+    "take_part",
     "to_json",
 ]

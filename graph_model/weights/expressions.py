@@ -6,21 +6,89 @@ that the graph will read, so that a checkpoint of size S is loaded in little mor
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from graph_model.weights.quantized import ROWWISE, QuantizedExpression, quantized_from_json, quantized_to_json
-from graph_model.weights.read import Part, Read
+from graph_model.weights.read import Read
 
 _ROWS_AT_A_TIME = 1024
+_TYPES: dict[str, type[Expression]] = {}
+
+
+class Expression(ABC):
+    """How a weight is made of the tensors of a checkpoint. Frozen dataclasses: equal expressions are one tensor."""
+
+    if TYPE_CHECKING:  # fields of some and properties of others, for whose fields these would be defaults
+
+        @property
+        def shape(self) -> tuple[int, ...]: ...
+
+        @property
+        def dtype(self) -> torch.dtype: ...
+
+    def __init_subclass__(cls) -> None:
+        _TYPES[cls.__name__] = cls
+
+    @abstractmethod
+    def write(self, out: Tensor, read: Read) -> None:
+        """Compute the weight into `out`, which has its shape and dtype."""
+
+    def write_part(self, out: Tensor, dim: int, start: int, stop: int, read: Read) -> None:
+        """Compute the part [start, stop) along `dim` only, reading no more than it needs where that is possible."""
+        whole = torch.empty(self.shape, dtype=self.dtype)
+        self.write(whole, read)
+        out.copy_(whole.narrow(dim, start, stop - start))
+
+    def share(self, dim: int, start: int, stop: int, size: int) -> Expression:
+        """What a rank needs of it that has [start, stop) of the `size` rows (dim 0) or columns (dim 1) of a matrix.
+
+        The expression is the matrix, or describes its rows, columns or groups of them, and is cut as the matrix is;
+        without columns, it is the same for all of them.
+        """
+        if dim >= len(self.shape):
+            return self
+        own = self.shape[dim]
+        return Slice(self, dim, start * own // size, stop * own // size)
+
+
+class RowwiseExpression(Expression):
+    """An expression each of whose rows comes from the same row of what it reads: computed a few rows at a time."""
+
+    @abstractmethod
+    def write_rows(self, out: Tensor, start: int, stop: int, read: Read) -> None:
+        """Compute the rows [start, stop)."""
+
+    def write(self, out: Tensor, read: Read) -> None:
+        self.write_part(out, 0, 0, self.shape[0], read)
+
+    def write_part(self, out: Tensor, dim: int, start: int, stop: int, read: Read) -> None:
+        if dim == 0:
+            for first, last in row_blocks(start, stop):
+                self.write_rows(out[first - start : last - start], first, last, read)
+            return
+        for first, last in row_blocks(0, self.shape[0]):
+            rows = torch.empty((last - first, *self.shape[1:]), dtype=self.dtype)
+            self.write_rows(rows, first, last, read)
+            out[first:last] = rows.narrow(dim, start, stop - start)
+
+    def read_rows(self, name: str, start: int, stop: int, read: Read) -> Tensor:
+        """Rows of a checkpoint tensor that has as many as the expression."""
+        return read(name) if (start, stop) == (0, self.shape[0]) else read(name, (0, start, stop))
+
+
+def row_blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    """[start, stop) in parts: no more of a file than a part's rows is in memory."""
+    for first in range(start, stop, _ROWS_AT_A_TIME):
+        yield first, min(first + _ROWS_AT_A_TIME, stop)
 
 
 @dataclass(frozen=True)
-class CheckpointTensor:
+class CheckpointTensor(Expression):
     """A checkpoint tensor, cast to `dtype`."""
 
     name: str
@@ -30,15 +98,18 @@ class CheckpointTensor:
     def write(self, out: Tensor, read: Read) -> None:
         out.copy_(read(self.name).reshape(self.shape))
 
+    def write_part(self, out: Tensor, dim: int, start: int, stop: int, read: Read) -> None:
+        out.copy_(read(self.name, (dim, start, stop)).reshape(out.shape))
+
     def __str__(self) -> str:
         return self.name
 
 
 @dataclass(frozen=True)
-class Slice:
-    """The part [start, stop) of a tensor along `dim`, and all that is read of it where the part has its own values."""
+class Slice(Expression):
+    """The part [start, stop) of an expression along `dim`."""
 
-    x: CheckpointTensor | QuantizedExpression
+    x: Expression
     dim: int
     start: int
     stop: int
@@ -52,40 +123,14 @@ class Slice:
         return self.x.dtype
 
     def write(self, out: Tensor, read: Read) -> None:
-        if isinstance(self.x, CheckpointTensor):
-            out.copy_(read(self.x.name, (self.dim, self.start, self.stop)).reshape(self.shape))
-        elif self.dim == 0 and isinstance(self.x, ROWWISE):
-            _write_rows(self.x, self.start, self.stop, out, read)
-        elif self.dim == 1 and isinstance(self.x, ROWWISE):
-            # Scales are those of whole rows, which are in memory a few at a time.
-            for start in range(0, self.shape[0], _ROWS_AT_A_TIME):
-                stop = min(start + _ROWS_AT_A_TIME, self.shape[0])
-                rows = torch.empty((stop - start, *self.x.shape[1:]), dtype=self.dtype)
-                _write_rows(self.x, start, stop, rows, read)
-                out[start:stop] = rows[:, self.start : self.stop]
-        else:
-            whole = torch.empty(self.x.shape, dtype=self.x.dtype)
-            self.x.write(whole, read)
-            out.copy_(whole.narrow(self.dim, self.start, self.stop - self.start))
+        self.x.write_part(out, self.dim, self.start, self.stop, read)
 
     def __str__(self) -> str:
         return f"{self.x}[{':, ' * self.dim}{self.start}:{self.stop}]"
 
 
-def _write_rows(x: QuantizedExpression, start: int, stop: int, out: Tensor, read: Read) -> None:
-    """Rows [start, stop) of an expression whose rows come from the same rows of what it reads."""
-
-    def read_rows(name: str, part: Part | None = None, /) -> Tensor:
-        if name.endswith("input_scale"):
-            return read(name)
-        first, last = (0, stop - start) if part is None else part[1:]
-        return read(name, (0, start + first, start + last))
-
-    replace(x, shape=(stop - start, *x.shape[1:])).write(out, read_rows)
-
-
 @dataclass(frozen=True)
-class Constant:
+class Constant(Expression):
     """Numbers that are in no checkpoint: a rank's own, which differs from rank to rank, or ones."""
 
     values: tuple[int, ...]
@@ -103,7 +148,7 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Concat:
+class Concat(Expression):
     """Parts of one dtype joined along dimension 0."""
 
     parts: tuple[Expression, ...]
@@ -127,7 +172,7 @@ class Concat:
 
 
 @dataclass(frozen=True)
-class OnePlus:
+class OnePlus(Expression):
     """1 + x in float32: the factor of Gemma's RMSNorm, from the weight in its checkpoint dtype."""
 
     x: CheckpointTensor
@@ -148,7 +193,7 @@ class OnePlus:
 
 
 @dataclass(frozen=True)
-class InverseFrequencies:
+class InverseFrequencies(Expression):
     """theta ** (-2i / head_dim) for i below head_dim / 2, in float32: the angles per position of rotary embedding."""
 
     theta: float
@@ -171,7 +216,7 @@ class InverseFrequencies:
 
 
 @dataclass(frozen=True)
-class Rounded:
+class Rounded(Expression):
     """An expression's value, rounded to a narrower dtype."""
 
     x: OnePlus
@@ -191,7 +236,7 @@ class Rounded:
 
 
 @dataclass(frozen=True)
-class CausalMask:
+class CausalMask(Expression):
     """True above the diagonal of [size, size], in bool: what a query may not see."""
 
     size: int
@@ -211,17 +256,6 @@ class CausalMask:
         return f"causal_mask({self.size})"
 
 
-Expression = (
-    CheckpointTensor
-    | Slice
-    | Constant
-    | Concat
-    | OnePlus
-    | InverseFrequencies
-    | Rounded
-    | CausalMask
-    | QuantizedExpression
-)
 WeightPlan = dict[str, Expression]
 
 
@@ -230,15 +264,14 @@ def rows_of(expression: Expression, start: int, stop: int) -> Slice:
     if isinstance(expression, Slice):
         assert expression.dim == 0, f"{expression} is a slice of columns"
         return Slice(expression.x, 0, expression.start + start, expression.start + stop)
-    assert isinstance(expression, CheckpointTensor | QuantizedExpression), f"{expression} has no slices"
     return Slice(expression, 0, start, stop)
 
 
 def evaluate(expressions: Iterable[Expression], read: Read, device: torch.device) -> dict[Expression, Tensor]:
     """The tensor of every distinct expression, contiguous on `device`.
 
-    `read` is called once for each use of a CheckpointTensor or Slice. Expressions are computed on the host: a device
-    that runs whole graphs only has no kernels for them.
+    `read` is called once for each use of a CheckpointTensor, or of a part of one. Expressions are computed on the host:
+    a device that runs whole graphs only has no kernels for them.
     """
     tensors: dict[Expression, Tensor] = {}
     for expression in expressions:
@@ -249,54 +282,22 @@ def evaluate(expressions: Iterable[Expression], read: Read, device: torch.device
     return tensors
 
 
-def to_json(expression: Expression) -> dict[str, Any]:
-    """A JSON form of the expression, for the compile cache."""
-    if isinstance(expression, CheckpointTensor):
-        dtype = str(expression.dtype).removeprefix("torch.")
-        return {"source": expression.name, "shape": list(expression.shape), "dtype": dtype}
-    if isinstance(expression, Slice):
-        return {"slice": to_json(expression.x), "part": [expression.dim, expression.start, expression.stop]}
-    if isinstance(expression, Constant):
-        return {"constant": list(expression.values), "dtype": str(expression.dtype).removeprefix("torch.")}
-    if isinstance(expression, Concat):
-        return {"cat": [to_json(part) for part in expression.parts]}
-    if isinstance(expression, OnePlus):
-        return {"one_plus": to_json(expression.x)}
-    if isinstance(expression, Rounded):
-        return {"rounded": to_json(expression.x), "dtype": str(expression.dtype).removeprefix("torch.")}
-    if isinstance(expression, CausalMask):
-        return {"causal_mask": expression.size}
-    if isinstance(expression, QuantizedExpression):
-        return quantized_to_json(expression)
-    return {"inverse_frequencies": [expression.theta, expression.head_dim]}
+def to_json(value: Any) -> Any:
+    """A JSON form of an expression, for the compile cache: its type and its fields, which may be expressions."""
+    if isinstance(value, Expression):
+        own = {field.name: to_json(getattr(value, field.name)) for field in fields(value)}  # type: ignore[arg-type]
+        return {"type": type(value).__name__, **own}
+    if isinstance(value, torch.dtype):
+        return {"torch": str(value).removeprefix("torch.")}
+    return [to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
-def from_json(raw: dict[str, Any]) -> Expression:
+def from_json(raw: Any) -> Any:
     """The expression that `to_json` wrote."""
-    if "quantized" in raw:
-        return quantized_from_json(raw)
-    if "source" in raw:
-        return CheckpointTensor(raw["source"], tuple(raw["shape"]), getattr(torch, raw["dtype"]))
-    if "slice" in raw:
-        whole = from_json(raw["slice"])
-        assert isinstance(whole, CheckpointTensor | QuantizedExpression)
-        return Slice(whole, *raw["part"])
-    if "constant" in raw:
-        return Constant(tuple(raw["constant"]), getattr(torch, raw["dtype"]))
-    if "cat" in raw:
-        return Concat(tuple(from_json(part) for part in raw["cat"]))
-    if "inverse_frequencies" in raw:
-        return InverseFrequencies(*raw["inverse_frequencies"])
-    if "causal_mask" in raw:
-        return CausalMask(raw["causal_mask"])
-    if "rounded" in raw:
-        factor = from_json(raw["rounded"])
-        assert isinstance(factor, OnePlus)
-        return Rounded(factor, getattr(torch, raw["dtype"]))
-    return OnePlus(_source(raw["one_plus"]))
-
-
-def _source(raw: dict[str, Any]) -> CheckpointTensor:
-    source = from_json(raw)
-    assert isinstance(source, CheckpointTensor)
-    return source
+    if isinstance(raw, list):
+        return tuple(from_json(item) for item in raw)
+    if not isinstance(raw, dict):
+        return raw
+    if "torch" in raw:
+        return getattr(torch, raw["torch"])
+    return _TYPES[raw["type"]](**{name: from_json(value) for name, value in raw.items() if name != "type"})

@@ -38,7 +38,7 @@ class AscendMatmulAllReduce(Pass):
         return [node for node in graph.calls(ops.all_reduce) if node.meta["layer"].endswith(ROW_PARALLEL)]
 
     def expected_matches(self, graph: ModelGraph) -> int:
-        if graph.shard.world_size == 1 or graph.scheme == "w8a8":
+        if graph.shard.world_size == 1 or (graph.scheme is not None and graph.scheme.exact_sums):
             return 0
         quantized = graph.quantization.linears if graph.quantization is not None else ()
         return 2 * graph.config.num_hidden_layers - sum(path.endswith(ROW_PARALLEL) for path in quantized)

@@ -15,7 +15,6 @@ from graph_model.ascend.ops.quant_matmul import MAX_SIZE, sums_integers
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import CheckpointTensor, Concat, Constant, Expression, OnePlus, Rounded, Slice, rows_of
-from graph_model.weights.quantized import ChannelScale, DeqScale
 from passes.framework.contract import NearMiss, Pass, Tier, argument, operand
 from passes.framework.integers import IntegerBound
 from passes.linear_kernel import as_rows, shaped_like
@@ -77,8 +76,8 @@ class AscendQuant(Pass):
 
     def integer_bound(self, graph: ModelGraph) -> IntegerBound:
         """A norm that is not rounded before it is quantized differs from one that is by most in bfloat16."""
-        rounds = graph.scheme == "w8a8_dynamic" and graph.dtype == torch.bfloat16
-        return IntegerBound(1, 0.2 if rounds else 0.05)
+        per_token = graph.scheme is not None and graph.scheme.activations == "per_token"
+        return IntegerBound(1, 0.2 if per_token and graph.dtype == torch.bfloat16 else 0.05)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(*self.removes)
@@ -245,6 +244,6 @@ def _map(expression: Expression, change: object) -> Expression:
     if isinstance(expression, Concat):
         return Concat(tuple(_map(part, change) for part in expression.parts))
     if isinstance(expression, Slice):
-        return replace(expression, x=_map(expression.x, change))  # type: ignore[arg-type]
-    assert isinstance(expression, CheckpointTensor | ChannelScale | DeqScale)
-    return change(expression)
+        return replace(expression, x=_map(expression.x, change))
+    changed: Expression = change(expression)
+    return changed

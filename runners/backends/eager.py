@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from graph_model.graph import ModelGraph
-from graph_model.quantization.linears import Scheme
+from graph_model.quantization.scheme import Scheme
 from passes.framework.contract import Pass
 from runners.backends.base import StepFunction
 

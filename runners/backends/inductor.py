@@ -17,7 +17,7 @@ from graph_model import ops
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
 from graph_model.native import NativeBuildError, load_kernels
-from graph_model.quantization.linears import Scheme
+from graph_model.quantization.scheme import Scheme
 from passes.cpu.native_int8_linear import NativeInt8Linear
 from passes.cpu.onednn_linear import OneDNNLinear
 from passes.cpu.skinny_linear import SkinnyLinear
@@ -60,8 +60,8 @@ class InductorBackend:
         many: tuple[Pass, ...] = (OneDNNLinear(),) if ops.onednn_supports(dtype) else ()
         if dtype == torch.float32 and scheme is None:
             return many
-        # Sums of several ranks stay in float32 beside static int8 layers, which oneDNN's products do not give.
-        if not many or scheme == "w8a8":
+        # oneDNN's products do not give the float32 that ranks sum.
+        if not many or (scheme is not None and scheme.exact_sums):
             many = (*many, TiledLinear())
         version = cpp_compiler()
         assert version is not None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
-from graph_model.quantization.linears import Scheme
+from graph_model.quantization.scheme import Scheme
 from passes.ascend.attention import AscendFusedAttention, attention_choice
 from passes.ascend.flat_attention import AscendFlatAttention
 from passes.ascend.geglu import AscendGeGlu

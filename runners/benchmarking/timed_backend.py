@@ -14,7 +14,7 @@ from torch import Tensor
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.graph import ModelGraph
-from graph_model.quantization.linears import Scheme
+from graph_model.quantization.scheme import Scheme
 from passes.framework.contract import Pass
 from passes.framework.manager import run_passes
 from runners.backends import Backend, StepFunction

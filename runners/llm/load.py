@@ -13,6 +13,7 @@ from graph_model.bucket import BucketTable, powers_of_two
 from graph_model.checkpoint import Checkpoint, open_checkpoint
 from graph_model.errors import UserError
 from graph_model.graph import KVCacheConfig
+from graph_model.quantization.schemes import scheme_of
 from graph_model.tensor_parallel import WHOLE, Shard
 from graph_model.weights import Part, Read
 from passes.pipeline import build_kernel_options, build_passes
@@ -55,7 +56,6 @@ def load_model(
         description += f"; {shard.world_size} ranks"
     buckets = bucket_table(settings)
     dtype = getattr(torch, settings.dtype)
-    scheme = None if settings.quantization is None else settings.quantization.scheme
     recipe = Recipe(
         config=settings.config,
         dtype=dtype,
@@ -64,7 +64,7 @@ def load_model(
         ),
         passes=(
             *build_passes(settings.passes, shard),
-            *backend.kernel_passes(dtype, scheme),
+            *backend.kernel_passes(dtype, scheme_of(settings.quantization)),
             *build_kernel_options(settings.passes),
         ),
         backend=backend,

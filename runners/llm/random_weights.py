@@ -11,10 +11,11 @@ from graph_model.checkpoint import expected_tensors
 from graph_model.checkpoint.expected import EMBEDDING
 from graph_model.config import GemmaConfig
 from graph_model.quantization.linears import Quantization
-from graph_model.weights import Part, Read
+from graph_model.quantization.scheme import RANDOM_STD
+from graph_model.quantization.schemes import scheme_of
+from graph_model.weights import Part, Read, take_part
 
 _PATTERN_SIZE = 1 << 20
-_INT8_STD = 32  # of random int8 weights
 
 
 def random_weights(config: GemmaConfig, quantization: Quantization | None = None) -> Read:
@@ -24,20 +25,21 @@ def random_weights(config: GemmaConfig, quantization: Quantization | None = None
     take seconds. Where `quantization` says that the checkpoint is quantized, its int8 parts are made as well.
     """
     stored = quantization.linears if quantization is not None and quantization.stored else ()
+    scheme = scheme_of(quantization)
     shapes = expected_tensors(config)
     pattern = torch.randn(_PATTERN_SIZE, generator=torch.Generator().manual_seed(0))
-    integers = (pattern * _INT8_STD).clamp_(-127, 127).to(torch.int8)
+    integers = (pattern * RANDOM_STD).clamp_(-127, 127).to(torch.int8)
 
     def read(name: str, part: Part | None = None) -> Tensor:
         path, _, kind = name.rpartition(".")
-        if path in stored:
+        if scheme is not None and path in stored:
             shape = shapes.get(f"{path}.weight", shapes[EMBEDDING])  # a tied head's is the embedding's
             if kind != "weight":
-                return _part(_static_part(kind, shape), part)
+                return take_part(scheme.random_tensor(kind, shape), part)
             return values(integers, name, shape, part)
         shape = shapes[name]
         if len(shape) == 1:
-            return _part(torch.zeros(shape), part)
+            return take_part(torch.zeros(shape), part)
         return values(pattern, name, shape, part).mul_(shape[1] ** -0.5)
 
     def values(pattern: Tensor, name: str, shape: tuple[int, ...], part: Part | None) -> Tensor:
@@ -46,22 +48,6 @@ def random_weights(config: GemmaConfig, quantization: Quantization | None = None
         size = (last - first) * shape[1]
         repeats = -(-(size + offset) // _PATTERN_SIZE)
         rows = pattern.repeat(repeats)[offset : offset + size].view(last - first, shape[1])
-        return rows if part is None or part[0] == 0 else _part(rows, part)
+        return rows if part is None or part[0] == 0 else take_part(rows, part)
 
     return read
-
-
-def _part(tensor: Tensor, part: Part | None) -> Tensor:
-    return tensor if part is None else tensor.narrow(part[0], part[1], part[2] - part[1])
-
-
-def _static_part(kind: str, shape: tuple[int, ...]) -> Tensor:
-    """Scales under which a quantized linear of unit input has unit output, and no offsets."""
-    step = 4.0 / 127
-    if kind == "input_scale":
-        return torch.tensor([step])
-    if kind == "deq_scale":
-        return torch.full(shape[:1], step / _INT8_STD * shape[1] ** -0.5)
-    if kind == "quant_bias":
-        return torch.zeros(shape[:1], dtype=torch.int32)
-    return torch.zeros(1)

@@ -17,6 +17,7 @@ from graph_model.chips.registry import find_soc
 from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
 from graph_model.errors import UserError
 from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
+from graph_model.quantization.schemes import find_scheme, scheme_of
 from graph_model.tensor_parallel import Shard, check_world_size
 from runners import demo
 from runners.settings.values import at_least, boolean, group, text_list, text_or_none
@@ -197,14 +198,15 @@ def _quantization(settings: Any, config: GemmaConfig, stored: Quantization | Non
         )
     if scheme is None:
         return Quantization(None, kv8=True) if kv8 else None
-    random = settings.weights == "random"
-    if scheme == "w8a8" and not random:
+    calibrated = find_scheme(scheme).calibrated
+    if calibrated and settings.weights != "random":
+        others = " or ".join(f"quant={name}" for name in SCHEMES if not find_scheme(name).calibrated)
         raise UserError(
-            "quant=w8a8 needs scales of the activations, and a floating-point checkpoint has none. Make a quantized "
-            "checkpoint with them: python runners/quantize.py model.path=DIR quant=w8a8 output_dir=NEW, then give "
-            "model.path=NEW. quant=w8a8_dynamic and quant=w8a16 need no scales."
+            f"quant={scheme} needs scales of the activations, and a floating-point checkpoint has none. Make a "
+            f"quantized checkpoint with them: python runners/quantize.py model.path=DIR quant={scheme} output_dir=NEW, "
+            f"then give model.path=NEW. Without such scales run {others}."
         )
-    return Quantization(scheme, select_linears(config, keep_float), stored=scheme == "w8a8", kv8=kv8)
+    return Quantization(scheme, select_linears(config, keep_float), stored=calibrated, kv8=kv8)
 
 
 def _soc(
@@ -244,10 +246,11 @@ def _check_matmul_all_reduce(
             "passes.ascend_matmul_all_reduce is enabled, which has a meaning with backend=torchair only. Leave it out."
         )
     check_matmul_all_reduce(soc, world_size)
-    if quantization is not None and quantization.scheme == "w8a8":
+    scheme = scheme_of(quantization)
+    if scheme is not None and scheme.exact_sums:
         raise UserError(
-            "passes.ascend_matmul_all_reduce is enabled and the model is w8a8, whose ranks sum int32 and float32: "
-            "MatmulAllReduce sums 16 bit. Leave passes.ascend_matmul_all_reduce.enabled=false."
+            f"passes.ascend_matmul_all_reduce is enabled and the model is {scheme.name}, whose ranks sum int32 and "
+            "float32: MatmulAllReduce sums 16 bit. Leave passes.ascend_matmul_all_reduce.enabled=false."
         )
 
 

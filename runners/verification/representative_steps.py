@@ -16,9 +16,10 @@ from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.graph import KVCacheConfig
-from graph_model.quantization.linears import Quantization, Scheme, select_linears
+from graph_model.quantization.linears import Quantization, select_linears
+from graph_model.quantization.schemes import find_scheme
 from graph_model.tensor_parallel import WHOLE, Shard
-from graph_model.weights import Part, Read, evaluate
+from graph_model.weights import Part, Read, evaluate, take_part
 from passes.check import example_inputs, random_caches
 from passes.framework.manager import run_passes
 from passes.pipeline import DEFAULT_PASSES, build_passes
@@ -41,7 +42,7 @@ class RepresentativeStep:
     dtype: str = "float16"
     norm: str = "exact"
     block_size: int = 64
-    scheme: Scheme | None = None
+    scheme: str | None = None
     kept: tuple[str, ...] = ()
     kv8: bool = False
     shard: Shard = WHOLE
@@ -59,7 +60,7 @@ class RepresentativeStep:
         if self.scheme is None:
             return Quantization(None, kv8=True) if self.kv8 else None
         linears = select_linears(self.config, self.kept)
-        return Quantization(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)
+        return Quantization(self.scheme, linears, find_scheme(self.scheme).calibrated, self.kv8)
 
     def runs_on(self, soc: Chip) -> bool:
         """Whether the chip's tables allow it."""
@@ -162,6 +163,6 @@ def _without_zeros(read: Read) -> Read:
             limit = _LIMITS[tensor.dtype]
             whole = torch.randint(-limit, limit + 1, tensor.shape, generator=generator)
             tensor = (whole / 8 if name.endswith((".weight", ".bias")) else whole).to(tensor.dtype)
-        return tensor if part is None else tensor.narrow(part[0], part[1], part[2] - part[1])
+        return take_part(tensor, part)
 
     return read_part

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from graph_model.quantization.int8 import ChannelScale, QuantizedWeight
 from graph_model.weights import (
     CheckpointTensor,
     Concat,
@@ -25,7 +26,6 @@ from graph_model.weights import (
     rows_of,
     to_json,
 )
-from graph_model.weights.quantized import ChannelScale, QuantizedWeight
 
 CPU = torch.device("cpu")
 

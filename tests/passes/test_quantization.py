@@ -26,8 +26,9 @@ from graph_model import ops
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
 from graph_model.numerics import TOLERANCE
+from graph_model.quantization.int8 import Dequantized
 from graph_model.quantization.linears import Quantization, linear_paths, select_linears
-from graph_model.weights.quantized import Dequantized, DequantizedBias
+from graph_model.quantization.w8a8 import DequantizedBias
 from passes.check import PassChecker, example_inputs
 from passes.fold_dequantize import FoldDequantize
 from passes.fold_quantize import FoldQuantize

@@ -12,14 +12,13 @@ from support.graphs import BFLOAT16, BUCKETS, KV_CACHE, count, find, run_graph
 from support.ranks import part_reader, run_ranks
 from torch import Tensor
 
-from graph_model import ops, weights
+from graph_model import ops
 from graph_model.capture import capture
 from graph_model.graph import ModelGraph
-from graph_model.quantization.linears import Quantization, Scheme, linear_paths, select_linears
+from graph_model.quantization.linears import Quantization, linear_paths, select_linears
+from graph_model.quantization.w8a8 import PartialBias
 from graph_model.tensor_parallel import WHOLE, Shard
-from graph_model.weights import Part, Read, evaluate, from_json, to_json
-from graph_model.weights import quantized as quantized_weights
-from graph_model.weights.quantized import PartialBias
+from graph_model.weights import Part, Read, evaluate, expressions, from_json, to_json
 from passes.check import example_inputs
 from passes.cpu.onednn_linear import OneDNNLinear
 from passes.cpu.skinny_linear import SkinnyLinear
@@ -38,11 +37,11 @@ aten = torch.ops.aten
 BOUNDS = {"w8a8": 0.02, "w8a8_dynamic": 0.1, "w8a16": 1e-5}
 
 
-def quantization(scheme: Scheme) -> Quantization:
+def quantization(scheme: str) -> Quantization:
     return Quantization(scheme, linear_paths(CONFIG), stored=scheme == "w8a8")
 
 
-def reader(scheme: Scheme) -> Read:
+def reader(scheme: str) -> Read:
     """Random weights; static linears have an offset, and a bias besides its correction."""
     read = random_weights(CONFIG, quantization(scheme))
     generator = torch.Generator().manual_seed(0)
@@ -63,7 +62,7 @@ def reader(scheme: Scheme) -> Read:
 
 
 def logits_graph(
-    scheme: Scheme | Quantization | None,
+    scheme: str | Quantization | None,
     shard: Shard,
     dtype: torch.dtype = torch.float32,
     kv8: bool = False,
@@ -83,7 +82,7 @@ def caches(graph: ModelGraph) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic", "w8a16"])
-def test_logits_of_two_ranks_are_near_those_of_one(scheme: Scheme) -> None:
+def test_logits_of_two_ranks_are_near_those_of_one(scheme: str) -> None:
     whole, parts = logits_graph(scheme, WHOLE), [logits_graph(scheme, Shard(rank, 2)) for rank in range(2)]
     read, inputs = reader(scheme), example_inputs(whole, past=False)
     (expected,) = run_graph(whole, read, inputs, caches(whole))
@@ -145,7 +144,7 @@ def test_beside_static_layers_shares_in_floating_point_are_summed_in_float32(pha
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])
-def test_in_float32_and_beside_dynamic_layers_shares_have_the_models_dtype(scheme: Scheme) -> None:
+def test_in_float32_and_beside_dynamic_layers_shares_have_the_models_dtype(scheme: str) -> None:
     dtype = torch.float32 if scheme == "w8a8" else torch.bfloat16
     graph = logits_graph(replace(DOWN_PROJ_IN_FLOAT, scheme=scheme, stored=scheme == "w8a8"), Shard(0, 2), dtype)
     assert graph.calls(ops.all_reduce)[-1].meta["val"].dtype == dtype
@@ -154,7 +153,7 @@ def test_in_float32_and_beside_dynamic_layers_shares_have_the_models_dtype(schem
 
 @pytest.mark.parametrize("scheme", [None, "w8a8"])
 @pytest.mark.parametrize("phase", ["extend", "decode"])
-def test_a_rank_has_its_heads_of_an_int8_cache(scheme: Scheme | None, phase: str) -> None:
+def test_a_rank_has_its_heads_of_an_int8_cache(scheme: str | None, phase: str) -> None:
     """Integers and scales are those of one rank, before and after a step, and so are the logits."""
     whole = logits_graph(scheme, WHOLE, kv8=True, phase=phase)
     parts = [logits_graph(scheme, Shard(rank, 2), kv8=True, phase=phase) for rank in range(2)]
@@ -224,7 +223,7 @@ def test_a_bias_behind_a_row_parallel_layer_is_rounded_with_the_ranks_sum(keep_f
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])
 def test_a_rank_reads_its_own_rows_and_of_others_columns_a_skinny_at_a_time(
-    scheme: Scheme, monkeypatch: pytest.MonkeyPatch
+    scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scales are those of whole rows; rank 0's bias is what quant_bias holds besides all ranks' corrections."""
     read, rows = reader(scheme), 8
@@ -238,8 +237,7 @@ def test_a_rank_reads_its_own_rows_and_of_others_columns_a_skinny_at_a_time(
             return read(name, part)
 
         with monkeypatch.context() as patch:
-            patch.setattr(weights, "_ROWS_AT_A_TIME", rows)
-            patch.setattr(quantized_weights, "_ROWS_AT_A_TIME", rows)
+            patch.setattr(expressions, "_ROWS_AT_A_TIME", rows)
             found = evaluate(plan.values(), recorded, CPU)
         assert all(torch.equal(found[expression], expected[expression]) for expression in plan.values())
         matrices = [(name, part) for name, part in reads if name.endswith(".weight") and "norm" not in name]
@@ -265,7 +263,7 @@ def is_own(name: str, part: Part | None, shard: Shard) -> bool:
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])
-def test_int8_weights_of_the_ranks_are_those_of_one(scheme: Scheme) -> None:
+def test_int8_weights_of_the_ranks_are_those_of_one(scheme: str) -> None:
     """Also where a rank quantizes a floating-point checkpoint itself: scales are those of whole rows."""
     read = reader(scheme)
     plans: list[dict[str, Any]] = [logits_graph(scheme, Shard(rank, 2)).weight_plan for rank in range(2)]

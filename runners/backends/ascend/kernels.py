@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graph_model.weights.quantized import decode_scale
+from graph_model.quantization.int8 import decode_scale
 
 _KERNELS: dict[str, Callable[..., Any]] = {}
 _LIBRARIES: list[torch.library.Library] = []

@@ -18,7 +18,8 @@ from graph_model.checkpoint import open_checkpoint
 from graph_model.config import read_config
 from graph_model.errors import UserError
 from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.weights.quantized import DeqScale, Dequantized
+from graph_model.quantization.schemes import find_scheme
+from graph_model.quantization.w8a8 import DeqScale
 
 CONFIG = replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2)
 LINEARS = select_linears(CONFIG, ["down_proj", "lm_head"])
@@ -48,7 +49,7 @@ def test_both_dialects_are_read(scheme: str, dialect: str, dtype: torch.dtype, t
             assert torch.equal(opened.read(name), checkpoint.tensors[name])
             assert opened.dtype(name) == checkpoint.tensors[name].dtype
         plain = torch.empty(STATE[f"{Q}.weight"].shape)
-        Dequantized(Q, tuple(plain.shape), torch.float32, scheme == "w8a8").write(plain, opened.read)
+        find_scheme(scheme).plain(Q, "weight", tuple(plain.shape), torch.float32).write(plain, opened.read)
         weight = STATE[f"{Q}.weight"].to(dtype).float()
         step = weight.abs().amax(1, keepdim=True) / 127
         assert ((plain - weight).abs() <= 0.51 * step + 0.004 * weight.abs()).all()
