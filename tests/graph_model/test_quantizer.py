@@ -152,6 +152,7 @@ def test_the_written_checkpoint_follows_the_format(dtype: torch.dtype, dialect: 
     tensors = load_file(target / f"{stem}.safetensors")
     description = json.loads((target / f"quant_model_description{'' if vllm else '_w8a8'}.json").read_text())
     assert json.loads((target / "config.json").read_text())["quantize"] == "w8a8"
+    assert description["model_quant_type"] == "W8A8"
     assert {name: kind for name, kind in description.items() if "." in name} == {
         name: "FLOAT" if name.rpartition(".")[0] not in options("w8a8").quantization.linears else "W8A8"
         for name in tensors
@@ -164,7 +165,7 @@ def test_the_written_checkpoint_follows_the_format(dtype: torch.dtype, dialect: 
         assert q.dtype == torch.int8
         assert np.abs(q.numpy() - weight / s_w[:, None]).max() <= 0.5001
         s_x, z = tensors[f"{path}.input_scale"], tensors[f"{path}.input_offset"]
-        assert (s_x.dtype, z.dtype) == (dtype, torch.int8 if vllm else dtype)
+        assert (s_x.dtype, z.dtype) == (dtype, dtype)
         stored = tensors[f"{path}.deq_scale"]
         assert stored.dtype == (torch.int64 if dtype == torch.float16 else torch.float32)
         deq = stored.numpy().astype(np.uint32).view(np.float32) if dtype == torch.float16 else stored.numpy()
