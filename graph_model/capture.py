@@ -10,9 +10,9 @@ from torch._subclasses import FakeTensorMode
 
 from graph_model.bucket import Bucket
 from graph_model.config import GemmaConfig
-from graph_model.gemma import GemmaForCausalLM
+from graph_model.families import family_of
 from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.quantization.linears import HEAD, Quantization
+from graph_model.quantization.linears import Quantization
 from graph_model.quantization.schemes import scheme_of
 from graph_model.weights import CheckpointTensor, Expression
 
@@ -32,7 +32,7 @@ def capture(
     along for the passes that add caches and int8.
     """
     with FakeTensorMode(), default_dtype(dtype):
-        model = GemmaForCausalLM(config).requires_grad_(False)
+        model = family_of(config).model().requires_grad_(False)
         tokens = torch.zeros((bucket.batch, bucket.chunk), dtype=torch.int64)
         program = torch.export.export(model, (tokens, tokens.clone()), strict=False)
     module = program.graph_module
@@ -57,8 +57,9 @@ def plain_weight(
     scheme = scheme_of(quantization)
     if quantization is not None and scheme is not None and quantization.stored and path in quantization.linears:
         return scheme.plain(path, kind, shape, dtype)
-    if path == HEAD and config.tie_word_embeddings:
-        name = "model.embed_tokens.weight"
+    family = family_of(config)
+    if path == family.head.paths[0] and config.tie_word_embeddings:
+        name = family.embedding
     return CheckpointTensor(name, shape, dtype)
 
 

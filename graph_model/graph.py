@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from torch import fx
 
 from graph_model.bucket import Bucket
 from graph_model.config import GemmaConfig
+from graph_model.families import Family, family_of
 from graph_model.quantization.linears import Quantization
 from graph_model.quantization.scheme import Scheme
 from graph_model.quantization.schemes import scheme_of
@@ -37,8 +38,7 @@ class ModelGraph:
 
     Placeholders carry ``meta["kind"]``; weights come first, then caches, then the step's inputs. Every node carries a
     fake tensor in ``meta["val"]`` and, in ``meta["layer"]``, the module of the plain definition that it came from.
-    Weights carry their expression in ``meta["expression"]``. `shard`: the rank whose part of the model the graph
-    computes; the whole model before it is sharded.
+    Weights carry their expression in ``meta["expression"]``.
     """
 
     module: fx.GraphModule
@@ -47,7 +47,14 @@ class ModelGraph:
     cache_config: KVCacheConfig
     dtype: torch.dtype
     quantization: Quantization | None = None
-    shard: Shard = WHOLE
+    shard: Shard = WHOLE  # the rank whose part of the model the graph computes; the whole before it is sharded
+    matches: dict[str, int] = field(default_factory=dict)  # how often each pass so far matched, by its name
+    skipped: dict[str, str] = field(default_factory=dict)  # passes so far that found nothing, and why
+
+    @property
+    def family(self) -> Family:
+        """What the model is, layer by layer."""
+        return family_of(self.config)
 
     @property
     def scheme(self) -> Scheme | None:
@@ -142,7 +149,8 @@ class ModelGraph:
         graph.output(output)
         for old, new in environment.items():
             new.meta = dict(old.meta)
-        return replace(self, module=fx.GraphModule({}, graph))
+        module = fx.GraphModule({}, graph)
+        return replace(self, module=module, matches=dict(self.matches), skipped=dict(self.skipped))
 
 
 def _short_name(target: Any) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.families import Attention
 
 LARGEST_WORLD_SIZE = 64
 
@@ -20,23 +21,23 @@ class Shard:
     rank: int = 0
     world_size: int = 1
 
-    def heads(self, config: GemmaConfig) -> int:
+    def heads(self, attention: Attention) -> int:
         """Query heads of this rank."""
-        return config.num_attention_heads // self.world_size
+        return attention.heads // self.world_size
 
-    def kv_heads(self, config: GemmaConfig) -> int:
+    def kv_heads(self, attention: Attention) -> int:
         """Key heads of this rank."""
-        return max(1, config.num_key_value_heads // self.world_size)
+        return max(1, attention.kv_heads // self.world_size)
 
     def part(self, size: int) -> tuple[int, int]:
         """[start, stop) of this rank in a dimension that is split evenly."""
         each = size // self.world_size
         return self.rank * each, (self.rank + 1) * each
 
-    def kv_part(self, config: GemmaConfig) -> tuple[int, int]:
+    def kv_part(self, attention: Attention) -> tuple[int, int]:
         """[start, stop) of this rank's rows of the key and value projections."""
-        first = self.rank * config.num_key_value_heads // self.world_size
-        return first * config.head_dim, (first + self.kv_heads(config)) * config.head_dim
+        first = self.rank * attention.kv_heads // self.world_size
+        return first * attention.head_dim, (first + self.kv_heads(attention)) * attention.head_dim
 
 
 WHOLE = Shard()

@@ -11,7 +11,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier, argument, require
+from passes.framework.contract import Matches, Pass, Tier, argument, require
+from passes.framework.matches import per_model
 
 aten = torch.ops.aten
 
@@ -25,13 +26,13 @@ class AddRMSNorm(Pass):
 
     name: ClassVar[str] = "add_rms_norm"
     tier: ClassVar[Tier] = Tier.EXACT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.norms_after_sums)
+    needs: ClassVar[tuple[str, ...]] = ("rms_norm",)
+    after: ClassVar[tuple[str, ...]] = ("last_token",)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         norms = graph.calls(ops.rms_norm)
         return [norm for norm in norms if norm.args[0].target != aten.mul.Tensor]  # type: ignore[union-attr]
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return 2 * graph.config.num_hidden_layers if graph.calls(ops.rms_norm) else 0
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         total = argument(candidate, 0, aten.add.Tensor)

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier
+from passes.framework.contract import Matches, Pass, Tier
+from passes.framework.matches import EveryCandidate
 
 aten = torch.ops.aten
 
@@ -28,6 +29,7 @@ class Canonicalize(Pass):
 
     name: ClassVar[str] = "canonicalize"
     tier: ClassVar[Tier] = Tier.EXACT
+    matches: ClassVar[Matches] = EveryCandidate((aten.unflatten.int,))
     required: ClassVar[bool] = True
     removes: ClassVar[tuple[object, ...]] = (
         aten._assert_tensor_metadata.default,
@@ -38,9 +40,6 @@ class Canonicalize(Pass):
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return [node for node in graph.calls() if self._kind(node)]
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return len(self.candidates(graph))
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         kind = self._kind(candidate)

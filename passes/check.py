@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from graph_model.numerics import TOLERANCE, difference
 from graph_model.quantization.linears import Quantization
 from graph_model.weights import Expression, Read, evaluate
 from passes.framework.contract import Pass, PassError, Tier
-from passes.framework.integers import IntegerDifference, Recorder, compare_integers
+from passes.framework.integers import IntegerBound, IntegerDifference, Recorder, compare_integers
 from passes.framework.manager import run_passes
 from passes.select_token import SAMPLING_INPUTS
 
@@ -42,7 +42,8 @@ def check_passes(
 ) -> list[Comparison]:
     """Run the passes on a small graph of every phase, comparing before and after each; returns what was found.
 
-    `read` gives the checkpoint's tensors. Raises PassError naming the first pass that breaks its tier.
+    `read` gives the checkpoint's tensors. A pass that found nothing, as another is off, is skipped, with the reason.
+    Raises PassError naming the first pass that breaks its tier.
     """
     checker = PassChecker(read)
     cache_config = _INT8_KV_CACHE if quantization is not None and quantization.kv8 else _KV_CACHE
@@ -51,11 +52,38 @@ def check_passes(
     return checker.comparisons
 
 
+# What a pass says of itself for check mode only, where the graph after it is compared in another way than the others'.
+
+
+@runtime_checkable
+class ChangesOutput(Protocol):
+    """A pass after which the graph's first output is something else."""
+
+    def project(self, output: Any, graph: ModelGraph, inputs: dict[str, Tensor]) -> Any:
+        """What the output of the graph before the pass corresponds to in the graph after it."""
+
+
+@runtime_checkable
+class ChangesCaches(Protocol):
+    """A pass after which caches are stored otherwise."""
+
+    def earlier_caches(self, caches: list[Tensor], count: int) -> list[Tensor]:
+        """The `count` caches of the graph before the pass that hold what `caches` hold in the graph after it."""
+
+
+@runtime_checkable
+class BoundsIntegers(Protocol):
+    """A pass whose graphs' int8 activations are compared."""
+
+    def integer_bound(self, graph: ModelGraph) -> IntegerBound:
+        """What the pass may change of them."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A pass held its tier in a graph: relative difference of the outputs before and after it, and what is allowed.
 
-    integers: of int8 activations, where the pass says what it may change of them.
+    integers: of int8 activations, where the pass says what it may change of them. skipped: why the pass found nothing.
     """
 
     graph_pass: Pass
@@ -63,6 +91,7 @@ class Comparison:
     error: float
     bound: float
     integers: IntegerDifference | None = None
+    skipped: str = ""
 
     def __str__(self) -> str:
         return f"{self.graph_pass.name} on {self.bucket}: difference {self.error:.1e}, allowed {self.bound:.0e}"
@@ -77,12 +106,18 @@ class PassChecker:
         self._weights: dict[Expression, Tensor] = {}
 
     def __call__(self, graph_pass: Pass, before: ModelGraph, after: ModelGraph) -> None:
+        if reason := after.skipped.get(graph_pass.name):
+            self.comparisons.append(Comparison(graph_pass, after.bucket, 0.0, 0.0, skipped=reason))
+            return
         inputs = example_inputs(after, past=bool(before.placeholders("cache")))
         caches = random_caches(after)
-        earlier = graph_pass.earlier_caches(caches, len(before.placeholders("cache")))
-        allowed = graph_pass.integer_bound(after)
+        count = len(before.placeholders("cache"))
+        earlier = graph_pass.earlier_caches(caches, count) if isinstance(graph_pass, ChangesCaches) else caches[:count]
+        allowed = graph_pass.integer_bound(after) if isinstance(graph_pass, BoundsIntegers) else None
         recorder = Recorder(before) if allowed is not None else None
-        expected = graph_pass.project(self._run(before, inputs, earlier, recorder), before, inputs)
+        expected = self._run(before, inputs, earlier, recorder)
+        if isinstance(graph_pass, ChangesOutput):
+            expected = graph_pass.project(expected, before, inputs)
         found = self._run(after, inputs, caches)
         lens = inputs.get("query_lens")
         if lens is not None and expected.shape[:2] == (after.bucket.batch, after.bucket.chunk):

@@ -10,8 +10,9 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier, argument, operand, sole_user
+from passes.framework.contract import Matches, Pass, Tier, argument, operand, sole_user
 from passes.framework.integers import SAME, IntegerBound
+from passes.framework.matches import Counted, not_quantized
 
 aten = torch.ops.aten
 
@@ -30,10 +31,15 @@ class FoldDequantize(Pass):
 
     name: ClassVar[str] = "fold_dequantize"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = Counted(
+        lambda graph: graph.matches.get("insert_quantization", 0) - _summed_by_ranks(graph),
+        none="ranks sum the integers of every quantized linear",
+    )
+    after: ClassVar[tuple[str, ...]] = ("insert_quantization",)
     removes: ClassVar[tuple[object, ...]] = (ops.dequantize_weight,)
 
-    def applies(self, graph: ModelGraph) -> bool:
-        return graph.scheme is not None
+    def idle(self, graph: ModelGraph) -> str:
+        return not_quantized(graph)
 
     def integer_bound(self, graph: ModelGraph) -> IntegerBound:
         return SAME
@@ -41,9 +47,6 @@ class FoldDequantize(Pass):
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         found = graph.calls(ops.dequantize, ops.dequantize_weight)
         return [node for node in found if operand(node, 0).target != ops.all_reduce]
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return len(self.candidates(graph))
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         if candidate.target == ops.dequantize:
@@ -57,3 +60,10 @@ class FoldDequantize(Pass):
         bias = linear.args[2] if len(linear.args) > 2 else None
         result = graph.insert(ops.int8_weight_linear, linear.args[0], weight, scale, bias, at=linear)
         linear.replace_all_uses_with(result)
+
+
+def _summed_by_ranks(graph: ModelGraph) -> int:
+    """Linears whose integers ranks sum."""
+    if graph.shard.world_size == 1 or graph.scheme is None or not graph.scheme.exact_sums or graph.quantization is None:
+        return 0
+    return sum(graph.family.linears[path].split == "row" for path in graph.quantization.linears)

@@ -10,7 +10,8 @@ from torch import fx
 
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies
-from passes.framework.contract import NearMiss, Pass, Tier, argument, require
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, argument, require
+from passes.framework.matches import per_model
 
 aten = torch.ops.aten
 
@@ -21,13 +22,12 @@ class FoldInvFreq(Pass):
 
     name: ClassVar[str] = "fold_inv_freq"
     tier: ClassVar[Tier] = Tier.EXACT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.rotary_bases)
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
     removes: ClassVar[tuple[object, ...]] = (aten.reciprocal.default, aten.arange.start_step)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(aten.reciprocal.default)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return 1
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         power = argument(candidate, 0, aten.pow.Scalar)

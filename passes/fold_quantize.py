@@ -10,8 +10,9 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier, operand, require
+from passes.framework.contract import Matches, Pass, Tier, operand, require
 from passes.framework.integers import SAME, IntegerBound
+from passes.framework.matches import Counted, is_quantized
 
 
 @dataclass(frozen=True)
@@ -26,22 +27,22 @@ class FoldQuantize(Pass):
 
     name: ClassVar[str] = "fold_quantize"
     tier: ClassVar[Tier] = Tier.EXACT
+    matches: ClassVar[Matches] = Counted(
+        lambda graph: sum(bool(group.norm) and is_quantized(graph, group) for group in graph.family.groups),
+        none="no linear that is quantized reads a norm",
+    )
+    needs: ClassVar[tuple[str, ...]] = ("rms_norm",)
+    after: ClassVar[tuple[str, ...]] = ("insert_quantization", "add_rms_norm")
 
-    def applies(self, graph: ModelGraph) -> bool:
-        return graph.scheme is not None and graph.scheme.activations == "per_tensor"
+    def idle(self, graph: ModelGraph) -> str:
+        static = graph.scheme is not None and graph.scheme.activations == "per_tensor"
+        return "" if static else "no activation has a static scale"
 
     def integer_bound(self, graph: ModelGraph) -> IntegerBound:
         return SAME
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return [node for node in graph.calls(ops.quantize) if _norm(node) is not None]
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        assert graph.quantization is not None
-        if not graph.calls(ops.rms_norm, ops.add_rms_norm):
-            return 0
-        first = (".q_proj", ".gate_proj")  # of each group behind a norm
-        return sum(path.endswith(first) or path == "lm_head" for path in graph.quantization.linears)
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         normed = operand(candidate, 0)

@@ -10,7 +10,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier, operand, require, sole_user
+from passes.framework.contract import Matches, Pass, Tier, operand, require, sole_user
+from passes.framework.matches import per_model
 
 aten = torch.ops.aten
 
@@ -21,13 +22,12 @@ class GeluAndMul(Pass):
 
     name: ClassVar[str] = "gelu_and_mul"
     tier: ClassVar[Tier] = Tier.EXACT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.gated_activations)
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
     removes: ClassVar[tuple[object, ...]] = (aten.gelu.default,)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(aten.gelu.default)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return graph.config.num_hidden_layers
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         form = candidate.kwargs.get("approximate", "none")

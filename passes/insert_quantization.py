@@ -12,10 +12,11 @@ from torch import fx
 from graph_model import ops
 from graph_model.capture import plain_weight
 from graph_model.graph import ModelGraph
-from graph_model.quantization.linears import GROUPS, Quantization, group_of
+from graph_model.quantization.linears import Quantization
 from graph_model.quantization.scheme import Scheme
 from graph_model.weights import Concat, Expression, Slice
-from passes.framework.contract import NearMiss, Pass, Tier, operand, sole_user
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, operand, sole_user
+from passes.framework.matches import Counted, linear_calls, not_quantized
 
 aten = torch.ops.aten
 
@@ -31,21 +32,18 @@ class InsertQuantization(Pass):
 
     name: ClassVar[str] = "insert_quantization"
     tier: ClassVar[Tier] = Tier.QUANTIZING
+    matches: ClassVar[Matches] = Counted(lambda graph: linear_calls(graph, quantized=True))
+    after: ClassVar[tuple[str, ...]] = ("merge_qkv", "merge_gate_up", "last_token")
     # Small random models are far more sensitive than trained ones; accuracy is measured on the latter.
     budget: ClassVar[float] = 0.5
     required: ClassVar[bool] = True
 
-    def applies(self, graph: ModelGraph) -> bool:
-        return graph.scheme is not None
+    def idle(self, graph: ModelGraph) -> str:
+        return not_quantized(graph)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         quantized = set(_quantization(graph).linears)
-        return [node for node in graph.calls(aten.linear.default) if quantized.intersection(_paths(node))]
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        linears = set(_quantization(graph).linears)
-        merged = [paths for node in graph.calls(aten.linear.default) if len(paths := _paths(node)) > 1]
-        return len(linears) - sum(len(paths) - 1 for paths in merged if linears.issuperset(paths))
+        return [node for node in graph.calls(aten.linear.default) if quantized.intersection(_paths(graph, node))]
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         assert graph.scheme is not None
@@ -63,7 +61,7 @@ class _Linear:
         self.bias: Any = node.args[2] if len(node.args) > 2 else None
         self.dtype = graph.dtype
         self._graph, self._scheme = graph, scheme
-        self._paths = _paths(node)
+        self._paths = _paths(graph, node)
         expression = self._weight.meta.get("expression")
         self._leaves: tuple[Any, ...] = expression.parts if isinstance(expression, Concat) else (expression,)
         if len(self._leaves) != len(self._paths) or not all(map(self._is_plain, self._paths, self._leaves)):
@@ -85,7 +83,7 @@ class _Linear:
         return self._graph.add_weight(full_name, parts[0] if len(parts) == 1 else Concat(parts))
 
     def input_weight(self, name: str) -> fx.Node:
-        owner = group_of(self._paths[0])[0]
+        owner = self._graph.family.group_of(self._paths[0]).paths[0]
         return self._graph.add_weight(f"p_{owner}.{name}".replace(".", "_"), self._scheme.input_weights(owner)[name])
 
     def insert(self, target: Callable[..., object], *args: object) -> fx.Node:
@@ -123,11 +121,6 @@ def _quantization(graph: ModelGraph) -> Quantization:
     return graph.quantization
 
 
-def _paths(linear: fx.Node) -> tuple[str, ...]:
+def _paths(graph: ModelGraph, linear: fx.Node) -> tuple[str, ...]:
     """The paths of the model's linears that a node computes: several where projections were merged."""
-    layer = linear.meta["layer"]
-    parent, _, name = layer.rpartition(".")
-    for group, merged in zip(GROUPS, ("qkv_proj", "gate_up_proj"), strict=True):
-        if name == merged:
-            return tuple(f"{parent}.{member}" for member in group)
-    return (layer,)
+    return graph.family.linears_at(linear.meta["layer"])

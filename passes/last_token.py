@@ -11,7 +11,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import NearMiss, Pass, Tier, operand
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, operand
+from passes.framework.matches import ONCE
 
 aten = torch.ops.aten
 
@@ -43,13 +44,12 @@ class LastToken(Pass):
 
     name: ClassVar[str] = "last_token"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = ONCE
+    after: ClassVar[tuple[str, ...]] = ("rms_norm", "merge_qkv", "merge_gate_up", "gelu_and_mul", "paged_attention")
     required: ClassVar[bool] = True
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return list(graph.outputs)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return 1
 
     def prepare(self, graph: ModelGraph) -> None:
         if graph.bucket.scored:

@@ -8,8 +8,10 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier
+from passes.framework.contract import Expected, Matches, Pass, Tier
+from passes.framework.matches import dequantizes_weights, linear_calls
 
 aten = torch.ops.aten
 
@@ -35,19 +37,36 @@ def shaped_like(graph: ModelGraph, at: fx.Node, matrix: fx.Node) -> fx.Node:
     return matrix if len(shape) == 2 else graph.insert(aten.reshape.default, matrix, shape, at=at)
 
 
+_LINEARS = (aten.linear.default, ops.float32_linear)
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """The floating-point linears of the model that no pass before took and that the pass does not leave to the next."""
+
+    def __call__(self, graph_pass: Pass, graph: ModelGraph) -> Expected:
+        candidates = set(graph_pass.candidates(graph))
+        left_to_others = sum(node not in candidates for node in graph.calls(*_LINEARS))
+        taken = sum(graph.matches.get(cls.name, 0) for cls in LinearKernel.__subclasses__())
+        total = linear_calls(graph, quantized=False)
+        if dequantizes_weights(graph):
+            total += linear_calls(graph, quantized=True)
+        reason = f"of {total} floating-point linears {taken} went to other kernels, {left_to_others} are left to them"
+        return Expected(total - taken - left_to_others, reason)
+
+
 @dataclass(frozen=True)
 class LinearKernel(Pass):
     """Base of passes that replace calls of `linears`, (x, w, bias) or (x, w); w stays as it is stored, [out, in]."""
 
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = LeftOver()
+    after: ClassVar[tuple[str, ...]] = ("last_token", "insert_quantization", "fold_dequantize")
     removes: ClassVar[tuple[object, ...]] = (aten.linear.default,)
     linears: ClassVar[tuple[object, ...]] = (aten.linear.default,)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(*self.linears)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return len(self.candidates(graph))
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         x, weight, bias = (*candidate.args, None)[:3]

@@ -10,7 +10,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, PassError, Tier, argument, require, sole_user
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, argument, require, sole_user
+from passes.framework.matches import per_model
 
 aten = torch.ops.aten
 
@@ -34,26 +35,27 @@ class PagedAttention(Pass):
 
     name: ClassVar[str] = "paged_attention"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.attentions)
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
     required: ClassVar[bool] = True
     removes: ClassVar[tuple[object, ...]] = (aten.scaled_dot_product_attention.default, aten.transpose.int)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(aten.scaled_dot_product_attention.default)
 
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return graph.config.num_hidden_layers
-
     def prepare(self, graph: ModelGraph) -> None:
-        bucket, config, cache_config = graph.bucket, graph.config, graph.cache_config
+        bucket = graph.bucket
         with graph.fake_mode:
-            shape = cache_config.shape(graph.shard.kv_heads(config), config.head_dim)
-            cache = torch.empty(shape, dtype=graph.dtype)
             slots = torch.empty(bucket.batch, bucket.chunk, dtype=torch.int64)
             lens = torch.empty(bucket.batch, dtype=torch.int64)
             table = torch.empty(bucket.batch, bucket.max_blocks_per_seq, dtype=torch.int64)
-        for layer in range(config.num_hidden_layers):
-            graph.add_placeholder(f"key_cache_{layer}", "cache", cache)
-            graph.add_placeholder(f"value_cache_{layer}", "cache", cache)
+        for index, layer in enumerate(graph.family.layers):
+            if graph.family.cache_layer(index) == index:
+                shape = graph.cache_config.shape(graph.shard.kv_heads(layer.attention), layer.attention.head_dim)
+                with graph.fake_mode:
+                    cache = torch.empty(shape, dtype=graph.dtype)
+                graph.add_placeholder(f"key_cache_{index}", "cache", cache)
+                graph.add_placeholder(f"value_cache_{index}", "cache", cache)
         graph.add_placeholder("slot_mapping", "input", slots)
         if bucket.phase != "prefill":
             graph.add_placeholder("context_lens", "input", lens)
@@ -75,7 +77,10 @@ class PagedAttention(Pass):
         for node in (*sources, output):
             require(node.args[1:] == (1, 2), node, f"swaps dimensions {node.args[1:]}, expected (1, 2)")
         require(attend.keys() == {"query", "key", "value"}, candidate, f"has unknown arguments {sorted(attend)}")
-        layer = _layer_index(candidate)
+        index = graph.family.layer_index(candidate.meta["layer"])
+        if index is None:
+            raise NearMiss(candidate, f"was traced in {candidate.meta['layer']!r}, expected a decoder layer's module")
+        layer = graph.family.cache_layer(index)
         inputs = {node.name: node for kind in ("cache", "input") for node in graph.placeholders(kind)}
         result = graph.insert(
             ops.paged_attention,
@@ -103,11 +108,3 @@ def _bound_arguments(node: fx.Node) -> dict[str, Any]:
     for schema_argument, value in zip(target._schema.arguments, node.args, strict=False):
         bound[schema_argument.name] = value
     return {**bound, **node.kwargs}
-
-
-def _layer_index(node: fx.Node) -> int:
-    """i of model.layers.i, where the node was traced."""
-    parts = node.meta["layer"].split(".")
-    if parts[:2] != ["model", "layers"]:
-        raise PassError(f"{node.name} was traced in {node.meta['layer']!r}, expected a module of model.layers")
-    return int(parts[2])

@@ -14,7 +14,7 @@ from passes.canonicalize import Canonicalize
 from passes.fold_dequantize import FoldDequantize
 from passes.fold_inv_freq import FoldInvFreq
 from passes.fold_quantize import FoldQuantize
-from passes.framework.contract import Pass
+from passes.framework.contract import Pass, out_of_order
 from passes.gelu_and_mul import GeluAndMul
 from passes.insert_quantization import InsertQuantization
 from passes.last_token import LastToken
@@ -60,6 +60,12 @@ def build_passes(settings: Mapping[str, Mapping[str, Any]], shard: Shard | None 
         raise UserError(
             f"passes.{missing[0]}: this pass cannot be switched off, no backend runs a graph without it. "
             f"Leave passes.{missing[0]}.enabled=true."
+        )
+    if wrong := out_of_order(passes):
+        early, late = (each.name for each in wrong)
+        raise UserError(
+            f"passes.{early} stands before passes.{late}, and must come after it. "
+            f"Give the passes in this order: {', '.join(PASSES)}."
         )
     return passes if shard is None or shard.world_size == 1 else _add_sharding(passes, shard)
 

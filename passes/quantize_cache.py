@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from graph_model.quantization.kv8 import cache_specs, dequantized
-from passes.framework.contract import Pass, Tier
+from passes.framework.contract import Matches, Pass, Tier
+from passes.framework.matches import per_model
 
 _CACHES = slice(3, 5)  # the arguments of attention that are caches
 
@@ -27,18 +28,17 @@ class QuantizeCache(Pass):
 
     name: ClassVar[str] = "quantize_cache"
     tier: ClassVar[Tier] = Tier.QUANTIZING
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.attentions)
+    after: ClassVar[tuple[str, ...]] = ("paged_attention", "last_token")
     budget: ClassVar[float] = 0.3
     required: ClassVar[bool] = True
     removes: ClassVar[tuple[object, ...]] = (ops.paged_attention,)
 
-    def applies(self, graph: ModelGraph) -> bool:
-        return graph.quantization is not None and graph.quantization.kv8
+    def idle(self, graph: ModelGraph) -> str:
+        return "" if graph.quantization is not None and graph.quantization.kv8 else "the cache is not quantized"
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(ops.paged_attention)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return graph.config.num_hidden_layers
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         scales = []

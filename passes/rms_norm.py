@@ -11,7 +11,8 @@ from torch import fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from graph_model.weights import CheckpointTensor, OnePlus
-from passes.framework.contract import NearMiss, Pass, Tier, argument, operand, require, sole_user
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, argument, operand, require, sole_user
+from passes.framework.matches import per_model
 
 aten = torch.ops.aten
 
@@ -32,13 +33,12 @@ class RMSNorm(Pass):
 
     name: ClassVar[str] = "rms_norm"
     tier: ClassVar[Tier] = Tier.EXACT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.norms)
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
     removes: ClassVar[tuple[object, ...]] = (aten.rsqrt.default,)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(aten.rsqrt.default)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return 2 * graph.config.num_hidden_layers + 1
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         shifted = argument(candidate, 0, aten.add.Tensor)

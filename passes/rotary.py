@@ -10,7 +10,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier, argument, operand, require, sole_user
+from passes.framework.contract import Matches, Pass, Tier, argument, operand, require, sole_user
+from passes.framework.matches import per_model
 
 aten = torch.ops.aten
 
@@ -21,13 +22,12 @@ class Rotary(Pass):
 
     name: ClassVar[str] = "rotary"
     tier: ClassVar[Tier] = Tier.EXACT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.rotations)
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
     removes: ClassVar[tuple[object, ...]] = (aten.neg.default,)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(aten.neg.default)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return 2 * graph.config.num_hidden_layers
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         second = argument(candidate, 0, aten.slice.Tensor)

@@ -11,7 +11,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier
+from passes.framework.contract import Matches, Pass, Tier
+from passes.framework.matches import ONCE
 
 SAMPLING_INPUTS = (
     ("temperature", torch.float32),
@@ -32,13 +33,12 @@ class SelectToken(Pass):
 
     name: ClassVar[str] = "select_token"
     tier: ClassVar[Tier] = Tier.EXACT
+    matches: ClassVar[Matches] = ONCE
+    after: ClassVar[tuple[str, ...]] = ("last_token",)
     required: ClassVar[bool] = True
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return list(graph.outputs)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return 1
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         end = graph.graph.output_node()

@@ -9,16 +9,14 @@ import torch
 from torch import fx
 
 from graph_model import ops
+from graph_model.families import Split
 from graph_model.graph import ModelGraph
 from graph_model.tensor_parallel import Shard, check_world_size
 from graph_model.weights import Constant, Expression
-from passes.framework.contract import NearMiss, Outcome, Pass, Tier, operand
+from passes.framework.contract import Matches, NearMiss, Outcome, Pass, Tier, operand
+from passes.framework.matches import per_model
 
 aten = torch.ops.aten
-
-COLUMN_PARALLEL = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
-ROW_PARALLEL = ("o_proj", "down_proj")
-_PER_LAYER = len(COLUMN_PARALLEL) + len(ROW_PARALLEL)
 
 
 @dataclass(frozen=True)
@@ -44,34 +42,36 @@ class ShardTensorParallel(Pass):
 
     name: ClassVar[str] = "shard_tensor_parallel"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.linears + 1)
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
     required: ClassVar[bool] = True
     removes: ClassVar[tuple[object, ...]] = (aten.embedding.default,)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(aten.linear.default, aten.embedding.default)
 
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return _PER_LAYER * graph.config.num_hidden_layers + 2
-
     def prepare(self, graph: ModelGraph) -> None:
         check_world_size(graph.config, self.shard.world_size)
         graph.shard = self.shard
+        layers = enumerate(graph.family.layers)
+        attentions = {f"{graph.family.layer_path(index)}.{layer.attention.path}" for index, layer in layers}
         for node in graph.calls(aten.reshape.default):
-            if node.meta["layer"].endswith(".self_attn"):
+            if node.meta["layer"] in attentions:
                 _infer_heads(node)
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         if candidate.target == aten.embedding.default:
             return self._embedding(graph, candidate)
-        name = candidate.meta["layer"].rsplit(".", 1)[-1]
-        if name in COLUMN_PARALLEL:
-            self._column(graph, candidate, name)
-        elif name in ROW_PARALLEL:
+        path = candidate.meta["layer"]
+        if path not in graph.family.linears:
+            raise NearMiss(candidate, f"the family does not say how {path!r} is shared")
+        split = graph.family.linears[path].split
+        if split == "row":
             self._row(graph, candidate)
-        elif name == "lm_head":
+        elif split == "vocab":
             self._head(graph, candidate)
         else:
-            raise NearMiss(candidate, f"nothing says how {name!r} is shared")
+            self._column(graph, candidate, self._rows(graph, candidate, split))
 
     def apply(self, graph: ModelGraph) -> Outcome:
         outcome = super().apply(graph)
@@ -81,10 +81,14 @@ class ShardTensorParallel(Pass):
         graph.module.recompile()
         return outcome
 
-    def _column(self, graph: ModelGraph, linear: fx.Node, name: str) -> None:
-        is_kv = name in ("k_proj", "v_proj")
-        rows = operand(linear, 1).meta["val"].shape[0]
-        part = self.shard.kv_part(graph.config) if is_kv else self.shard.part(rows)
+    def _rows(self, graph: ModelGraph, linear: fx.Node, split: Split) -> tuple[int, int]:
+        """The rows of a column-parallel weight that are this rank's."""
+        index = graph.family.layer_index(linear.meta["layer"])
+        if split == "kv" and index is not None:
+            return self.shard.kv_part(graph.family.layers[index].attention)
+        return self.shard.part(operand(linear, 1).meta["val"].shape[0])
+
+    def _column(self, graph: ModelGraph, linear: fx.Node, part: tuple[int, int]) -> None:
         weights = [_part(graph, linear, index, 0, *part) for index in range(1, len(linear.args))]
         linear.args = (linear.args[0], *weights)
 

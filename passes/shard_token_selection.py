@@ -10,7 +10,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier, argument, require
+from passes.framework.contract import Matches, Pass, Tier, argument, require
+from passes.framework.matches import Counted
 from passes.shard_tensor_parallel import rank_weight
 
 _SHARDED = {
@@ -43,14 +44,15 @@ class ShardTokenSelection(Pass):
 
     name: ClassVar[str] = "shard_token_selection"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = Counted(
+        lambda graph: 1 + (graph.bucket.logprobs >= 0) + (graph.bucket.selection in ("score", "distribution"))
+    )
+    after: ClassVar[tuple[str, ...]] = ("shard_tensor_parallel", "select_token")
     required: ClassVar[bool] = True
     removes: ClassVar[tuple[object, ...]] = (ops.all_gather, *_SELECTIONS)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(*_SELECTIONS)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return 1 + (graph.bucket.logprobs >= 0) + (graph.bucket.selection in ("score", "distribution"))
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         gathered = argument(candidate, 0, ops.all_gather)

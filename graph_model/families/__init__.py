@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 
 from graph_model.config import GemmaConfig
-from graph_model.families.family import Family
+from graph_model.families.family import Counts, Family
 from graph_model.families.gemma1 import Gemma1
-from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm, Role, Rotary, Upstream
+from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm, Role, Rotary, Split, Upstream
 
 __all__ = [
     "FAMILIES",
     "Attention",
+    "Counts",
     "Family",
     "Layer",
     "Linear",
@@ -19,6 +20,7 @@ __all__ = [
     "Norm",
     "Role",
     "Rotary",
+    "Split",
     "Upstream",
     "family_of",
 ]

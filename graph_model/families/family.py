@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graph_model.config import GemmaConfig
-from graph_model.families.layer import Layer, Linear, LinearGroup, Norm
+from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,11 @@ class Family(ABC):
     def layers(self) -> tuple[Layer, ...]:
         """The decoder layers in their order; those that are alike are equal."""
         return self.describe_layers()
+
+    @cached_property
+    def attentions(self) -> tuple[Attention, ...]:
+        """The kinds of attention that the layers have, each once."""
+        return tuple(dict.fromkeys(layer.attention for layer in self.layers))
 
     @property
     def final_norm(self) -> Norm:

@@ -15,7 +15,8 @@ from graph_model.ascend.ops.attention import AttentionChoice, choose_attention
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import CausalMask
-from passes.framework.contract import Pass, Tier, operand
+from passes.framework.contract import Matches, Pass, Tier, operand
+from passes.framework.matches import per_model
 
 aten = torch.ops.aten
 
@@ -29,18 +30,18 @@ class AscendAttention(Pass):
 
     chip: Chip
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.attentions)
+    after: ClassVar[tuple[str, ...]] = ("paged_attention", "quantize_cache")
     removes: ClassVar[tuple[object, ...]] = (ops.paged_attention,)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(*self.removes)
 
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return graph.config.num_hidden_layers
-
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         attention = Attention(graph, candidate)
         self.write_cache(attention)
-        candidate.replace_all_uses_with(self.attend(attention, attention_choice(graph, self.chip)))
+        layer = graph.family.layer_index(candidate.meta["layer"]) or 0
+        candidate.replace_all_uses_with(self.attend(attention, attention_choice(graph, self.chip, layer)))
         graph.graph.erase_node(candidate)
 
     def write_cache(self, attention: Attention) -> None:
@@ -77,8 +78,8 @@ class AscendFusedAttention(AscendAttention):
         "aten.index_select",
     )
 
-    def applies(self, graph: ModelGraph) -> bool:
-        return graph.quantization is None or not graph.quantization.kv8
+    def idle(self, graph: ModelGraph) -> str:
+        return "the cache is int8" if graph.quantization is not None and graph.quantization.kv8 else ""
 
     def write_cache(self, attention: Attention) -> None:
         slots = attention.shared("slots", lambda at: attention.call(aten.reshape.default, attention.slots, [-1], at=at))
@@ -132,16 +133,16 @@ def fused_infer_attention(
     return a.call(operator.getitem, result, 0)
 
 
-def attention_choice(graph: ModelGraph, chip: Chip) -> AttentionChoice:
-    """How the graph's attention runs on the chip, and why."""
-    config, bucket = graph.config, graph.bucket
+def attention_choice(graph: ModelGraph, chip: Chip, layer: int = 0) -> AttentionChoice:
+    """How the attention of a layer runs on the chip, and why."""
+    attention, bucket = graph.family.layers[layer].attention, graph.bucket
     return choose_attention(
         chip,
         bucket.phase,
         graph.cache_config.block_size,
-        graph.shard.heads(config),
-        graph.shard.kv_heads(config),
-        config.head_dim,
+        graph.shard.heads(attention),
+        graph.shard.kv_heads(attention),
+        attention.head_dim,
         bucket.batch,
         int8_cache=graph.quantization is not None and graph.quantization.kv8,
     )

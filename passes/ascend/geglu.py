@@ -11,7 +11,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier, operand
+from passes.framework.contract import Matches, Pass, Tier, operand
+from passes.framework.matches import per_model
 
 aten = torch.ops.aten
 
@@ -28,14 +29,14 @@ class AscendGeGlu(Pass):
 
     name: ClassVar[str] = "ascend_geglu"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.gated_activations)
+    needs: ClassVar[tuple[str, ...]] = ("gelu_and_mul",)
+    after: ClassVar[tuple[str, ...]] = ("last_token",)
     removes: ClassVar[tuple[object, ...]] = (ops.gelu_and_mul,)
     introduces: ClassVar[tuple[str, ...]] = ("npu.npu_geglu",)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(ops.gelu_and_mul)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return graph.config.num_hidden_layers if self.candidates(graph) else 0
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         gate, up = operand(candidate, 0), operand(candidate, 1)

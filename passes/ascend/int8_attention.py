@@ -50,8 +50,8 @@ class AscendInt8Attention(AscendAttention):
         "aten.cat",
     )
 
-    def applies(self, graph: ModelGraph) -> bool:
-        return graph.quantization is not None and graph.quantization.kv8
+    def idle(self, graph: ModelGraph) -> str:
+        return "" if graph.quantization is not None and graph.quantization.kv8 else "the cache is not quantized"
 
     def write_cache(self, attention: Attention) -> None:
         a = attention

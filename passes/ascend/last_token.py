@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier, operand
+from passes.framework.contract import Matches, Pass, Tier, operand
+from passes.framework.matches import EveryCandidate
 
 aten = torch.ops.aten
 
@@ -20,12 +21,14 @@ class AscendLastToken(Pass):
 
     name: ClassVar[str] = "ascend_last_token"
     tier: ClassVar[Tier] = Tier.EXACT
+    matches: ClassVar[Matches] = EveryCandidate((aten.select.int,))
+    after: ClassVar[tuple[str, ...]] = ("last_token",)
+
+    def idle(self, graph: ModelGraph) -> str:
+        return "" if graph.bucket.phase == "decode" else "tokens are taken by a gather in steps of prompts"
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return [node for node in graph.calls(aten.select.int) if operand(node, 0).meta["val"].shape[1] == 1]
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return len(self.candidates(graph))
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         shape = list(candidate.meta["val"].shape)

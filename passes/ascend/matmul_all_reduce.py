@@ -10,8 +10,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import NearMiss, Pass, Tier, argument, operand, require
-from passes.shard_tensor_parallel import ROW_PARALLEL
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, argument, operand, require
+from passes.framework.matches import Counted
 
 aten = torch.ops.aten
 
@@ -29,19 +29,23 @@ class AscendMatmulAllReduce(Pass):
 
     name: ClassVar[str] = "ascend_matmul_all_reduce"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = Counted(lambda graph: len(_floating_row_parallel(graph)))
+    after: ClassVar[tuple[str, ...]] = ("shard_tensor_parallel", "ascend_linear")
     introduces: ClassVar[tuple[str, ...]] = ("ascend.matmul_all_reduce",)
 
-    def applies(self, graph: ModelGraph) -> bool:
-        return graph.bucket.phase != "decode"
+    def idle(self, graph: ModelGraph) -> str:
+        if graph.bucket.phase == "decode":
+            return "the kernel is not made for decode steps"
+        if graph.shard.world_size == 1:
+            return "one rank sums nothing"
+        if graph.scheme is not None and graph.scheme.exact_sums:
+            return "shares are summed in float32 or as integers"
+        return "" if _floating_row_parallel(graph) else "every row-parallel linear is quantized"
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return [node for node in graph.calls(ops.all_reduce) if node.meta["layer"].endswith(ROW_PARALLEL)]
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        if graph.shard.world_size == 1 or (graph.scheme is not None and graph.scheme.exact_sums):
-            return 0
-        quantized = graph.quantization.linears if graph.quantization is not None else ()
-        return 2 * graph.config.num_hidden_layers - sum(path.endswith(ROW_PARALLEL) for path in quantized)
+        linears = graph.family.linears
+        reduces = ((node, linears.get(node.meta["layer"])) for node in graph.calls(ops.all_reduce))
+        return [node for node, linear in reduces if linear is not None and linear.split == "row"]
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         linear = operand(candidate, 0)
@@ -57,3 +61,9 @@ class AscendMatmulAllReduce(Pass):
         if len(shape) != 2:
             result = graph.insert(aten.reshape.default, result, shape, at=candidate)
         candidate.replace_all_uses_with(result)
+
+
+def _floating_row_parallel(graph: ModelGraph) -> list[str]:
+    """The row-parallel linears that are not quantized."""
+    quantized = graph.quantization.linears if graph.quantization is not None else ()
+    return [path for path, linear in graph.family.linears.items() if linear.split == "row" and path not in quantized]

@@ -13,12 +13,11 @@ from graph_model import ops
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import OnePlus, Rounded
-from passes.framework.contract import NearMiss, Pass, Tier, describe_target, operand
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, describe_target, operand
+from passes.framework.matches import Counted
 
 aten = torch.ops.aten
 
-
-# Norms that quantize, which are selected before.
 _QUANTIZING = ("npu.npu_add_rms_norm_quant", "npu.npu_add_rms_norm_dynamic_quant")
 
 
@@ -27,15 +26,12 @@ class AscendNorm(Pass):
     """Replaces every canonical norm, with the residual addition in front of it where there is one."""
 
     removes: ClassVar[tuple[object, ...]] = (ops.rms_norm, ops.add_rms_norm)
+    matches: ClassVar[Matches] = Counted(lambda graph: graph.family.counts.norms - _quantizing(graph))
+    needs: ClassVar[tuple[str, ...]] = ("rms_norm",)
+    after: ClassVar[tuple[str, ...]] = ("add_rms_norm", "fold_quantize", "ascend_quant")
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(ops.rms_norm, ops.add_rms_norm)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        if not self.candidates(graph):
-            return 0
-        quantizing = [node for node in graph.calls() if describe_target(node.target) in _QUANTIZING]
-        return 2 * graph.config.num_hidden_layers + 1 - len(quantizing)
 
 
 @dataclass(frozen=True)
@@ -101,6 +97,11 @@ class AscendNormFused(AscendNorm):
         else:
             pair = graph.insert(torch.ops.npu.npu_rms_norm.default, candidate.args[0], rounded, eps, at=candidate)
             candidate.replace_all_uses_with(graph.insert(operator.getitem, pair, 0, at=candidate))
+
+
+def _quantizing(graph: ModelGraph) -> int:
+    """Norms that quantize, whose kernels are selected before."""
+    return sum(describe_target(node.target) in _QUANTIZING for node in graph.calls())
 
 
 def _factor(norm: fx.Node, weight: fx.Node) -> OnePlus:

@@ -15,8 +15,9 @@ from graph_model.ascend.ops.quant_matmul import MAX_SIZE, sums_integers
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import CheckpointTensor, Concat, Constant, Expression, OnePlus, Rounded, Slice, rows_of
-from passes.framework.contract import NearMiss, Pass, Tier, argument, operand
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, argument, operand
 from passes.framework.integers import IntegerBound
+from passes.framework.matches import EveryCandidate, linear_calls, not_quantized
 from passes.linear_kernel import as_rows, shaped_like
 
 aten = torch.ops.aten
@@ -48,6 +49,10 @@ class AscendQuant(Pass):
 
     name: ClassVar[str] = "ascend_quant"
     tier: ClassVar[Tier] = Tier.QUANTIZING
+    matches: ClassVar[Matches] = EveryCandidate(
+        (ops.int8_linear, ops.int8_weight_linear, ops.int_linear), lambda graph: linear_calls(graph, quantized=True)
+    )
+    after: ClassVar[tuple[str, ...]] = ("insert_quantization", "fold_dequantize", "fold_quantize")
     budget: ClassVar[float] = 0.3
     removes: ClassVar[tuple[object, ...]] = (
         ops.quantize,
@@ -71,8 +76,8 @@ class AscendQuant(Pass):
         "aten.cat",
     )
 
-    def applies(self, graph: ModelGraph) -> bool:
-        return graph.scheme is not None
+    def idle(self, graph: ModelGraph) -> str:
+        return not_quantized(graph)
 
     def integer_bound(self, graph: ModelGraph) -> IntegerBound:
         """A norm that is not rounded before it is quantized differs from one that is by most in bfloat16."""
@@ -81,9 +86,6 @@ class AscendQuant(Pass):
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(*self.removes)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return len(self.candidates(graph))
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         if candidate.target == ops.quantize:

@@ -12,7 +12,8 @@ from graph_model import ops
 from graph_model.ascend.ops.rotary import fused_rotary
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier, operand
+from passes.framework.contract import Matches, Pass, Tier, operand
+from passes.framework.matches import per_model
 
 aten = torch.ops.aten
 
@@ -30,14 +31,13 @@ class AscendRotary(Pass):
     chip: Chip
     name: ClassVar[str] = "ascend_rotary"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.rotations)
+    needs: ClassVar[tuple[str, ...]] = ("rotary",)
     removes: ClassVar[tuple[object, ...]] = (ops.rotary,)
     introduces: ClassVar[tuple[str, ...]] = ("npu.npu_rotary_mul",)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(ops.rotary)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return 2 * graph.config.num_hidden_layers if self.candidates(graph) else 0
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         x, cos, sin = (operand(candidate, index) for index in range(3))

@@ -10,7 +10,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Pass, Tier, operand
+from passes.framework.contract import Matches, Pass, Tier, operand
+from passes.framework.matches import Counted, dequantizes_weights, linear_calls, not_quantized
 from passes.linear_kernel import is_skinny
 
 aten = torch.ops.aten
@@ -33,19 +34,18 @@ class NativeInt8Linear(Pass):
 
     name: ClassVar[str] = "native_int8_linear"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = Counted(lambda graph: _int8_products(graph), none="fold_dequantize is off")
+    after: ClassVar[tuple[str, ...]] = ("insert_quantization", "fold_dequantize")
     removes: ClassVar[tuple[object, ...]] = (ops.int8_linear, ops.int8_weight_linear, ops.int_linear)
     introduces: ClassVar[tuple[str, ...]] = ("aten._int_mm",)
 
     int_mm: bool = False
 
-    def applies(self, graph: ModelGraph) -> bool:
-        return graph.scheme is not None
+    def idle(self, graph: ModelGraph) -> str:
+        return not_quantized(graph)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(*self.removes)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return len(self.candidates(graph))
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         few = is_skinny(operand(candidate, 0))
@@ -58,6 +58,11 @@ class NativeInt8Linear(Pass):
         else:
             result = _matrix_product(graph, candidate)
         candidate.replace_all_uses_with(result)
+
+
+def _int8_products(graph: ModelGraph) -> int:
+    """Products of int8 weights."""
+    return 0 if dequantizes_weights(graph) else linear_calls(graph, quantized=True)
 
 
 def _matrix_product(graph: ModelGraph, linear: fx.Node) -> fx.Node:

@@ -21,6 +21,7 @@ class OneDNNLinear(LinearKernel):
     """
 
     name: ClassVar[str] = "onednn_linear"
+    after: ClassVar[tuple[str, ...]] = (*LinearKernel.after, "skinny_linear")
 
     def kernel(self, graph: ModelGraph, at: fx.Node, x: fx.Node, weight: object, bias: object) -> fx.Node:
         return graph.insert(ops.onednn_linear, x, weight, bias, at=at)

@@ -28,6 +28,7 @@ class TiledLinear(LinearKernel):
     """
 
     name: ClassVar[str] = "tiled_linear"
+    after: ClassVar[tuple[str, ...]] = (*LinearKernel.after, "skinny_linear", "onednn_linear")
     removes: ClassVar[tuple[object, ...]] = (aten.linear.default, ops.float32_linear)
     linears: ClassVar[tuple[object, ...]] = removes
 

@@ -1,6 +1,6 @@
 """Attributes of the model that must survive every pass, and the nodes that carry them.
 
-A scale that a rewrite drops or changes gives fluent nonsense, so each attribute of the config is followed to the nodes
+A scale that a rewrite drops or changes gives fluent nonsense, so each attribute of the model is followed to the nodes
 that carry it; one that is carried too seldom is an error.
 """
 
@@ -10,8 +10,7 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.config import GemmaConfig
-from graph_model.gemma import round_to_dtype
+from graph_model.families import Family
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies, OnePlus, Rounded
 from passes.framework.contract import PassError
@@ -29,64 +28,53 @@ _FUSED_NORMS = ("ascend::gemma_rms_norm", "npu::npu_rms_norm", "npu::npu_add_rms
 
 
 def find_attributes(graph: ModelGraph) -> dict[str, list[str]]:
-    """Names of the nodes that carry each attribute with the value that the config gives it."""
-    config = graph.config
+    """Names of the nodes that carry each attribute with the value that the family gives it."""
     nodes = list(graph.graph.nodes)
+    values = {name: attribute.values for name, attribute in graph.family.attributes(graph.dtype).items()}
     return {
-        "embedding_scale": [n.name for n in nodes if _scales_embedding(n, graph)],
-        "rope_theta": [n.name for n in nodes if _holds_theta(n, config)],
-        "softmax_scale": [n.name for n in nodes if _softmax_scale(n) == config.softmax_scale],
-        "norm_eps": [n.name for n in nodes if _norm_eps(n, graph) == config.rms_norm_eps],
-        "norm_offset": [n.name for n in nodes if _adds_norm_offset(n, graph)],
+        "embedding_scale": [n.name for n in nodes if _embedding_scale(n) in values["embedding_scale"]],
+        "rope_theta": [n.name for n in nodes if _holds_rotary_base(n, graph.family)],
+        "softmax_scale": [n.name for n in nodes if _has_softmax_scale(n, graph.family)],
+        "norm_eps": [n.name for n in nodes if _norm_eps(n) in values["norm_eps"]],
+        "norm_offset": [n.name for n in nodes if _adds_norm_offset(n)],
     }
 
 
 def check_attributes(graph: ModelGraph, after: str) -> None:
     """Raise PassError if an attribute is lost; `after` names the pass that ran last."""
-    layers = graph.config.num_hidden_layers
-    expected = {
-        "embedding_scale": 1,
-        "rope_theta": 1,
-        "softmax_scale": layers,
-        "norm_eps": 2 * layers + 1,
-        "norm_offset": 2 * layers + 1,
-    }
-    for attribute, carriers in find_attributes(graph).items():
-        if len(carriers) != expected[attribute]:
+    expected = graph.family.attributes(graph.dtype)
+    for name, carriers in find_attributes(graph).items():
+        if len(carriers) != expected[name].carriers:
+            values = " or ".join(map(str, expected[name].values))
             raise PassError(
-                f"after {after}: {attribute} = {attribute_value(graph, attribute)} is carried by {len(carriers)} "
-                f"nodes ({', '.join(carriers) or 'none'}), expected {expected[attribute]}: the rewrite lost or "
-                "changed it"
+                f"after {after}: {name} = {values} is carried by {len(carriers)} nodes "
+                f"({', '.join(carriers) or 'none'}), expected {expected[name].carriers}: the rewrite lost or changed it"
             )
 
 
-def attribute_value(graph: ModelGraph, attribute: str) -> float:
-    """The value that the config gives an attribute."""
-    config = graph.config
-    return {
-        "embedding_scale": round_to_dtype(config.embedding_scale, graph.dtype),
-        "rope_theta": config.rope_theta,
-        "softmax_scale": config.softmax_scale,
-        "norm_eps": config.rms_norm_eps,
-        "norm_offset": 1.0,
-    }[attribute]
-
-
-def _scales_embedding(node: fx.Node, graph: ModelGraph) -> bool:
-    scale = attribute_value(graph, "embedding_scale")
-    if node.target != aten.mul.Tensor or node.args[1] != scale:
-        return False
+def _embedding_scale(node: fx.Node) -> object:
+    if node.target != aten.mul.Tensor:
+        return None
     source = node.args[0]
     if _calls(source, ops.all_reduce):
-        return _calls(source.args[0], ops.sharded_embedding)  # type: ignore[union-attr]
-    return _calls(source, aten.embedding.default)
+        looked_up = _calls(source.args[0], ops.sharded_embedding)  # type: ignore[union-attr]
+    else:
+        looked_up = _calls(source, aten.embedding.default)
+    return node.args[1] if looked_up else None
 
 
-def _holds_theta(node: fx.Node, config: GemmaConfig) -> bool:
+def _holds_rotary_base(node: fx.Node, family: Family) -> bool:
+    tables = {layer.attention.rotary for layer in family.layers}
     if node.target == aten.pow.Scalar:
-        return bool(node.args[0] == config.rope_theta)
-    expression = node.meta.get("expression")
-    return expression == InverseFrequencies(config.rope_theta, config.head_dim)
+        return node.args[0] in {rotary.base for rotary in tables}
+    return node.meta.get("expression") in [InverseFrequencies(rotary.base, rotary.size) for rotary in tables]
+
+
+def _has_softmax_scale(node: fx.Node, family: Family) -> bool:
+    """Whether the node scales attention's scores, by what its layer asks for."""
+    scale = _softmax_scale(node)
+    index = family.layer_index(node.meta["layer"]) if scale is not None else None
+    return index is not None and scale == family.layers[index].attention.softmax_scale
 
 
 def _softmax_scale(node: fx.Node) -> object:
@@ -97,7 +85,7 @@ def _softmax_scale(node: fx.Node) -> object:
     return node.args[-1] if node.target in (ops.paged_attention, ops.paged_attention_int8) else None
 
 
-def _norm_eps(node: fx.Node, graph: ModelGraph) -> object:
+def _norm_eps(node: fx.Node) -> object:
     if _op(node) in ("npu::npu_add_rms_norm_quant", "npu::npu_add_rms_norm_dynamic_quant"):
         return node.kwargs["epsilon"]
     if node.target in _NORMS or _op(node) in _FUSED_NORMS:
@@ -107,7 +95,7 @@ def _norm_eps(node: fx.Node, graph: ModelGraph) -> object:
     return None
 
 
-def _adds_norm_offset(node: fx.Node, graph: ModelGraph) -> bool:
+def _adds_norm_offset(node: fx.Node) -> bool:
     if isinstance(node.meta.get("expression"), OnePlus | Rounded) or _op(node) == "ascend::gemma_rms_norm":
         return True
     return node.target == aten.add.Tensor and bool(node.args[1] == 1.0)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import fx
 
 from graph_model.graph import ModelGraph
-from passes.framework.integers import IntegerBound
 
 
 class Tier(Enum):
@@ -36,10 +36,24 @@ class NearMiss(Exception):
 
 @dataclass
 class Outcome:
-    """What a pass did: how often it matched, and why candidates were left alone."""
+    """What a pass did."""
 
     matches: int = 0
-    near_misses: list[str] = field(default_factory=list)
+    near_misses: list[str] = field(default_factory=list)  # why candidates were left alone
+
+
+@dataclass(frozen=True)
+class Expected:
+    """How often a pass must match in a graph."""
+
+    count: int
+    reason: str = ""  # why it is 0; a pass that finds nothing without a reason breaks its contract
+
+
+class Matches(Protocol):
+    """A pass's declaration of how often it must match (passes.framework.matches has those that passes share)."""
+
+    def __call__(self, graph_pass: Pass, graph: ModelGraph, /) -> Expected: ...
 
 
 @dataclass(frozen=True)
@@ -50,6 +64,10 @@ class Pass(ABC):
     tier: ClassVar[Tier]
     budget: ClassVar[float] = 0.0  # of the quantizing tier: largest difference of outputs, relative to the largest
     required: ClassVar[bool] = False  # without it no backend could run the graph
+    matches: ClassVar[Matches]
+    # Passes that make what this one matches: where one of them is off there is nothing to match, and that is said.
+    needs: ClassVar[tuple[str, ...]] = ()
+    after: ClassVar[tuple[str, ...]] = ()  # further passes that may not come later, where they are on
     removes: ClassVar[tuple[object, ...]] = ()  # ops that may not remain
     introduces: ClassVar[tuple[str, ...]] = ()  # names of ops that no other pass knows, as dumps write them
 
@@ -61,28 +79,12 @@ class Pass(ABC):
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         """Match around `candidate` and replace it, or raise NearMiss and leave the graph as it is."""
 
-    @abstractmethod
-    def expected_matches(self, graph: ModelGraph) -> int:
-        """How often the pass must match in a graph of this model and bucket."""
-
-    def applies(self, graph: ModelGraph) -> bool:
-        """Whether graphs of this model and bucket have anything to do with the pass; where not, it is left out."""
-        return True
-
-    def integer_bound(self, graph: ModelGraph) -> IntegerBound | None:
-        """What a pass that folds may change of the graph's int8 activations; None: they are not compared."""
-        return None
+    def idle(self, graph: ModelGraph) -> str:
+        """Why graphs of this model and bucket have nothing to do with the pass, which is then left out; "": they do."""
+        return ""
 
     def prepare(self, graph: ModelGraph) -> None:  # noqa: B027 - an optional hook
         """Work on the whole graph before the first match, such as new inputs."""
-
-    def project(self, output: Any, graph: ModelGraph, inputs: dict[str, torch.Tensor]) -> Any:
-        """What the output of the graph before the pass corresponds to in the graph after it, for comparison."""
-        return output
-
-    def earlier_caches(self, caches: list[torch.Tensor], count: int) -> list[torch.Tensor]:
-        """The `count` caches of the graph before the pass that hold what `caches` hold in the graph after it."""
-        return caches[:count]
 
     def apply(self, graph: ModelGraph) -> Outcome:
         """Rewrite every match in `graph`, in place."""
@@ -97,6 +99,15 @@ class Pass(ABC):
                 outcome.matches += 1
         graph.clean()
         return outcome
+
+
+def out_of_order(passes: Sequence[Pass]) -> tuple[Pass, Pass] | None:
+    """The first pass that comes before one that it must come after, and that one; None: the order is right."""
+    for index, early in enumerate(passes):
+        for late in passes[index + 1 :]:
+            if late.name in (*early.needs, *early.after):
+                return early, late
+    return None
 
 
 def operand(node: fx.Node, index: int) -> fx.Node:

@@ -10,7 +10,7 @@ import torch
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from passes.framework.attributes import check_attributes
-from passes.framework.contract import Outcome, Pass, PassError, describe_target
+from passes.framework.contract import Expected, Outcome, Pass, PassError, describe_target, out_of_order
 from passes.framework.dump import dump
 
 aten = torch.ops.aten
@@ -59,33 +59,52 @@ def run_passes(
 
     dump_dir: where a text of the graph is written before the first pass and after each, headed by `dump_note` too.
     observe: called with the pass, the graph before it and the graph after it.
-    Raises PassError when a pass matches less or more than the model calls for, leaves an op that it should have
-    removed, introduces an op outside the vocabulary, or loses an attribute of the model.
+    A pass that finds nothing because one that it needs is off is noted in `graph.skipped` with that reason.
+    Raises PassError when a pass comes too early, matches less or more than the model calls for or finds nothing without
+    a reason, leaves an op that it should have removed, introduces an op outside the vocabulary, or loses an attribute
+    of the model.
     """
-    passes = [graph_pass for graph_pass in passes if graph_pass.applies(graph)]
+    passes = [graph_pass for graph_pass in passes if not graph_pass.idle(graph)]
+    if wrong := out_of_order(passes):
+        raise PassError(f"{wrong[0].name} must come after {wrong[1].name}, and comes before it")
     _write(dump_dir, 0, "capture", graph, "captured", dump_note)
     for index, graph_pass in enumerate(passes, start=1):
         before = graph.copy() if observe else None
-        expected = graph_pass.expected_matches(graph)
+        expected = _expected(graph_pass, graph)
         outcome = graph_pass.apply(graph)
         introduced = frozenset(op for earlier in passes[:index] for op in earlier.introduces)
         _check_contract(graph, graph_pass, expected, outcome, introduced)
+        graph.matches[graph_pass.name] = outcome.matches
         title = f"after {graph_pass.name} ({graph_pass.tier.value}, {outcome.matches} matches)"
+        if not outcome.matches:
+            graph.skipped[graph_pass.name] = expected.reason
+            title = f"skipped: {graph_pass.name} ({graph_pass.tier.value}), {expected.reason}"
         _write(dump_dir, index, graph_pass.name, graph, title, dump_note)
         if observe and before:
             observe(graph_pass, before, graph)
 
 
+def _expected(graph_pass: Pass, graph: ModelGraph) -> Expected:
+    """How often the pass must match: what it declares, or nothing where a pass that it needs is off."""
+    absent = [name for name in graph_pass.needs if not graph.matches.get(name)]
+    if absent:
+        return Expected(0, " and ".join(f"{name} is off" for name in absent))
+    return graph_pass.matches(graph_pass, graph)
+
+
 def _check_contract(
-    graph: ModelGraph, graph_pass: Pass, expected: int, outcome: Outcome, introduced: frozenset[str]
+    graph: ModelGraph, graph_pass: Pass, expected: Expected, outcome: Outcome, introduced: frozenset[str]
 ) -> None:
     name = graph_pass.name
-    if outcome.matches != expected:
+    if outcome.matches != expected.count:
         nearest = "; ".join(outcome.near_misses[:3]) or "there was no candidate"
+        because = f", as {expected.reason}" if expected.reason and not expected.count else ""
         raise PassError(
-            f"{name} matched {outcome.matches} times, expected {expected} for bucket {graph.bucket}. "
+            f"{name} matched {outcome.matches} times, expected {expected.count} for bucket {graph.bucket}{because}. "
             f"Nearest misses: {nearest}"
         )
+    if not expected.count and not expected.reason:
+        raise PassError(f"{name} found nothing to do for bucket {graph.bucket}, and nothing that it needs is off")
     left = graph.calls(*graph_pass.removes) if graph_pass.removes else []
     if left:
         raise PassError(f"{name} left {left[0].name}, a call of {describe_target(left[0].target)}, in the graph")

@@ -30,7 +30,10 @@ def check_model_passes(loaded: LoadedModel) -> None:
     except PassError as error:
         raise UserError(f"check: {error}") from error
     for graph_pass in recipe.passes:
-        errors = [c.error for c in comparisons if c.graph_pass is graph_pass]
+        reasons = [c.skipped for c in comparisons if c.graph_pass is graph_pass and c.skipped]
+        for reason in dict.fromkeys(reasons):
+            print(f"check: {graph_pass.name} is skipped on {reasons.count(reason)} graphs: {reason}")
+        errors = [c.error for c in comparisons if c.graph_pass is graph_pass and not c.skipped]
         if not errors:
             continue
         integers = [c.integers for c in comparisons if c.graph_pass is graph_pass and c.integers is not None]

@@ -11,9 +11,9 @@ from graph_model.bucket import BucketTable
 from graph_model.checkpoint import expected_tensors
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.families import family_of
 from graph_model.quantization.linears import Quantization
 from graph_model.tensor_parallel import WHOLE, Shard
-from passes.shard_tensor_parallel import ROW_PARALLEL
 from runners.backends.memory import free_memory, on_host
 from runners.compile import num_scratch_blocks
 from runners.settings import ModelSettings
@@ -97,10 +97,10 @@ def cache_token_bytes(
     config: GemmaConfig, element: int, quantization: Quantization | None = None, shard: Shard = WHOLE
 ) -> int:
     """Bytes that a token takes in the KV cache, or in a rank's part of it. element: bytes of a number in it."""
-    vector = config.head_dim * element
-    if quantization is not None and quantization.kv8:
-        vector = config.head_dim + _SCALE_BYTES
-    return 2 * config.num_hidden_layers * shard.kv_heads(config) * vector
+    int8 = quantization is not None and quantization.kv8
+    family = family_of(config)
+    own = [layer.attention for index, layer in enumerate(family.layers) if family.cache_layer(index) == index]
+    return sum(2 * shard.kv_heads(a) * (a.head_dim + _SCALE_BYTES if int8 else a.head_dim * element) for a in own)
 
 
 def weight_bytes(
@@ -132,8 +132,14 @@ def num_parameters(config: GemmaConfig, shard: Shard = WHOLE) -> int:
 
 def _share(name: str, config: GemmaConfig, shard: Shard) -> int:
     """How many of `world_size` equal parts of a tensor a rank holds."""
-    module = name.split(".")[-2]
-    if module in ("k_proj", "v_proj"):
-        return shard.kv_heads(config) * shard.world_size // config.num_key_value_heads
-    whole = module.endswith("norm") or (module in ROW_PARALLEL and name.endswith("bias"))
-    return shard.world_size if whole else 1
+    family = family_of(config)
+    path, _, kind = name.rpartition(".")
+    if name == family.embedding:
+        return 1
+    linear = family.linears.get(path)
+    if linear is None or (linear.split == "row" and kind == "bias"):
+        return shard.world_size
+    if linear.split == "kv":
+        attention = family.layers[family.layer_index(path) or 0].attention
+        return shard.kv_heads(attention) * shard.world_size // attention.kv_heads
+    return 1

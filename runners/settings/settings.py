@@ -16,6 +16,7 @@ from graph_model.chips.chip import Chip
 from graph_model.chips.registry import find_soc
 from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
 from graph_model.errors import UserError
+from graph_model.families import family_of
 from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
 from graph_model.quantization.schemes import find_scheme, scheme_of
 from graph_model.tensor_parallel import Shard, check_world_size
@@ -222,16 +223,11 @@ def _soc(
             raise UserError(f"norm is {settings.norm!r}; it has a meaning with backend=torchair only. Leave it out.")
         return None
     soc = find_soc(settings.soc or _DEFAULT_SOC)
-    check_model(
-        soc,
-        dtype,
-        config.head_dim,
-        shard.heads(config),
-        shard.kv_heads(config),
-        settings.block_size,
-    )
-    if quantization is not None:
-        check_quantization(soc, quantization, config.head_dim, settings.block_size)
+    for attention in family_of(config).attentions:
+        heads, kv_heads = shard.heads(attention), shard.kv_heads(attention)
+        check_model(soc, dtype, attention.head_dim, heads, kv_heads, settings.block_size)
+        if quantization is not None:
+            check_quantization(soc, quantization, attention.head_dim, settings.block_size)
     return soc
 
 

@@ -15,6 +15,7 @@ from graph_model.capture import capture
 from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.families import family_of
 from graph_model.graph import KVCacheConfig
 from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.quantization.schemes import find_scheme
@@ -64,11 +65,12 @@ class RepresentativeStep:
 
     def runs_on(self, soc: Chip) -> bool:
         """Whether the chip's tables allow it."""
-        heads, kv_heads = self.shard.heads(self.config), self.shard.kv_heads(self.config)
+        (attention,) = family_of(self.config).attentions
+        heads, kv_heads = self.shard.heads(attention), self.shard.kv_heads(attention)
         try:
-            check_model(soc, self.dtype, self.config.head_dim, heads, kv_heads, self.block_size)
+            check_model(soc, self.dtype, attention.head_dim, heads, kv_heads, self.block_size)
             if self.quantization is not None:
-                check_quantization(soc, self.quantization, self.config.head_dim, self.block_size)
+                check_quantization(soc, self.quantization, attention.head_dim, self.block_size)
         except UserError:
             return False
         return True

@@ -18,8 +18,9 @@ from graph_model.numerics import TOLERANCE, difference
 from passes.check import PassChecker, check_passes, example_inputs
 from passes.fold_dequantize import FoldDequantize
 from passes.fold_quantize import FoldQuantize
-from passes.framework.contract import Pass, PassError, Tier
+from passes.framework.contract import Matches, Pass, PassError, Tier
 from passes.framework.manager import run_passes
+from passes.framework.matches import ONCE, per_model
 from passes.gelu_and_mul import GeluAndMul
 from passes.insert_quantization import InsertQuantization
 from passes.paged_attention import PagedAttention
@@ -57,13 +58,11 @@ class Nudge(Pass):
 
     name: ClassVar[str] = "nudge"
     tier: ClassVar[Tier] = Tier.EXACT
+    matches: ClassVar[Matches] = ONCE
     factor: float
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(ops.gelu_and_mul)[-1:]
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return 1
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         scaled = graph.insert(aten.mul.Tensor, candidate, self.factor, at=candidate.next)
@@ -82,12 +81,10 @@ class SwapTables(Pass):
 
     name: ClassVar[str] = "swap_tables"
     tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = per_model(lambda counts: counts.rotations)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         return graph.calls(ops.rotary)
-
-    def expected_matches(self, graph: ModelGraph) -> int:
-        return 2 * graph.config.num_hidden_layers
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         x, cos, sin = candidate.args

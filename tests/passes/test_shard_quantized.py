@@ -14,6 +14,7 @@ from torch import Tensor
 
 from graph_model import ops
 from graph_model.capture import capture
+from graph_model.families import family_of
 from graph_model.graph import ModelGraph
 from graph_model.quantization.linears import Quantization, linear_paths, select_linears
 from graph_model.quantization.w8a8 import PartialBias
@@ -255,7 +256,7 @@ def is_own(name: str, part: Part | None, shard: Shard) -> bool:
     module = name.split(".")[-2]
     row_parallel = module in ("o_proj", "down_proj")
     if module in ("k_proj", "v_proj"):
-        first, last = shard.kv_part(CONFIG)
+        first, last = shard.kv_part(family_of(CONFIG).layers[0].attention)
     else:
         sizes = {"q_proj": 64, "o_proj": 64, "gate_proj": 96, "up_proj": 96, "down_proj": 96, "embed_tokens": 256}
         first, last = shard.part({**sizes, "lm_head": 256}[module])

@@ -18,6 +18,7 @@ from torch import Tensor
 from graph_model.bucket import BucketTable
 from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
 from graph_model.errors import UserError
+from graph_model.families import family_of
 from graph_model.graph import ModelGraph
 from graph_model.tensor_parallel import WHOLE, Shard, check_world_size, legal_world_sizes
 from graph_model.weights import Constant, evaluate
@@ -72,7 +73,7 @@ def test_all_ranks_have_the_same_graph(case: Case) -> None:
 )
 def test_key_heads_are_repeated_only_as_far_as_needed(kv_heads: int, world_size: int, held: list[int]) -> None:
     config = replace(TINY_CONFIGS["wide_heads"], num_key_value_heads=kv_heads)
-    parts = [Shard(rank, world_size).kv_part(config) for rank in range(world_size)]
+    parts = [Shard(rank, world_size).kv_part(family_of(config).layers[0].attention) for rank in range(world_size)]
     assert [start // config.head_dim for start, _ in parts] == held
     assert {stop - start for start, stop in parts} == {max(1, kv_heads // world_size) * config.head_dim}
 

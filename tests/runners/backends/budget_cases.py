@@ -109,7 +109,7 @@ def nothing_is_gathered_where_attention_reads_pages(folder: Path) -> None:
 def with_attention(choice: AttentionChoice, config: GemmaConfig, bucket: Bucket) -> int:
     """Bytes that the step moves on the DUO, at full tables, where its attention runs in this way."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ascend_attention, "attention_choice", lambda graph, soc: choice)
+        patch.setattr(ascend_attention, "attention_choice", lambda graph, chip, layer=0: choice)
         return estimate(lower(selected(config, bucket, DUO)).graph, find_soc(DUO)).total.bytes
 
 
