@@ -94,7 +94,7 @@ def settings_digest(settings: ModelSettings) -> bytes:
     Raises UserError if the checkpoint cannot be read.
     """
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    for name in ("checkpoint_dir", "cache_dir", "dump_dir", "memory_fraction", "ranks"):
+    for name in ("checkpoint_dir", "cache_dir", "cache_limit", "dump_dir", "memory_fraction", "ranks"):
         del fields[name]
     directory = None if settings.random_weights else settings.checkpoint_dir
     checkpoint = "" if directory is None else checkpoint_identity(directory)
@@ -134,7 +134,7 @@ def _prepare_device(settings: ModelSettings, place: Place) -> str:
         assert settings.soc is not None
         from runners.backends.ascend import standin
 
-        if standin.load(settings.soc, settings.cache_dir / "cann_standin"):
+        if standin.load(settings.soc, settings.cache_dir):
             return "gloo"  # the stand-in's device is the host, and there is one per process
         npu = torch.get_device_module("npu")
         npu.set_device(_device_index(settings, place, npu.device_count()))
