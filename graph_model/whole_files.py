@@ -94,13 +94,16 @@ def _lock(descriptor: int) -> bool:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, or replace it; its mode is the umask's. Raises OSError, and then nothing has changed."""
-    with staging_directory(path.parent) as staging:
-        new = staging / path.name
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
-        sync(new)
-        os.replace(new, path)
-        sync(path.parent)
+    """Write a file, or replace it; its mode is the umask's. Raises OSError with its name; then nothing has changed."""
+    try:
+        with staging_directory(path.parent) as staging:
+            new = staging / path.name
+            new.write_bytes(content.encode() if isinstance(content, str) else content)
+            sync(new)
+            os.replace(new, path)
+            sync(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def publish_directory(content: Path, target: Path) -> None:
