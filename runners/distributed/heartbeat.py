@@ -59,9 +59,14 @@ class Heartbeat:
             self._ended.set()  # the store has ended, and with it whoever started this process
 
     def _watch(self) -> None:
+        last = time.monotonic()
         while not self._ended.wait(self._interval):
+            now = time.monotonic()
+            # A longer gap means that this process was stopped itself, and has not had the time to hear the others.
+            waited = now - last if now - last < 5 * self._interval else self._interval
+            last = now
             for rank in range(len(self._keys)):
-                self._silent_s[rank] += self._interval
+                self._silent_s[rank] += waited
             # A store that does not answer says nothing of the ranks: it is a stopped rank 0's, or the launcher's.
             suspects = [0] if self._silent_s[self._rank] > self._patience else range(len(self._keys))
             for rank in suspects:

@@ -57,14 +57,14 @@ def test_a_stopped_rank_is_named_by_the_other_within_the_timeout(stopped: int, s
     begun = time.monotonic()
     os.kill(processes[stopped].pid, signal.SIGSTOP)
     try:
-        assert other.wait(timeout=3 * TIMEOUT) == 2
+        assert other.wait(timeout=6 * TIMEOUT) == 2
     finally:
         processes[stopped].kill()
         processes[stopped].communicate()
     assert other.communicate()[1].startswith(
         f"error: rank {stopped} has not answered within {TIMEOUT} s (ranks.timeout)"
     )
-    assert time.monotonic() - begun < 2 * TIMEOUT
+    assert time.monotonic() - begun < 4 * TIMEOUT, "about the timeout, on a machine that does nothing else"
 
 
 def test_a_rank_that_has_finished_is_not_missed(settings: ModelSettings) -> None:
