@@ -27,12 +27,17 @@ def capture(
     """Export the plain model for the bucket's [batch, chunk]: inputs input_ids and positions, output logits.
 
     Attention stays one node (scaled_dot_product_attention). Weights are placeholders, each with a CheckpointTensor
-    as its expression; a tied head shares the embedding's. What the checkpoint stores
-    quantized is dequantized, as the plain model is a floating-point one. `cache_config` and `quantization` are carried
-    along for the passes that add caches and int8.
+    as its expression; a tied head shares the embedding's. What the checkpoint stores quantized is dequantized, as the
+    plain model is a floating-point one. `cache_config` and `quantization` are carried along for the passes that add
+    caches and int8.
     """
     with FakeTensorMode(), default_dtype(dtype):
         model = family_of(config).model().requires_grad_(False)
+        head_path = family_of(config).head_path
+        if config.tie_word_embeddings and _is_stored_quantized(head_path, quantization):
+            # Such a checkpoint has the head apart from the embedding, which is not quantized.
+            head = model.get_submodule(head_path)
+            head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)  # type: ignore[operator]
         tokens = torch.zeros((bucket.batch, bucket.chunk), dtype=torch.int64)
         program = torch.export.export(model, (tokens, tokens.clone()), strict=False)
     module = program.graph_module
@@ -55,12 +60,17 @@ def plain_weight(
     """The expression of a parameter of the plain model, by its name."""
     path, _, kind = name.rpartition(".")
     scheme = scheme_of(quantization)
-    if quantization is not None and scheme is not None and quantization.stored and path in quantization.linears:
+    if scheme is not None and _is_stored_quantized(path, quantization):
         return scheme.plain(path, kind, shape, dtype)
     family = family_of(config)
     if path == family.head.paths[0] and config.tie_word_embeddings:
         name = family.embedding
     return CheckpointTensor(name, shape, dtype)
+
+
+def _is_stored_quantized(path: str, quantization: Quantization | None) -> bool:
+    """Whether the checkpoint holds the linear at `path` quantized."""
+    return quantization is not None and quantization.stored and path in quantization.linears
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.gemma import GemmaForCausalLM
 from graph_model.graph import KVCacheConfig, ModelGraph
+from graph_model.quantization.linears import HEAD, SCHEMES, Quantization
 from graph_model.weights import CheckpointTensor, evaluate
 
 aten = torch.ops.aten
@@ -55,6 +56,16 @@ def test_a_tied_head_reads_the_embedding() -> None:
     (embedding,) = tied.calls(aten.embedding.default)
     head = tied.calls(aten.linear.default)[-1]
     assert embedding.args[0].meta["expression"] == head.args[1].meta["expression"]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_tied_head_that_is_stored_quantized_leaves_the_embedding_as_it_is(scheme: str) -> None:
+    config = TINY_CONFIGS["wide_heads"]
+    graph = capture(config, DECODE, KVCacheConfig(4, 16), torch.float32, Quantization(scheme, (HEAD,), stored=True))
+    (embedding,) = graph.calls(aten.embedding.default)
+    table = CheckpointTensor("model.embed_tokens.weight", (config.vocab_size, config.hidden_size), torch.float32)
+    assert embedding.args[0].meta["expression"] == table
+    assert str(graph.calls(aten.linear.default)[-1].args[1].meta["expression"]) == "dequantized(lm_head)"
 
 
 @pytest.mark.parametrize("bucket", [PREFILL, DECODE], ids=str)
