@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
-from graph_model.families import Attention
+from graph_model.families import Attention, Family
 
 LARGEST_WORLD_SIZE = 64
 
@@ -38,6 +38,16 @@ class Shard:
         """[start, stop) of this rank's rows of the key and value projections."""
         first = self.rank * attention.kv_heads // self.world_size
         return first * attention.head_dim, (first + self.kv_heads(attention)) * attention.head_dim
+
+    def part_of(self, family: Family, path: str) -> tuple[int, int, int]:
+        """(dim, start, stop): what this rank has of the weight [rows, columns] of the linear at `path`."""
+        linear = family.linears[path]
+        if linear.split == "row":
+            return 1, *self.part(linear.columns)
+        index = family.layer_index(path)
+        if linear.split == "kv" and index is not None:
+            return 0, *self.kv_part(family.layers[index].attention)
+        return 0, *self.part(linear.rows)
 
 
 WHOLE = Shard()

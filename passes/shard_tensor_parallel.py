@@ -9,7 +9,6 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.families import Split
 from graph_model.graph import ModelGraph
 from graph_model.tensor_parallel import Shard, check_world_size
 from graph_model.weights import Constant, Expression
@@ -65,13 +64,16 @@ class ShardTensorParallel(Pass):
         path = candidate.meta["layer"]
         if path not in graph.family.linears:
             raise NearMiss(candidate, f"the family does not say how {path!r} is shared")
-        split = graph.family.linears[path].split
+        split, part = graph.family.linears[path].split, self.shard.part_of(graph.family, path)
+        x, _, *bias = candidate.args
+        weight = _part(graph, candidate, 1, *part)
         if split == "row":
-            self._row(graph, candidate)
-        elif split == "vocab":
-            self._head(graph, candidate)
-        else:
-            self._column(graph, candidate, self._rows(graph, candidate, split))
+            candidate.args = (x, weight)
+            self._sum(graph, candidate, *bias)
+            return
+        candidate.args = (x, weight, *(_part(graph, candidate, 2, *part) for _ in bias))
+        if split == "vocab":
+            _append(graph, candidate, ops.all_gather, self.shard.world_size)
 
     def apply(self, graph: ModelGraph) -> Outcome:
         outcome = super().apply(graph)
@@ -81,27 +83,13 @@ class ShardTensorParallel(Pass):
         graph.module.recompile()
         return outcome
 
-    def _rows(self, graph: ModelGraph, linear: fx.Node, split: Split) -> tuple[int, int]:
-        """The rows of a column-parallel weight that are this rank's."""
-        index = graph.family.layer_index(linear.meta["layer"])
-        if split == "kv" and index is not None:
-            return self.shard.kv_part(graph.family.layers[index].attention)
-        return self.shard.part(operand(linear, 1).meta["val"].shape[0])
-
-    def _column(self, graph: ModelGraph, linear: fx.Node, part: tuple[int, int]) -> None:
-        weights = [_part(graph, linear, index, 0, *part) for index in range(1, len(linear.args))]
-        linear.args = (linear.args[0], *weights)
-
-    def _row(self, graph: ModelGraph, linear: fx.Node) -> None:
-        part = self.shard.part(operand(linear, 1).meta["val"].shape[1])
-        bias = linear.args[2] if len(linear.args) > 2 else None
-        linear.args = (linear.args[0], _part(graph, linear, 1, 1, *part))
+    def _sum(self, graph: ModelGraph, linear: fx.Node, *bias: object) -> None:
         wide = _sums_in_float32(graph, linear)
         if wide:
             linear.target = ops.float32_linear
         total = _append(graph, linear, ops.all_reduce)
-        if bias is not None:
-            total = _append(graph, total, aten.add.Tensor, bias)
+        if bias:
+            total = _append(graph, total, aten.add.Tensor, *bias)
         if wide:
             _append(graph, total, aten.to.dtype, graph.dtype)
 
@@ -111,11 +99,6 @@ class ShardTensorParallel(Pass):
         rows = graph.insert(ops.sharded_embedding, table, embedding.args[1], rank_weight(graph), at=embedding)
         embedding.replace_all_uses_with(rows)
         _append(graph, rows, ops.all_reduce)
-
-    def _head(self, graph: ModelGraph, linear: fx.Node) -> None:
-        part = self.shard.part(graph.config.vocab_size)
-        linear.args = (linear.args[0], _part(graph, linear, 1, 0, *part))
-        _append(graph, linear, ops.all_gather, self.shard.world_size)
 
 
 def _sums_in_float32(graph: ModelGraph, linear: fx.Node) -> bool:

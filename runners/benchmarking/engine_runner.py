@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import torch
 
+from graph_model.footprint import cache_token_bytes
 from graph_model.quantization.linears import HEAD, Quantization
 from runners.backends.memory import peak_memory
 from runners.benchmarking.runner import Facts
@@ -17,7 +18,6 @@ from runners.engine.engine import Engine
 from runners.engine.null_model import NullModel
 from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
-from runners.llm.sizes import cache_token_bytes
 from runners.settings import ModelSettings
 
 
@@ -69,9 +69,7 @@ class EngineRunner:
             weight_bytes=model.weight_bytes,
             step_bytes=step_weight_bytes(model),
             token_bytes=model.recipe.shard.world_size
-            * cache_token_bytes(
-                model.recipe.config, model.recipe.dtype.itemsize, model.recipe.quantization, model.recipe.shard
-            ),
+            * cache_token_bytes(model.recipe.config, model.recipe.dtype, model.recipe.quantization, model.recipe.shard),
             details=f"{llm.loaded.backend}; torch {torch.__version__}",
         )
         self._resources = resources

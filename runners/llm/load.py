@@ -68,7 +68,7 @@ def load_model(
             *build_kernel_options(settings.passes),
         ),
         backend=backend,
-        cache=CompileCache(settings.cache_dir, settings.cache_limit),
+        cache=CompileCache(settings.cache_dir),
         dump_dir=settings.dump_dir if shard.rank == 0 else None,
         quantization=settings.quantization,
         shard=shard,

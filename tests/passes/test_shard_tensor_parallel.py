@@ -19,6 +19,7 @@ from graph_model.bucket import BucketTable
 from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
 from graph_model.errors import UserError
 from graph_model.families import family_of
+from graph_model.footprint import num_parameters
 from graph_model.graph import ModelGraph
 from graph_model.tensor_parallel import WHOLE, Shard, check_world_size, legal_world_sizes
 from graph_model.weights import Constant, evaluate
@@ -31,7 +32,6 @@ from runners.compile import CompiledModel
 from runners.engine.driver import EngineDriver
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scoring import ScoreRequest
-from runners.llm.sizes import num_parameters
 
 SETTINGS: dict[str, dict[str, bool]] = {cls.name: {} for cls in DEFAULT_PASSES}
 BIASED = Case(replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2), torch.float32)  # two key heads

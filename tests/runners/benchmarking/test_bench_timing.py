@@ -150,7 +150,7 @@ def test_a_step_reads_each_parameter_once_and_the_context_of_each_request(checkp
     with LLM([f"model.path={checkpoint}", "backend=eager", f"cache_dir={tmp_path}"]) as llm:
         llm.warm_up([[2] * 70], SamplingParams(max_new_tokens=6))
         read = EngineRunner(llm).facts.decode_step_bytes(case)
-    from runners.llm.sizes import num_parameters
+    from graph_model.footprint import num_parameters
 
     context = 2 * CONFIG.num_hidden_layers * CONFIG.num_key_value_heads * CONFIG.head_dim * (70 + 3)
     assert read == pytest.approx(4 * (num_parameters(CONFIG) + 2 * context), rel=0.02)

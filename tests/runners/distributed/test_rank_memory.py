@@ -16,9 +16,9 @@ from support.configs import TINY_CONFIGS
 from support.modelslim import quantized_tensors, write_checkpoint
 
 from graph_model.config import GemmaConfig
+from graph_model.footprint import num_parameters
 from graph_model.quantization.linears import linear_paths
 from graph_model.tensor_parallel import Shard
-from runners.llm.sizes import num_parameters
 
 # Columns of a rank are whole pages: 32 kB in a row of the down projection, 4 kB in one of the output projection.
 CONFIG = GemmaConfig(

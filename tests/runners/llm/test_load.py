@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,18 +15,14 @@ import torch
 from support.checkpoints import write_random_checkpoint
 from support.configs import TINY_CONFIGS
 
-from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GemmaConfig
 from graph_model.graph import KVCacheConfig
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.tensor_parallel import Shard
 from passes.framework.dump import dump
 from passes.framework.manager import run_passes
 from passes.pipeline import PASSES, build_passes
 from runners.compile import num_scratch_blocks
 from runners.llm.load import bucket_table
-from runners.llm.sizes import weight_bytes
 
 LARGE = GemmaConfig(
     vocab_size=36000,
@@ -92,25 +87,6 @@ def test_loading_and_running_peak_little_above_the_checkpoint(
     assert weight_bytes == pytest.approx(size, rel=0.01)
     assert compiled == 2
     assert peak - baseline < 1.15 * size + 300e6
-
-
-@pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize(
-    ("scheme", "keep_float"),
-    [(None, []), ("w8a16", []), ("w8a8_dynamic", ["down_proj", "lm_head"]), ("w8a8", ["down_proj"])],
-)
-def test_the_cache_is_sized_beside_the_bytes_that_weights_have(
-    scheme: Any, keep_float: list[str], world_size: int
-) -> None:
-    config = replace(LARGE, num_hidden_layers=2)
-    shard = Shard(world_size - 1, world_size)
-    quantization = None
-    if scheme is not None:
-        quantization = Quantization(scheme, select_linears(config, keep_float), stored=scheme == "w8a8")
-    graph = capture(config, Bucket("decode", 1, 1, 4), KVCacheConfig(64, 64), torch.bfloat16, quantization)
-    run_passes(graph, build_passes({name: {} for name in PASSES}, shard))
-    held = sum(prod(e.shape) * e.dtype.itemsize for e in set(graph.weight_plan.values()))
-    assert weight_bytes(config, 2, quantization, shard) == pytest.approx(held, rel=0.005)
 
 
 def sizes(**changes: int) -> Any:

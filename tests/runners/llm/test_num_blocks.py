@@ -7,19 +7,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
+import torch
 
 from graph_model.errors import UserError
+from graph_model.footprint import cache_token_bytes, weight_bytes
 from runners.command_line.entry import compose
 from runners.compile import num_scratch_blocks
 from runners.llm.load import bucket_table, load_model
-from runners.llm.sizes import cache_token_bytes, num_parameters
 from runners.settings import resolve_settings
 
 BLOCK = 16
 ONE = 16  # blocks of a sequence of max_seq_len
 BASE = ["backend=eager", "dtype=float32", f"block_size={BLOCK}", f"max_seq_len={ONE * BLOCK}", "max_batch_size=4"]
 Blocks = Callable[..., int]
-ELEMENT = 4  # bytes of a float32
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def blocks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
     def call(room: float, *overrides: str, device_memory: float | None = None) -> int:
         settings = resolve_settings(compose("infer", [*BASE, f"cache_dir={cache}", *overrides]))
-        block = cache_token_bytes(settings.config, ELEMENT) * BLOCK
-        memory = num_parameters(settings.config) * ELEMENT + int(room * block)
+        block = cache_token_bytes(settings.config, torch.float32) * BLOCK
+        memory = weight_bytes(settings.config, torch.float32) + int(room * block)
         monkeypatch.setattr("runners.llm.sizes.free_memory", lambda device: memory)
         with ExitStack() as resources:
             model = load_model(settings, resources, device_memory=device_memory).model
