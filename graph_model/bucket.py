@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -91,12 +92,26 @@ class StepInputs:
 class StepOutput:
     """What a step returns, as host arrays; K = bucket.logprobs, S = bucket.scored."""
 
-    # [B] int64: the token chosen after each row's last real token; [B, S]: the likeliest behind each scored position
+    # [B] int64: the token chosen after each row's last real token; [B, S]: the most likely after each scored position;
+    # below 0 where the logits are not finite
     token_ids: np.ndarray
     # [B] float32: log-probability of the chosen token; [B, S]: of the targets; [B, S, vocab]: of every token
     logprob: np.ndarray | None = None
     top_ids: np.ndarray | None = None  # [B, K] int64, likeliest first
     top_logprobs: np.ndarray | None = None  # [B, K] float32
+
+    def not_finite(self, places: Sequence[int]) -> list[int]:
+        """Rows with logits, or log-probabilities of targets, that are not finite in their first `places[row]` places.
+
+        A row has one place in which a token is chosen, or so many that are scored.
+        """
+        broken = self.token_ids < 0
+        if broken.ndim == 2 and self.logprob is not None and self.logprob.ndim == 2:
+            broken = broken | ~np.isfinite(self.logprob)
+        if not broken.any():
+            return []
+        broken = broken.reshape(len(broken), -1)
+        return [row for row, count in enumerate(places) if broken[row, :count].any()]
 
 
 def make_inputs(bucket: Bucket) -> StepInputs:

@@ -37,6 +37,7 @@ from graph_model.ops.sharded_tokens import (
     sharded_token_logprobs,
 )
 from graph_model.ops.tokens import (
+    NOT_FINITE,
     greedy_token,
     last_token,
     log_probabilities,
@@ -48,6 +49,7 @@ from graph_model.ops.tokens import (
 
 __all__ = [
     "NAMESPACE",
+    "NOT_FINITE",
     "add_rms_norm",
     "add_rms_norm_quantize",
     "all_gather",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from graph_model.ops.collective import all_gather, all_reduce, stack_ranks
 from graph_model.ops.registry import canonical_op
-from graph_model.ops.tokens import log_probabilities, sample_token, token_logprobs
+from graph_model.ops.tokens import NOT_FINITE, best_ids, log_probabilities, lowest, sample_token, token_logprobs
 
 
 @canonical_op("sharded_embedding(Tensor table, Tensor ids, Tensor rank) -> Tensor")
@@ -27,15 +27,16 @@ def sharded_embedding(table: Tensor, ids: Tensor, rank: Tensor) -> Tensor:
 
 @canonical_op("sharded_greedy_token(Tensor logits, Tensor rank, int world_size) -> Tensor")
 def sharded_greedy_token(logits: Tensor, rank: Tensor, world_size: int) -> Tensor:
-    """The likeliest id of each row, the lowest of equals: this rank's logits [..., size] -> [...] int64.
+    """What `greedy_token` gives, from this rank's logits [..., size]: [...] int64.
 
     One collective of two float32 per row and rank; ids are below 2 ** 24, which float32 holds.
     """
-    ids = logits.argmax(-1, keepdim=True)
-    values = logits.gather(-1, ids).float()
+    ids, finite = best_ids(logits)
+    values = torch.where(finite, logits.gather(-1, ids).float(), torch.inf)
     best = stack_ranks(torch.cat((values, (ids + rank * logits.shape[-1]).float()), -1), world_size)
     owner = best[..., 0].argmax(0, keepdim=True)
-    return best[..., 1].gather(0, owner).squeeze(0).long()
+    values, ids = (best[..., index].gather(0, owner).squeeze(0) for index in range(2))
+    return torch.where(values < torch.inf, ids.long(), NOT_FINITE)
 
 
 @canonical_op(
@@ -54,39 +55,48 @@ def sharded_sample_token(
 ) -> tuple[Tensor, Tensor]:
     """Draw an id per row as `sample_token` does: [batch] int64, and [batch] int32 that is 1 where that failed.
 
-    The ranks gather their sum of exponentials and their `candidates` likeliest logits. From these follow the cut, the
+    The ranks gather their sum of exponentials and their `candidates` largest logits. From these follow the cut, the
     mass of each rank, and so the rank that the uniform falls into, which inverts its own distribution. A row fails
     if its top_k or nucleus reaches below what was gathered; `redraw` then takes the joined logits.
     """
     size = logits.shape[-1]
     cap = min(candidates, size)
     sampled = temperature > 0
-    scaled = logits.float() / torch.where(sampled, temperature, 1.0)[:, None]
+    best_id, finite = best_ids(logits)
+    scaled = torch.where(finite, logits.float() / torch.where(sampled, temperature, 1.0)[:, None], 0.0)
     top = scaled.topk(cap, -1).values
     total = (scaled - top[:, :1]).exp().sum(-1, keepdim=True)
-    gathered = stack_ranks(torch.cat((total, top), -1), world_size)  # [world_size, batch, 1 + cap]
-    total, top = gathered[:, :, 0], gathered[:, :, 1:]
-    best = top[:, :, 0].max(0).values
+    gathered = stack_ranks(torch.cat((torch.where(finite, total, torch.inf), top), -1), world_size)
+    total, top = gathered[:, :, 0], gathered[:, :, 1:]  # [world_size, batch], [world_size, batch, cap]
+    all_finite = total.amax(0) < torch.inf
+    best = top[:, :, 0].amax(0)
     mass = total * (top[:, :, 0] - best).exp()  # [world_size, batch]
 
     limited = (top_k > 0) & (top_k < world_size * size)
-    threshold = _threshold(top.movedim(0, 1).flatten(1), best, mass.sum(0), limited, top_k, top_p)
     restricted = limited | (top_p < 1)
-    missed = restricted & sampled
+    threshold, count, needed = _cut(top.movedim(0, 1).flatten(1), best, mass.sum(0), limited, top_k, top_p)
+    threshold = torch.where(restricted, threshold, -torch.inf)[:, None]
+    missed = restricted & sampled & all_finite
     # Ids that were not gathered are at most as likely as the last candidate of their rank.
-    missed = missed & (threshold <= top[:, :, -1].max(0).values) if cap < size else torch.zeros_like(missed)
+    missed = missed & (needed <= top[:, :, -1].amax(0)) if cap < size else torch.zeros_like(missed)
 
-    kept = torch.where(top >= threshold[:, None], (top - best[:, None]).exp(), 0.0).sum(-1)
+    # Of ids at the threshold the lowest are kept: those of the first ranks.
+    above, at_threshold = top > threshold, (top == threshold).sum(-1)  # [world_size, batch, cap], [world_size, batch]
+    room = (count - above.sum((0, 2))) - (at_threshold.cumsum(0) - at_threshold)
+    room = torch.minimum(room.clamp(min=0), at_threshold)
+    kept = torch.where(above, (top - best[:, None]).exp(), 0.0).sum(-1) + room * (threshold[:, 0] - best).exp()
     owner, residual = _draw(torch.where(restricted, kept, mass).T, uniform)
     greedy_owner = top[:, :, 0].argmax(0)
-    weights = torch.where(scaled >= threshold[:, None], (scaled - best[:, None]).exp(), 0.0)
+    own_room = room.gather(0, rank[:, None].expand(-1, room.shape[1])).T
+    own_kept = (scaled > threshold) | lowest(scaled == threshold, own_room)
+    weights = torch.where(own_kept, (scaled - best[:, None]).exp(), 0.0)
     drawn = _invert(weights.cumsum(-1), weights, residual[:, None])
-    chosen = torch.where(sampled, drawn, logits.argmax(-1)) + rank * size
+    chosen = torch.where(sampled, drawn, best_id[:, 0]) + rank * size
     mine = torch.where(sampled, owner, greedy_owner) == rank
     # Rank 0 says for all whether a row failed, so that they agree whatever their arithmetic.
     answer = torch.stack((torch.where(mine, chosen, 0), torch.where(rank == 0, missed.long(), 0)))
     answer = all_reduce(answer.int())
-    return answer[0].long(), answer[1]
+    return torch.where(all_finite, answer[0].long(), NOT_FINITE), answer[1]
 
 
 @canonical_op(
@@ -99,6 +109,7 @@ def sharded_token_logprobs(
     """What `token_logprobs` returns, from this rank's logits [batch, size]. One collective."""
     size = logits.shape[-1]
     cap = min(top, size)
+    logits = torch.where(token_ids[:, None] >= 0, logits, 0.0)
     values, ids = logits.float().topk(cap, -1)
     chosen, log_total, rest = _stack_sums(logits, token_ids, rank, world_size, values, (ids + rank * size).float())
     values, index = rest[..., :cap].movedim(0, 1).flatten(1).topk(top, -1)
@@ -144,10 +155,10 @@ def _stack_sums(
     logits = logits.float()
     local, inside = _local(ids, rank, logits.shape[-1])
     chosen = torch.where(inside[..., None], logits.gather(-1, local[..., None]), 0.0)
-    maximum = logits.max(-1, keepdim=True).values
+    maximum = logits.amax(-1, keepdim=True)
     total = (logits - maximum).exp().sum(-1, keepdim=True)
     gathered = stack_ranks(torch.cat((chosen, maximum, total, *more), -1), world_size)  # [world_size, ..., 3 + more]
-    best = gathered[..., 1].max(0).values
+    best = gathered[..., 1].amax(0)
     log_total = best + (gathered[..., 2] * (gathered[..., 1] - best).exp()).sum(0).log()
     return gathered[..., 0].sum(0) - log_total, log_total, gathered[..., 3:]
 
@@ -159,24 +170,25 @@ def _local(ids: Tensor, rank: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return torch.where(inside, local, 0), inside
 
 
-def _threshold(
+def _cut(
     candidates: Tensor, best: Tensor, total: Tensor, limited: Tensor, top_k: Tensor, top_p: Tensor
-) -> Tensor:
-    """The smallest scaled logit that is kept, [batch]; -inf where neither top_k nor top_p restricts.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The smallest scaled logit that top_k and top_p keep of these candidates, and how many they keep: [batch] each.
 
+    Third, the smallest that had to be known for that: the top_k-th, of which the nucleus is a share, or the first.
     candidates [batch, n]; best: the largest of each row; total: the sum of exponentials of logits less `best`.
     """
     ordered = candidates.sort(-1, descending=True).values
-    count = ordered.shape[1]
-    k = torch.where(limited, top_k, count).clamp(max=count)
-    kth = torch.where(limited, ordered.gather(-1, (k - 1)[:, None]).squeeze(-1), -torch.inf)
-    weights = torch.where(ordered >= kth[:, None], (ordered - best[:, None]).exp(), 0.0)
+    size = ordered.shape[1]
+    k = torch.where(limited, top_k, size).clamp(max=size)[:, None]
+    inside = torch.arange(size, device=k.device) < k
+    weights = torch.where(inside, (ordered - best[:, None]).exp(), 0.0)
     cumulative = weights.cumsum(-1)
     total = torch.where(limited, cumulative[:, -1], total)
-    in_nucleus = (cumulative - weights) < (top_p * total)[:, None]
-    last = in_nucleus.sum(-1, keepdim=True).clamp(min=1) - 1
-    nucleus = torch.where(top_p < 1, ordered.gather(-1, last).squeeze(-1), -torch.inf)
-    return torch.maximum(kth, nucleus)
+    in_nucleus = ((cumulative - weights) < (top_p * total)[:, None]) | (top_p >= 1)[:, None]
+    count = torch.minimum(in_nucleus.sum(-1, keepdim=True).clamp(min=1), k)
+    kth, threshold = (ordered.gather(-1, number - 1).squeeze(-1) for number in (k, count))
+    return threshold, count.squeeze(-1), torch.where(limited, kth, threshold)
 
 
 def _draw(mass: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,6 +97,42 @@ def test_a_draw_is_that_from_whole_logits(world_size: int, cap: int, logits: Ten
         assert not missed[sampling[0] == 0].any()
 
 
+@pytest.mark.parametrize(("world_size", "cap"), [(2, 256), (4, 12), (8, 3)])
+def test_tied_logits_are_drawn_as_from_whole_logits(world_size: int, cap: int, logits: Tensor) -> None:
+    tied, sampling = logits.round(), sampling_inputs()
+    sampling[1][1::3] = 1
+
+    def draw(shard: Shard) -> Tensor:
+        local, rank = part(tied, shard)
+        ids, missed = ops.sharded_sample_token(local, *sampling, rank, world_size, cap)
+        return ops.redraw([ids, missed, local], sampling, -1, world_size)[0]
+
+    expected = ops.sample_token(tied, *sampling)
+    assert torch.equal(expected[1::3], tied.argmax(-1)[1::3])
+    for result in run_ranks(world_size, draw):
+        assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("cap", [256, 2])
+def test_rows_not_finite_on_one_rank_have_no_token(cap: int, logits: Tensor) -> None:
+    bad, sampling = logits.clone(), sampling_inputs()
+    bad[3, 40], bad[4, 7], bad[5] = torch.nan, torch.inf, torch.nan
+
+    def choose(shard: Shard) -> list[Tensor]:
+        local, rank = part(bad, shard)
+        greedy = ops.sharded_greedy_token(local, rank, 4)
+        ids, missed = ops.sharded_sample_token(local, *sampling, rank, 4, cap)
+        said = ops.sharded_token_logprobs(local, ids, 2, rank, 4)
+        return [greedy, said[0], *ops.redraw([ids, *said, missed, local], sampling, 2, 4)]
+
+    for greedy, _, drawn, logprobs, top_ids, _ in run_ranks(4, choose):
+        assert torch.equal(greedy, ops.greedy_token(bad))
+        assert (greedy < 0).nonzero().flatten().tolist() == [3, 4, 5]
+        assert torch.equal(drawn, ops.sample_token(bad, *sampling))
+        assert logprobs[6:].isfinite().all()
+        assert torch.equal(top_ids[6:], bad[6:].topk(2).indices)
+
+
 def test_an_edge_of_the_distribution_is_never_crossed() -> None:
     """Uniforms at 0 and next to 1, and all mass on one rank."""
     peaked = torch.full((2, 8), -torch.inf)

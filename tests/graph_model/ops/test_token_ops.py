@@ -144,10 +144,54 @@ def test_a_temperature_near_zero_is_nearly_greedy() -> None:
     assert (drawn == 1).all()
 
 
-def test_ids_as_likely_as_the_last_kept_one_are_kept() -> None:
-    logits = torch.tensor([1.0, 3.0, 1.0, 1.0, 0.0])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"),
+    [
+        (1, 1.0, {1}),
+        (0, 1e-9, {1}),
+        (2, 1.0, {1, 3}),
+        (3, 1.0, {0, 1, 3}),
+        (4, 1.0, {0, 1, 2, 3}),
+        (5, 0.9, {0, 1, 2, 3}),
+    ],
+)
+def test_of_equally_likely_ids_the_lowest_are_kept(top_k: int, top_p: float, kept: set[int]) -> None:
+    logits = torch.tensor([1.0, 3.0, 1.0, 3.0, 1.0])
     uniform = (torch.arange(1000) + 0.5) / 1000
-    assert set(draw(logits, uniform, 1.0, 2, 1.0).tolist()) == {0, 1, 2, 3}
+    assert set(draw(logits, uniform, 1.0, top_k, top_p).tolist()) == kept
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_tied_logits_draw_each_id_in_its_share(setting: tuple[float, int, float]) -> None:
+    rows, tied = 20_000, LOGITS.round()
+    uniform = (torch.arange(rows, dtype=torch.float32) + 0.5) / rows
+    counts = np.bincount(draw(tied, uniform, *setting).numpy(), minlength=12)
+    assert np.abs(counts - rows * exact_distribution(tied, *setting)).max() <= 1.5
+
+
+@pytest.mark.parametrize(
+    "bad", [[torch.nan] * 12, [torch.inf, *[0.0] * 11], [-torch.inf] * 12, [*[0.0] * 11, torch.nan]]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_rows_that_are_not_finite_have_no_token(bad: list[float], dtype: torch.dtype) -> None:
+    logits = torch.stack((LOGITS, torch.tensor(bad), LOGITS)).to(dtype)
+    right = int(LOGITS.argmax())
+    assert ops.greedy_token(logits).tolist() == [right, ops.NOT_FINITE, right]
+    for temperature in (0.0, 1.0):
+        rows = torch.full((3,), temperature)
+        drawn = ops.sample_token(logits, rows, torch.tensor([1, 1, 1]), torch.ones(3), torch.full((3,), 0.5))
+        assert drawn.tolist() == [right, ops.NOT_FINITE, right]
+    chosen, top_ids, top = ops.token_logprobs(logits, drawn, 2)
+    assert chosen[[0, 2]].isfinite().all()
+    assert top_ids[0].tolist() == top_ids[2].tolist()
+    assert torch.equal(top[0], top[2])
+
+
+def test_minus_infinity_is_a_logit_like_any_other() -> None:
+    logits = LOGITS.clone()
+    logits[3] = -torch.inf
+    assert ops.greedy_token(logits[None]).tolist() == [1]
+    assert set(draw(logits, EXTREMES, 1.0, 0, 1.0).tolist()) <= set(range(12)) - {3}
 
 
 def test_a_row_does_not_depend_on_the_other_rows() -> None:

@@ -88,9 +88,13 @@ def log_softmax_v2(logits: Tensor, *, axes: list[int]) -> Tensor:
 
 @ge_op("ArgMaxV2")
 def arg_max_v2(x: Tensor, dimension: Tensor, *, dtype: int = 9) -> Tensor:
-    """Position of the largest element along `dimension`; the first of equal ones. NaN is refused."""
-    _refuse_nan(x)
-    return x.argmax(one_int(dimension)).to(ge_dtype(dtype))
+    """Position of the largest element along `dimension`; the first of equal ones.
+
+    Of nothing but NaN it is some position, on the chip as here. NaN among numbers is refused.
+    """
+    dim = one_int(dimension)
+    _refuse_nan(x.masked_fill(x.isnan().all(dim, True), 0.0) if x.is_floating_point() else x)
+    return x.argmax(dim).to(ge_dtype(dtype))
 
 
 @ge_op("ArgMaxWithValue")
