@@ -20,6 +20,7 @@ from graph_model.checkpoint.writer import MAX_SHARD_BYTES, check_target
 from graph_model.config import GemmaConfig, read_config
 from graph_model.errors import UserError
 from graph_model.json_file import read_json_object
+from graph_model.numerics import is_finite
 from graph_model.quantization.linears import HEAD, Quantization, group_of
 from graph_model.quantization.scheme import Dialect, Scheme
 from graph_model.quantization.schemes import scheme_of
@@ -182,7 +183,7 @@ class _Quantizer:
     def _read(self, name: str) -> Tensor:
         """The tensor in the model's dtype. Raises UserError if a value is not finite, or becomes so."""
         tensor = self.checkpoint.read(name).to(self.dtype)
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise UserError(
                 f"{name} holds NaN or infinite values in {self.config.dtype}. Such a checkpoint is damaged and "
                 "cannot be quantized; copy it again from the original."

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from graph_model.errors import UserError
+from graph_model.numerics import is_finite
 from graph_model.weights.read import Read
 
 _ROWS_AT_A_TIME = 1024
@@ -271,13 +273,20 @@ def evaluate(expressions: Iterable[Expression], read: Read, device: torch.device
     """The tensor of every distinct expression, contiguous on `device`.
 
     `read` is called once for each use of a CheckpointTensor, or of a part of one. Expressions are computed on the host:
-    a device that runs whole graphs only has no kernels for them.
+    a device that runs whole graphs only has no kernels for them. Raises UserError if float16 cannot
+    hold a weight.
     """
     tensors: dict[Expression, Tensor] = {}
     for expression in expressions:
         if expression not in tensors:
             out = torch.empty(expression.shape, dtype=expression.dtype)
             expression.write(out, read)
+            # float32 and bfloat16 reach as far, so that only float16 can be too narrow for what was finite.
+            if out.dtype == torch.float16 and not is_finite(out):
+                raise UserError(
+                    f"The weight {expression} is finite in the checkpoint and beyond 65504, the largest number of "
+                    "float16. Give dtype=bfloat16 or dtype=float32, on a device that computes in it."
+                )
             tensors[expression] = out.to(device)
     return tensors
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from graph_model.bucket import BucketTable, powers_of_two
 from graph_model.checkpoint import Checkpoint, open_checkpoint
 from graph_model.errors import UserError
 from graph_model.graph import KVCacheConfig
+from graph_model.numerics import is_finite
 from graph_model.quantization.schemes import scheme_of
 from graph_model.tensor_parallel import WHOLE, Shard
 from graph_model.weights import Part, Read
@@ -100,18 +102,27 @@ def open_weights(settings: ModelSettings, resources: ExitStack) -> Read:
         return random_weights(settings.config, settings.quantization)
     assert settings.checkpoint_dir is not None
     checkpoint = resources.enter_context(open_checkpoint(settings.checkpoint_dir, settings.config))
-    return _one_at_a_time(checkpoint)
+    return _one_at_a_time(checkpoint, settings.checkpoint_dir)
 
 
-def _one_at_a_time(checkpoint: Checkpoint) -> Read:
-    """Read tensors, giving back the mapped pages of one when the next is asked for: they count as used memory."""
+def _one_at_a_time(checkpoint: Checkpoint, directory: Path) -> Read:
+    """Read tensors, giving back the mapped pages of one when the next is asked for: they count as used memory.
+
+    Raises UserError where a tensor holds NaN or infinity.
+    """
     last: list[str] = []
 
     def read(name: str, part: Part | None = None) -> Tensor:
         while last:
             checkpoint.release(last.pop())
         last.append(name)
-        return checkpoint.read(name) if part is None else checkpoint.read_slice(name, *part)
+        tensor = checkpoint.read(name) if part is None else checkpoint.read_slice(name, *part)
+        if not is_finite(tensor):
+            raise UserError(
+                f"{directory}: the tensor {name} holds NaN or infinite values, so that no answer would mean anything. "
+                "The file is damaged, or training or a conversion overflowed: copy it again from the original."
+            )
+        return tensor
 
     return read
 
