@@ -1,4 +1,4 @@
-"""The error that a user can mend, and how values stand in its message."""
+"""The errors that a user can mend, and how values stand in its message."""
 
 from __future__ import annotations
 
@@ -21,6 +21,22 @@ class UserError(Exception):
             half = LONGEST_MESSAGE // 2
             message = f"{message[:half]} ... ({len(message) - 2 * half} characters) ... {message[-half:]}"
         super().__init__("".join(c if c.isprintable() or c in "\t\n" else ascii(c)[1:-1] for c in message))
+
+
+class NotFiniteError(UserError):
+    """A request's logits hold NaN or infinity, so that there is no token to choose and no score to give."""
+
+    @classmethod
+    def of(cls, dtype: str, where: str) -> NotFiniteError:
+        """dtype: that the model computes in. where: the first numbers that are not finite, as a sentence."""
+        way_out = (
+            "The largest number of float16 is 65504: give dtype=bfloat16 or dtype=float32, on a device that computes "
+            "in it."
+            if dtype == "float16"
+            else "The weights were finite when they were loaded; the checkpoint may be damaged or made for other code. "
+            "Compare it with its original, with python runners/compare.py."
+        )
+        return cls(f"The logits of this request are not finite (NaN or infinite) in {dtype}. {where} {way_out}")
 
 
 def shown(value: object) -> str:

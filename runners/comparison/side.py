@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from graph_model.errors import UserError
+from graph_model.errors import NotFiniteError, UserError
 
 if TYPE_CHECKING:
     from runners.engine import SamplingParams, TokenEvent
@@ -91,7 +91,7 @@ def compute(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> t
 def _with_engine(
     settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str
 ) -> tuple[Texts, list[list[int]], list[np.ndarray], str]:
-    from runners.engine import ScoreRequest
+    from runners.engine import ScoreRequest, raise_errors
     from runners.llm import LLM
 
     def bar_of(what: str) -> tuple[tqdm[Any], Callable[[int, TokenEvent], None]]:
@@ -107,7 +107,9 @@ def _with_engine(
         prompts = [ids[:length] for ids, length in zip(texts.token_ids, texts.prompt_lengths, strict=True)]
         bar, follow = bar_of("answers")
         with bar:
-            answers = [result.token_ids for result in llm.generate(prompts, sampling, follow)]
+            results = llm.generate(prompts, sampling, follow)
+        raise_errors(results)
+        answers = [result.token_ids for result in results]
         texts = _complete(texts, answers)
         requests = [
             ScoreRequest(ids[:-1], list(range(length - 1, len(ids) - 1)))
@@ -157,6 +159,8 @@ def _with_transformers(
             model(torch.tensor([ids[:-1]])).logits[0, length - 1 :].float().log_softmax(-1).numpy()
             for ids, length in tqdm(pairs, desc=f"{name}: distributions", unit="prompt")
         ]
+    if not all(np.isfinite(row).all() for row in rows):
+        raise NotFiniteError.of(settings.dtype, "They are transformers' own.")
     return texts, answers, rows, f"transformers {transformers.__version__} on {model.device.type}"
 
 

@@ -11,9 +11,14 @@ from torch import Tensor
 
 from graph_model import ops
 from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
+from graph_model.errors import NotFiniteError
 from graph_model.weights import Expression, Read, evaluate
 from runners.backends import StepFunction
+from runners.compile.not_finite import first_not_finite
 from runners.compile.step import Recipe, Step, prepare_step
+
+_MOST_SEARCHES = 3
+_NOT_SEARCHED = "Where they begin was searched for earlier requests only; see their errors."
 
 
 @dataclass
@@ -55,6 +60,7 @@ class CompiledModel:
         self._weights: dict[Expression, Tensor] = {}
         self._caches: list[Tensor] = []
         self._loaded: dict[Bucket, _Loaded] = {}
+        self.num_searches = 0  # for numbers that are not finite
 
     def warm_up(self, buckets: Iterable[Bucket]) -> None:
         """Load weights and make every bucket of `buckets` ready to run."""
@@ -85,6 +91,20 @@ class CompiledModel:
             sampling = [torch.from_numpy(array) for array in loaded.inputs.sampling()]
             outputs = ops.redraw(outputs, sampling, bucket.logprobs, self.recipe.shard.world_size)
         return StepOutput(*(output.cpu().numpy() for output in outputs))
+
+    def explain_not_finite(self, bucket: Bucket, rows: Sequence[int]) -> list[Exception]:
+        """An error for each of these rows of the last `run(bucket)`, naming dtype and the layer where NaN began.
+
+        The search runs the graph again, slowly, so a model that goes on failing is searched a few times only.
+        """
+        places = self.search(bucket, rows) if self.num_searches < _MOST_SEARCHES else [_NOT_SEARCHED] * len(rows)
+        self.num_searches += 1
+        dtype = str(self.recipe.dtype).removeprefix("torch.")
+        return [NotFiniteError.of(dtype, place) for place in places]
+
+    def search(self, bucket: Bucket, rows: Sequence[int]) -> list[str]:
+        """Where, in each of these rows of the last `run(bucket)`, the first number is that is not finite."""
+        return first_not_finite(self.recipe.graph(bucket), self.arguments(bucket), rows)
 
     def arguments(self, bucket: Bucket) -> list[Tensor]:
         """The tensors that the bucket's step reads: weights, caches, and the inputs of its last run."""

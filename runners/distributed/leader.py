@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from enum import IntEnum
 from typing import get_args
@@ -27,6 +27,7 @@ class Message(IntEnum):
     WARM_UP = 1  # the buckets that follow
     RUN = 2  # the bucket in the header, on the arrays that follow
     CHECK = 3  # the passes
+    SEARCH = 4  # the last run of the bucket in the header, for numbers that are not finite
 
 
 class LeadingModel(CompiledModel):
@@ -43,6 +44,10 @@ class LeadingModel(CompiledModel):
         self.announce(Message.RUN, *encode_bucket(bucket))
         dist.broadcast(_pack(self.inputs(bucket)), src=0)
         return super().run(bucket)
+
+    def search(self, bucket: Bucket, rows: Sequence[int]) -> list[str]:
+        self.announce(Message.SEARCH, *encode_bucket(bucket))
+        return super().search(bucket, rows)
 
     def announce(self, message: Message, *numbers: int) -> None:
         """Tell the other ranks what comes."""

@@ -3,7 +3,7 @@
 from runners.engine.driver import EngineDriver
 from runners.engine.engine import Engine
 from runners.engine.model import StepModel
-from runners.engine.result import FinishReason, RequestResult, Scores, TokenEvent, TokenLogprobs
+from runners.engine.result import FinishReason, RequestResult, Scores, TokenEvent, TokenLogprobs, raise_errors
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scoring import ScoreRequest
 from runners.engine.statistics import Statistics
@@ -20,4 +20,5 @@ __all__ = [
     "StepModel",
     "TokenEvent",
     "TokenLogprobs",
+    "raise_errors",
 ]

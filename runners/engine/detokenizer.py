@@ -103,3 +103,12 @@ def make_decode(tokenizer: Any) -> Decode:
         return backend.decode(token_ids, skip_special_tokens=True)
 
     return decode
+
+
+def special_tokens(tokenizer: Any) -> dict[int, str]:
+    """The names of the special tokens, which decoding leaves out, by id."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "get_added_tokens_decoder"):
+        return {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
+    ids, names = (getattr(tokenizer, f"all_special_{kind}", ()) for kind in ("ids", "tokens"))
+    return dict(zip(ids, names, strict=True))

@@ -13,7 +13,7 @@ from typing import Any, cast
 from graph_model.errors import UserError
 from runners.engine.engine import Engine
 from runners.engine.model import StepModel
-from runners.engine.result import RequestResult, Scores, TokenEvent
+from runners.engine.result import RequestResult, Scores, TokenEvent, of_request, raise_errors
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scoring import ScoreRequest
 
@@ -39,6 +39,7 @@ class EngineDriver:
         self.tokenizer = tokenizer
         self._sinks: dict[int, Sink] = {}  # who gets the events of a request
         self._lock = threading.Lock()  # held by whoever runs a step
+        self._stepping: int | None = None  # the thread that runs one
         self._driver: asyncio.Task[None] | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._failed: dict[int, Callable[[BaseException], None]] = {}  # whom to tell that the model failed
@@ -81,9 +82,7 @@ class EngineDriver:
             return request_id
 
         results = self._run(partial(submit, index, request) for index, request in enumerate(requests))
-        for result in results:
-            if result.error is not None:
-                raise result.error
+        raise_errors(results)
         return [cast(Scores, result.scores) for result in results]
 
     def _run(self, submissions: Iterable[Callable[[Sink], int]]) -> list[RequestResult]:
@@ -152,7 +151,10 @@ class EngineDriver:
             return prompt
         if self.tokenizer is None:
             raise UserError("A prompt is a text, but there is no tokenizer. Give token ids, or a tokenizer.")
-        return list(self.tokenizer.encode(prompt))
+        try:
+            return list(self.tokenizer.encode(prompt))
+        except BaseException as error:
+            raise of_request(error) from None
 
     def _submit(
         self,
@@ -166,8 +168,7 @@ class EngineDriver:
         return request_id
 
     def _step(self) -> None:
-        with self._lock:
-            self._dispatch(self.engine.step())
+        self._dispatch(self._locked_step())
 
     def _dispatch(self, events: list[TokenEvent]) -> None:
         for event in events:
@@ -182,9 +183,14 @@ class EngineDriver:
         unfinished = [request_id for request_id in request_ids if self._sinks.pop(request_id, None) is not None]
         for request_id in unfinished:
             self.engine.abort(request_id)
-        if unfinished:
-            with self._lock:
-                self._dispatch(self.engine.receive())
+        # An iterator may be closed inside a step, by a callback or by Python's garbage collector: whoever runs the
+        # step, the requests are then ended by the next one.
+        if unfinished and self._lock.acquire(blocking=False):
+            try:
+                events = self.engine.receive()
+            finally:
+                self._lock.release()
+            self._dispatch(events)
 
     def _start_driver(self) -> None:
         if self._driver is None or self._driver.done():
@@ -197,13 +203,25 @@ class EngineDriver:
         try:
             while self.engine.has_unfinished():
                 self._dispatch(await loop.run_in_executor(self._executor, self._locked_step))
-        except Exception as error:
+        except BaseException as error:
+            told = error if isinstance(error, Exception) else RuntimeError(f"The engine has ended: {error!r}")
             for tell in list(self._failed.values()):
-                tell(error)
+                tell(told)
+            if isinstance(error, KeyboardInterrupt | SystemExit | asyncio.CancelledError):
+                raise
 
     def _locked_step(self) -> list[TokenEvent]:
+        if self._stepping == threading.get_ident():
+            raise RuntimeError(
+                "generate, stream or score was called while a step runs, from an on_event or a tokenizer. Call it "
+                "after the step: when generate has returned, or from another thread."
+            )
         with self._lock:
-            return self.engine.step()
+            self._stepping = threading.get_ident()
+            try:
+                return self.engine.step()
+            finally:
+                self._stepping = None
 
 
 def _numbered(on_event: Callable[[int, TokenEvent], None] | None, index: int) -> Sink | None:

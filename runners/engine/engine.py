@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from graph_model.bucket import Bucket, StepOutput
 from graph_model.errors import UserError
+from runners.engine.admission import check_prompt, check_room
 from runners.engine.block_manager import BlockManager
-from runners.engine.detokenizer import Detokenizer, make_decode
+from runners.engine.detokenizer import Detokenizer, make_decode, special_tokens
 from runners.engine.input_batch import InputBatch
 from runners.engine.model import StepModel, check_model
-from runners.engine.result import FinishReason, RequestResult, TokenEvent, TokenLogprobs
+from runners.engine.result import FinishReason, RequestResult, TokenEvent, TokenLogprobs, of_request
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scheduler import Plan, Scheduler
 from runners.engine.scoring import ScoreRequest, Scoring, make_scoring
@@ -51,6 +51,7 @@ class Engine:
         self._rows = rows
         self._preparation = StepPreparation(buckets, model.block_size, rows)
         self._decode = None if tokenizer is None else make_decode(tokenizer)
+        self._special_tokens = {} if tokenizer is None else special_tokens(tokenizer)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._vocab_size = vocab_size
         self._sequences: dict[int, Sequence] = {}  # unfinished, by request id
@@ -69,11 +70,7 @@ class Engine:
         `on_event` is called with each of its events while a step ends; if it raises, this request ends with
         finish_reason ``error`` and no other is affected. Raises UserError if the request can never be served.
         """
-        sampling = sampling or SamplingParams()
-        sequence = self._make_sequence(prompt_token_ids, sampling, on_event)
-        self._sequences[sequence.request_id] = sequence
-        self._inbox.append(sequence)
-        return sequence.request_id
+        return self._admit(prompt_token_ids, sampling or SamplingParams(), on_event)
 
     def add_score_request(self, request: ScoreRequest, on_event: Callable[[TokenEvent], None] | None = None) -> int:
         """Queue a text whose next tokens are to be scored; returns its id. Otherwise as `add_request`.
@@ -81,10 +78,7 @@ class Engine:
         Its only event is its last; its result has finish_reason ``scored``.
         """
         scoring = make_scoring(request, self._vocab_size)
-        sequence = self._make_sequence(request.token_ids, SamplingParams(max_new_tokens=1), on_event, scoring)
-        self._sequences[sequence.request_id] = sequence
-        self._inbox.append(sequence)
-        return sequence.request_id
+        return self._admit(request.token_ids, SamplingParams(max_new_tokens=1), on_event, scoring)
 
     def abort(self, request_id: int) -> None:
         """End a request, wherever it is. It makes no more tokens; its last event comes with the next step.
@@ -95,6 +89,38 @@ class Engine:
         if sequence is not None and not sequence.aborted:
             sequence.aborted = True
             self._inbox.append(sequence)
+
+    def _admit(
+        self,
+        prompt: Iterable[int],
+        sampling: SamplingParams,
+        on_event: Callable[[TokenEvent], None] | None,
+        scoring: Scoring | None = None,
+    ) -> int:
+        token_ids = check_prompt(prompt, self.model.max_seq_len, self._vocab_size)
+        max_tokens = min(len(token_ids) + sampling.max_new_tokens, self.model.max_seq_len)
+        check_room(len(token_ids), sampling, max_tokens, self.blocks)
+        if sampling.stop and self._decode is None:
+            raise UserError(
+                f"stop is {list(sampling.stop)!r}, but the engine has no tokenizer to find strings with. "
+                "Give the engine a tokenizer or leave stop empty."
+            )
+        sequence = Sequence(
+            request_id=next(self._ids),
+            token_ids=token_ids,
+            num_prompt_tokens=len(token_ids),
+            max_tokens=max_tokens,
+            sampling=sampling,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            arrival_time=time.perf_counter(),
+            detokenizer=None if self._decode is None else Detokenizer(self._decode),
+            stop_matcher=StopMatcher(sampling.stop, self._special_tokens.values()) if sampling.stop else None,
+            on_event=on_event,
+            scoring=scoring,
+        )
+        self._sequences[sequence.request_id] = sequence
+        self._inbox.append(sequence)
+        return sequence.request_id
 
     def has_unfinished(self) -> bool:
         return bool(self._sequences or self._events)
@@ -116,10 +142,11 @@ class Engine:
         run_start = time.perf_counter()
         output = self.model.run(bucket)
         run_end = time.perf_counter()
+        errors = self._find_not_finite(bucket, plan, output)
         blocks = self.blocks.num_used
         if plan.sequences[0].scoring is None:
             self._rows.append(rows[ending], output.token_ids[: len(rows)][ending])
-        self._take_tokens(plan, bucket, ending.tolist(), output, run_end)
+        self._take_tokens(plan, bucket, ending.tolist(), output, run_end, errors)
         end = time.perf_counter()
         host_s = (end - start) - (run_end - run_start)
         self.statistics.record(plan.decode, sum(plan.counts), end - start, host_s, blocks)
@@ -145,12 +172,29 @@ class Engine:
             elif sequence.aborted:
                 self._end(sequence, "abort")
 
-    def _take_tokens(self, plan: Plan, bucket: Bucket, ending: list[bool], output: StepOutput, now: float) -> None:
+    def _find_not_finite(self, bucket: Bucket, plan: Plan, output: StepOutput) -> dict[int, Exception]:
+        """The error of each row of the step whose logits are not finite, also where its prompt goes on."""
+        rows = output.not_finite(plan.places(bool(bucket.scored)))
+        return dict(zip(rows, self.model.explain_not_finite(bucket, rows), strict=True)) if rows else {}
+
+    def _take_tokens(
+        self,
+        plan: Plan,
+        bucket: Bucket,
+        ending: list[bool],
+        output: StepOutput,
+        now: float,
+        errors: dict[int, Exception],
+    ) -> None:
         token_ids = output.token_ids.tolist()
         sequence = plan.sequences[0]
         try:
             for index, sequence in enumerate(plan.sequences):
-                if not sequence.aborted:
+                if sequence.aborted:
+                    continue
+                if index in errors:
+                    self._end(sequence, "error", errors[index])
+                else:
                     self._take_row(plan, bucket, index, ending[index], token_ids, output, now)
         except BaseException:
             self._recover(plan, sequence)
@@ -209,8 +253,8 @@ class Engine:
         self._events.append(event)
         try:
             reason = self._add_text(sequence, event)
-        except Exception as error:
-            event.result = self._finish(sequence, "error", error)
+        except BaseException as error:
+            event.result = self._finish(sequence, "error", of_request(error))
         else:
             if reason is not None:
                 event.result = self._finish(sequence, reason)
@@ -232,6 +276,9 @@ class Engine:
             piece += detokenizer.flush()
         if matcher is not None:
             piece, found = matcher.feed(piece)
+            if not found and reason != "stop" and event.token_id in self._special_tokens:
+                more, found = matcher.feed(self._special_tokens[event.token_id], visible=False)
+                piece += more
             if found:
                 reason = "stop"
             elif reason is not None:
@@ -241,10 +288,10 @@ class Engine:
             sequence.text.append(piece)
         return reason
 
-    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+    def _end(self, sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> None:
         """End a request with an event that has no token."""
         event = TokenEvent(sequence.request_id)
-        event.result = self._finish(sequence, reason)
+        event.result = self._finish(sequence, reason, error)
         self._events.append(event)
         self._notify(sequence, event)
 
@@ -253,11 +300,11 @@ class Engine:
             return
         try:
             sequence.on_event(event)
-        except Exception as error:
+        except BaseException as error:
             if event.result is None:
-                event.result = self._finish(sequence, "error", error)
+                event.result = self._finish(sequence, "error", of_request(error))
             elif event.result.error is None:
-                event.result.finish_reason, event.result.error = "error", error
+                event.result.finish_reason, event.result.error = "error", of_request(error)
 
     def _finish(self, sequence: Sequence, reason: FinishReason, error: Exception | None = None) -> RequestResult:
         self.scheduler.remove(sequence)
@@ -289,62 +336,3 @@ class Engine:
             token_ids = sequence.token_ids[index * size : (index + 1) * size]
             sequence.content = self.blocks.register(sequence.blocks[index], sequence.content, token_ids)
         sequence.num_registered = sequence.num_computed // size
-
-    def _make_sequence(
-        self,
-        prompt: Iterable[int],
-        sampling: SamplingParams,
-        on_event: Callable[[TokenEvent], None] | None,
-        scoring: Scoring | None = None,
-    ) -> Sequence:
-        token_ids = self._check_prompt(prompt)
-        max_tokens = min(len(token_ids) + sampling.max_new_tokens, self.model.max_seq_len)
-        # The last token of an answer is never put into the cache.
-        num_blocks = -(-(max_tokens - 1) // self.model.block_size)
-        if num_blocks > self.blocks.num_usable:
-            raise UserError(
-                f"num_blocks: a request of {len(token_ids)} prompt tokens and max_new_tokens "
-                f"{sampling.max_new_tokens} may need {num_blocks} blocks of {self.model.block_size} tokens, and the "
-                f"cache has {self.blocks.num_usable} for all requests. Raise num_blocks or the memory fraction, or "
-                "lower max_new_tokens or the prompt's length."
-            )
-        if sampling.stop and self._decode is None:
-            raise UserError(
-                f"stop is {list(sampling.stop)!r}, but the engine has no tokenizer to find strings with. "
-                "Give the engine a tokenizer or leave stop empty."
-            )
-        return Sequence(
-            request_id=next(self._ids),
-            token_ids=token_ids,
-            num_prompt_tokens=len(token_ids),
-            max_tokens=max_tokens,
-            sampling=sampling,
-            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            arrival_time=time.perf_counter(),
-            detokenizer=None if self._decode is None else Detokenizer(self._decode),
-            stop_matcher=StopMatcher(sampling.stop) if sampling.stop else None,
-            on_event=on_event,
-            scoring=scoring,
-        )
-
-    def _check_prompt(self, prompt: Iterable[int]) -> array[int]:
-        try:
-            token_ids = array("q", prompt)
-        except (TypeError, OverflowError) as error:
-            raise UserError(f"A prompt's token ids must be integers ({error}).") from None
-        if not token_ids:
-            raise UserError("A prompt is empty. A prompt needs at least one token.")
-        if len(token_ids) >= self.model.max_seq_len:
-            raise UserError(
-                f"max_seq_len: a prompt has {len(token_ids)} tokens and max_seq_len is {self.model.max_seq_len}, which "
-                "prompt and answer share; a prompt must leave room for at least one token. Shorten the prompt or "
-                "raise max_seq_len."
-            )
-        limit = self._vocab_size
-        wrong = [token for token in (min(token_ids), max(token_ids)) if token < 0 or (limit and token >= limit)]
-        if wrong:
-            raise UserError(
-                f"A prompt holds the token id {wrong[0]}; ids must be at least 0"
-                + (f" and below the vocabulary size, {limit}." if limit else ".")
-            )
-        return token_ids

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput
@@ -31,6 +32,9 @@ class StepModel(Protocol):
 
     def run(self, bucket: Bucket) -> StepOutput:
         """Execute the step that ``inputs(bucket)`` describes."""
+
+    def explain_not_finite(self, bucket: Bucket, rows: Sequence[int]) -> list[Exception]:
+        """For each of these rows of the last ``run(bucket)``, whose logits are not finite: what to tell its request."""
 
 
 def check_model(model: StepModel) -> None:

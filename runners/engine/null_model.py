@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
@@ -44,3 +46,6 @@ class NullModel:
 
     def run(self, bucket: Bucket) -> StepOutput:
         return self._outputs[bucket]
+
+    def explain_not_finite(self, bucket: Bucket, rows: Sequence[int]) -> list[Exception]:
+        return []  # it has no logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,3 +86,24 @@ class TokenEvent:
     text: str = ""
     logprobs: TokenLogprobs | None = None
     result: RequestResult | None = None
+
+
+def raise_errors(results: Iterable[RequestResult]) -> None:
+    """Raise the first error that a request ended with: what is made of all results cannot do without one."""
+    for result in results:
+        if result.error is not None:
+            raise result.error
+
+
+def of_request(error: BaseException) -> Exception:
+    """The error that ends one request: of any kind that a tokenizer or a callback raises, but for the program's end.
+
+    A panic of a tokenizer written in Rust is no Exception, and would end the program that catches Exceptions.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
+    if isinstance(error, Exception):
+        return error
+    wrapped = RuntimeError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

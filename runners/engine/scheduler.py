@@ -25,6 +25,17 @@ class Plan:
     sequences: list[Sequence]
     counts: list[int]
 
+    def places(self, scored: bool) -> list[int]:
+        """For each sequence: how many places of its chunk are scored, or else the one in which a token is chosen."""
+        if not scored:
+            return [1] * len(self.sequences)
+        found = []
+        for sequence, count in zip(self.sequences, self.counts, strict=True):
+            assert sequence.scoring is not None
+            here = sequence.scoring.within(sequence.num_computed, count)
+            found.append(here.stop - here.start)
+        return found
+
 
 class Scheduler:
     """Continuous batching with chunked prefill.

@@ -41,7 +41,7 @@ class StepPreparation:
         selection: Selection = "sample" if (state.temperature[chosen] > 0).any() else "greedy"
         # A chunk in which nothing is scored needs no more than the beginning of a prompt does.
         scoring = plan.sequences[0].scoring
-        scored = 0 if scoring is None else _most_scored(plan)
+        scored = 0 if scoring is None else max(plan.places(scored=True))
         if scoring is not None and scored:
             selection = scoring.kind
         bucket = self._buckets.choose(
@@ -122,16 +122,6 @@ class StepPreparation:
         inputs.top_k[:count] = state.top_k[rows]
         inputs.top_p[:count] = state.top_p[rows]
         inputs.uniform[:count] = state.uniforms(rows)
-
-
-def _most_scored(plan: Plan) -> int:
-    """The most positions that a row's chunk scores; either all sequences of a plan score or none."""
-    most = 0
-    for sequence, count in zip(plan.sequences, plan.counts, strict=True):
-        assert sequence.scoring is not None
-        here = sequence.scoring.within(sequence.num_computed, count)
-        most = max(most, here.stop - here.start)
-    return most
 
 
 def _fill_scoring(inputs: StepInputs, plan: Plan) -> None:

@@ -11,7 +11,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 
 from graph_model.errors import UserError
-from runners.engine import SamplingParams, TokenEvent
+from runners.engine import SamplingParams, TokenEvent, raise_errors
 from runners.evaluation.likelihood import Pair, loglikelihoods, windows
 from runners.io.tokenizer import chat_prompt
 from runners.llm import LLM
@@ -104,6 +104,7 @@ class GraphGemmaLM(TemplateLM):
                     bar.update()
 
             results = self.llm.generate(prompts, sampling, follow)
+        raise_errors(results)
         for request, result in zip(requests, results, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, result.text)
         return [result.text for result in results]

@@ -38,6 +38,8 @@ def follow(settings: ModelSettings) -> None:
                 bucket = decode_bucket(numbers)
                 receive(model.inputs(bucket))
                 model.run(bucket)
+            elif message == Message.SEARCH:
+                model.search(decode_bucket(numbers), [])
             else:
                 check_model_passes(loaded)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
-from graph_model.errors import UserError
+from graph_model.errors import NotFiniteError, UserError
 from runners.backends.ascend.bundle import Bundle, BundleInput, torch_dtype
 from runners.backends.ascend.engine import EngineGraph
 from runners.backends.ascend.interpreter import Program
@@ -63,6 +63,11 @@ class ExportedModel:
         with torch.no_grad():
             results = self._runs[bucket](tensors)
         return StepOutput(*(results[index].cpu().numpy() for index in step.outputs))
+
+    def explain_not_finite(self, bucket: Bucket, rows: Sequence[int]) -> list[Exception]:
+        """A bundle's graphs cannot be run node by node: the layer stays unknown."""
+        where = "Which layer that begins in, infer.py shows with the same checkpoint and prompt."
+        return [NotFiniteError.of(str(self.bundle.manifest["dtype"]), where) for _ in rows]
 
     def _load(self, bucket: Bucket) -> _Run:
         if not self._tensors:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import threading
 import time
@@ -97,6 +98,68 @@ def test_a_tokenizer_that_fails_fails_the_request_only() -> None:
     good, bad = llm.generate([[3, 3], [4, 4]], SamplingParams(max_new_tokens=4))
     assert (good.finish_reason, good.text) == ("length", "xxxx")
     assert (bad.finish_reason, bad.text, str(bad.error)) == ("error", "x", "no such token")
+    assert_nothing_held(llm.engine)
+
+
+class Panic(BaseException):
+    """What a library in Rust raises: no Exception."""
+
+
+def test_a_tokenizer_that_panics_fails_the_request_only() -> None:
+    class PanickingTokenizer:
+        def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
+            if 66 in token_ids:
+                raise Panic("index out of bounds")
+            return "x" * len(token_ids)
+
+        def encode(self, text: str) -> list[int]:
+            raise Panic(text)
+
+    answers = {3: [65, 65, 65, 65], 4: [65, 66, 65, 65]}
+    model = FakeModel(choose=lambda context: answers[context[0]][len(context) - 2])
+    llm = EngineDriver(model, PanickingTokenizer())
+    good, bad = llm.generate([[3, 3], [4, 4]], SamplingParams(max_new_tokens=4))
+    assert good.finish_reason == "length"
+    assert (bad.finish_reason, str(bad.error)) == ("error", "Panic: index out of bounds")
+    with pytest.raises(RuntimeError, match="Panic: a text"):
+        llm.generate("a text")
+    assert_nothing_held(llm.engine)
+
+
+@pytest.mark.parametrize("closed_by", ["callback", "garbage collector"])
+def test_a_stream_closed_inside_a_step_ends_with_the_next(closed_by: str) -> None:
+    llm = make_llm()
+    cycle: list[object] = [llm.stream(PROMPTS[1], SamplingParams(max_new_tokens=40))]
+    cycle.append(cycle)
+    next(cycle[0])  # type: ignore[call-overload]
+    if closed_by == "garbage collector":
+        del cycle
+
+    def on_event(index: int, event: TokenEvent) -> None:
+        if closed_by == "callback":
+            cycle[0].close()  # type: ignore[attr-defined]
+        else:
+            gc.collect()
+
+    gc.disable()
+    try:
+        (result,) = llm.generate(PROMPTS[2], SAMPLING, on_event)
+    finally:
+        gc.enable()
+    assert result.token_ids == expected(2)
+    assert_nothing_held(llm.engine)
+
+
+def test_a_call_from_a_callback_is_refused() -> None:
+    llm = make_llm()
+
+    def on_event(index: int, event: TokenEvent) -> None:
+        llm.generate(PROMPTS[3], SAMPLING)
+
+    (result,) = llm.generate(PROMPTS[2], SAMPLING, on_event)
+    assert result.finish_reason == "error"
+    assert "while a step runs" in str(result.error)
+    assert llm.generate(PROMPTS[3], SAMPLING)[0].token_ids == expected(3)
     assert_nothing_held(llm.engine)
 
 
@@ -303,3 +366,20 @@ def test_a_model_that_fails_is_told_to_every_waiting_task() -> None:
     assert [str(error) for error in failed] == ["device lost"] * 4
     assert tokens == expected(5)
     assert_nothing_held(llm.engine)
+
+
+def test_a_panic_in_a_step_reaches_every_waiting_task() -> None:
+    llm = make_llm()
+
+    def fail(step: int) -> None:
+        if step == 5:
+            raise Panic("lost")
+
+    llm.engine.model.before_run = fail  # type: ignore[attr-defined]
+
+    async def serve() -> list[object]:
+        tasks = [asyncio.wait_for(collect(llm, index), 60) for index in range(4)]
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    failed = asyncio.run(serve())
+    assert ["Panic('lost')" in str(error) for error in failed] == [True] * 4

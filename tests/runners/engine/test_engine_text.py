@@ -197,3 +197,13 @@ def test_held_text_comes_with_the_end_of_sequence() -> None:
     result, events = run([*letters("a E"), 1], stop=["END"])
     assert result.text == "a E"
     assert events[-1].text == "E"
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "count"),
+    [("<pad>", "ab", 3), ("b<pad>c", "a", 4), ("<pad><pad>", "abc", 6), ("bc", "a", 4), ("c<pad>d", "abcd", 7)],
+)
+def test_stop_texts_see_special_tokens(stop: str, text: str, count: int) -> None:
+    result, _ = run([*letters("ab"), 0, *letters("c"), 0, 0, *letters("d")], stop=[stop])
+    assert (result.text, len(result.token_ids)) == (text, count)
+    assert result.finish_reason == ("length" if stop == "c<pad>d" else "stop")

@@ -1,0 +1,91 @@
+"""A step whose logits are not finite ends its requests with an error that says where that began, and no others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.checkpoints import make_model
+from support.configs import TINY_CONFIGS
+from support.models import build_model
+
+from graph_model.bucket import BucketTable
+from graph_model.errors import NotFiniteError
+from runners.backends.eager import EagerBackend
+from runners.compile import CompiledModel
+from runners.engine import EngineDriver, RequestResult, SamplingParams, ScoreRequest
+
+CONFIG = TINY_CONFIGS["untied_head"]
+GOOD, POISON = [5, 6, 7, 8], 99  # the token after which a layer overflows
+LAYER = "model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def model() -> CompiledModel:
+    """In float16: a layer's MLP overflows for texts that hold POISON, and for no others."""
+    reference = make_model(CONFIG, dtype=torch.float16)
+    with torch.no_grad():
+        reference.model.embed_tokens.weight[POISON, 0] = 300.0
+        # Numbers of the residual stream that large make this layer's product larger than 65504.
+        mlp = reference.model.layers[1].mlp
+        mlp.gate_proj.weight[0], mlp.up_proj.weight[0] = 0.0, 0.0
+        mlp.gate_proj.weight[0, 0] = mlp.up_proj.weight[0, 0] = 10.0
+        mlp.down_proj.weight[0, 0] = 30.0
+        reference.model.layers[1].post_attention_layernorm.weight.zero_()
+    buckets = BucketTable((1, 4), (1, 2), (8, 24), (4,), 48)
+    backend = EagerBackend(torch.device("cpu"))
+    return build_model(backend, reference, CONFIG, buckets, num_blocks=24, max_seq_len=64, dtype=torch.float16)
+
+
+def check_error(result: RequestResult) -> None:
+    assert (result.finish_reason, result.token_ids) == ("error", [])
+    assert isinstance(result.error, NotFiniteError)
+    for part in ("float16", LAYER, "bfloat16 or dtype=float32"):
+        assert part in str(result.error)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("logprobs", [None, 2])
+def test_only_the_requests_at_fault_end(model: CompiledModel, temperature: float, logprobs: int | None) -> None:
+    model.num_searches = 0
+    sampling = SamplingParams(temperature=temperature, seed=1, max_new_tokens=3, logprobs=logprobs)
+    alone = EngineDriver(model, vocab_size=CONFIG.vocab_size).generate([GOOD], sampling)[0]
+    assert (alone.finish_reason, len(alone.token_ids)) == ("length", 3)
+    driver = EngineDriver(model, vocab_size=CONFIG.vocab_size)
+    results = driver.generate([GOOD, [*GOOD, POISON], [*GOOD[:2], POISON, *range(3, 40)], GOOD], sampling)
+    assert results[0].token_ids == results[3].token_ids == alone.token_ids
+    check_error(results[1])
+    check_error(results[2])
+    # Blocks that hold NaN are given to others, which never see it.
+    assert driver.generate([GOOD] * 4, sampling)[3].token_ids == alone.token_ids
+
+
+def test_no_score_is_made_of_nan(model: CompiledModel) -> None:
+    model.num_searches = 0
+    driver = EngineDriver(model, vocab_size=CONFIG.vocab_size)
+    good = ScoreRequest(GOOD, [2, 3], [4, 4])
+    assert np.isfinite(driver.score([good])[0].logprobs).all()
+    for bad in (ScoreRequest([*GOOD, POISON], [4], [4]), ScoreRequest([*GOOD, POISON], [4])):
+        with pytest.raises(NotFiniteError, match=LAYER.replace(".", r"\.")):
+            driver.score([good, bad])
+
+
+def test_a_model_that_goes_on_failing_is_searched_a_few_times(model: CompiledModel) -> None:
+    model.num_searches = 0
+    driver = EngineDriver(model, vocab_size=CONFIG.vocab_size)
+    errors = [str(driver.generate([[POISON, n]])[0].error) for n in range(3, 8)]
+    assert [LAYER in error for error in errors] == [True, True, True, False, False]
+    assert all("not finite" in error for error in errors)
+
+
+def test_what_a_fused_kernel_overflows_in_is_said() -> None:
+    """The search computes with the reference kernels, which may stay finite."""
+    reference = make_model(replace(CONFIG, num_hidden_layers=1))
+    buckets = BucketTable((1,), (1,), (8,), (4,), 8)
+    built = build_model(EagerBackend(torch.device("cpu")), reference, CONFIG, buckets, num_blocks=8, block_size=16)
+    EngineDriver(built).generate([GOOD], SamplingParams(max_new_tokens=1))
+    ((bucket, _),) = built._loaded.items()
+    (error,) = built.explain_not_finite(bucket, [0])
+    assert "fused kernel" in str(error)
