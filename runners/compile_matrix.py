@@ -29,7 +29,7 @@ def compile_matrix(settings: Any) -> None:
     """
     from graph_model.chips.registry import find_soc
     from runners.backends.ascend import standin
-    from runners.backends.ascend.kernels import register_kernels
+    from runners.backends.ascend.register import register_kernels
     from runners.settings import cache_directory
 
     soc = find_soc(settings.soc)

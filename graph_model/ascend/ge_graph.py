@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,6 +43,10 @@ GE_DTYPES: dict[int, torch.dtype] = {
     12: torch.bool,
     27: torch.bfloat16,
 }
+STRUCTURE = ("Data", "RefData", "Const", "NetOutput")
+# Rearrangements that cost no kernel; these, inputs and constants cost nothing.
+VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "ExpandDims", "Identity", "Bitcast")
+FREE = (*STRUCTURE, *VIEWS)
 _META = re.compile(r"Tensor\(dtype=torch\.(\w+), shape=torch\.Size\(\[([\d, ]*)\]\)")
 
 
@@ -68,6 +73,22 @@ class TensorDesc:
         dtype = self.unknown_dtype or "?" if self.dtype is None else str(self.dtype).removeprefix("torch.")
         shape = "?" if self.shape is None else ",".join(map(str, self.shape))
         return f"{dtype}[{shape}]"
+
+
+# Producer's name and output index.
+TensorKey = tuple[str, int]
+
+
+def element_count(desc: TensorDesc) -> int:
+    """Number of elements of a resolved descriptor."""
+    assert desc.shape is not None
+    return math.prod(desc.shape)
+
+
+def byte_count(desc: TensorDesc) -> int:
+    """Bytes of a resolved descriptor's tensor."""
+    assert desc.dtype is not None
+    return element_count(desc) * desc.dtype.itemsize
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.ascend.ops.attention import AttentionChoice, choose_attention
+from graph_model.ascend.ops.attention_choice import AttentionChoice, choose_attention
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import CausalMask

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graph_model.ascend.ops.attention import AttentionChoice
+from graph_model.ascend.ops.attention_choice import AttentionChoice
 from graph_model.graph import ModelGraph
 from passes.ascend.attention import AscendAttention, Attention
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from graph_model import ops
-from graph_model.ascend.ops.attention import AttentionChoice
+from graph_model.ascend.ops.attention_choice import AttentionChoice
 from graph_model.graph import ModelGraph
 from passes.ascend.attention import AscendAttention, Attention, fused_infer_attention
 

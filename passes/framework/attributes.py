@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from graph_model import ops
+from graph_model.ascend.ops import BY_TORCH_NAME, AscendOp
 from graph_model.families import Family
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies, OnePlus, Rounded
@@ -17,14 +18,7 @@ from passes.framework.contract import PassError
 
 aten = torch.ops.aten
 
-# Attention kernels of Ascend chips, with the keyword that holds the softmax scale; norms whose last argument is eps.
-_FUSED_ATTENTION = {
-    "air::npu_fused_infer_attention_score": "scale",
-    "ascend::incre_flash_attention": "scale",
-    "npu::npu_prompt_flash_attention": "scale_value",
-}
 _NORMS = (ops.rms_norm, ops.add_rms_norm, ops.rms_norm_quantize, ops.add_rms_norm_quantize)
-_FUSED_NORMS = ("ascend::gemma_rms_norm", "npu::npu_rms_norm", "npu::npu_add_rms_norm")
 
 
 def find_attributes(graph: ModelGraph) -> dict[str, list[str]]:
@@ -78,32 +72,42 @@ def _has_softmax_scale(node: fx.Node, family: Family) -> bool:
 
 
 def _softmax_scale(node: fx.Node) -> object:
-    if node.target == aten.scaled_dot_product_attention.default or _op(node) in _FUSED_ATTENTION:
-        return node.kwargs.get(_FUSED_ATTENTION.get(_op(node), "scale"))
+    if node.target == aten.scaled_dot_product_attention.default:
+        return node.kwargs.get("scale")
     if node.target == aten.mul.Tensor and node.meta.get("attribute") == "softmax_scale":
         return node.args[1]
-    return node.args[-1] if node.target in (ops.paged_attention, ops.paged_attention_int8) else None
+    if node.target in (ops.paged_attention, ops.paged_attention_int8):
+        return node.args[-1]
+    return _argument_of_kernel(node, "softmax_scale")
 
 
 def _norm_eps(node: fx.Node) -> object:
-    if _op(node) in ("npu::npu_add_rms_norm_quant", "npu::npu_add_rms_norm_dynamic_quant"):
-        return node.kwargs["epsilon"]
-    if node.target in _NORMS or _op(node) in _FUSED_NORMS:
+    if node.target in _NORMS:
         return node.args[-1]
     if node.target == aten.rsqrt.default and _calls(node.args[0], aten.add.Tensor):
         return node.args[0].args[1]  # type: ignore[union-attr]
-    return None
+    return _argument_of_kernel(node, "norm_eps")
 
 
 def _adds_norm_offset(node: fx.Node) -> bool:
-    if isinstance(node.meta.get("expression"), OnePlus | Rounded) or _op(node) == "ascend::gemma_rms_norm":
+    kernel = _kernel(node)
+    if isinstance(node.meta.get("expression"), OnePlus | Rounded) or (kernel and "norm_offset" in kernel.computes):
         return True
     return node.target == aten.add.Tensor and bool(node.args[1] == 1.0)
 
 
-def _op(node: fx.Node) -> str:
-    """Namespace and name of the op that a node calls; chips' ops are known by it, as they need not be loaded."""
-    return str(node.target.name()) if isinstance(node.target, torch._ops.OpOverload) else ""
+def _kernel(node: fx.Node) -> AscendOp | None:
+    """The op of an Ascend chip that a node calls; known by its name, as torch_npu need not be loaded."""
+    return BY_TORCH_NAME.get(node.target.name()) if isinstance(node.target, torch._ops.OpOverload) else None
+
+
+def _argument_of_kernel(node: fx.Node, attribute: str) -> object:
+    """The argument by which a chip's op carries an attribute; None if the node calls none that does."""
+    kernel = _kernel(node)
+    if kernel is None or attribute not in kernel.carries:
+        return None
+    names = (argument.name for argument in node.target._schema.arguments)  # type: ignore[union-attr]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}.get(kernel.carries[attribute][0])
 
 
 def _calls(value: object, target: object) -> bool:

@@ -26,9 +26,9 @@ from passes.ascend.rotary import AscendRotary
 from passes.framework.contract import Pass
 from runners.backends.ascend import standin
 from runners.backends.ascend.checked_step import CheckedStep
-from runners.backends.ascend.kernels import register_kernels
 from runners.backends.ascend.lower import LoweredStep, lower
 from runners.backends.ascend.printer import list_graph
+from runners.backends.ascend.register import register_kernels
 from runners.backends.ascend.roofline import gathered_bytes
 from runners.backends.ascend.stored_step import StoredStep
 from runners.backends.base import Check, StepFunction

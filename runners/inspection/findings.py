@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from graph_model.ascend.ge_graph import GeGraph, Node, TensorDesc
+from graph_model.ascend.ge_graph import FREE, GeGraph, Node, TensorDesc, TensorKey, byte_count
 from runners.backends.ascend.interpreter.registry import OPS
 from runners.backends.ascend.liveness import MemoryProfile, profile_memory
-from runners.backends.ascend.printer import FREE, count_nodes, writers
+from runners.backends.ascend.printer import count_nodes, writers
 from runners.backends.ascend.provenance import Carrier, find_carriers, origin_of
 from runners.backends.ascend.roofline import CostEstimate, NodeCost, estimate
-from runners.backends.ascend.tensors import TensorKey, byte_count, tensor_descs
+from runners.backends.ascend.tensors import tensor_descs
 from runners.inspection.source import Dump
 
 _DECODER_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")

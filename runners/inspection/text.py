@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from runners.backends.ascend.printer import COPIES, FREE
+from graph_model.ascend.ge_graph import FREE
+from runners.backends.ascend.printer import COPIES
 from runners.backends.ascend.provenance import origin_of
 from runners.inspection.findings import Findings, slowest
 

@@ -11,7 +11,7 @@ import pytest
 from support.chips import with_limits, without
 
 from graph_model.ascend.legality import check_model, check_quantization
-from graph_model.ascend.ops.attention import choose_attention
+from graph_model.ascend.ops.attention_choice import choose_attention
 from graph_model.ascend.ops.collective import check_matmul_all_reduce
 from graph_model.ascend.ops.rotary import fused_rotary
 from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2

@@ -17,13 +17,12 @@ from standin_commands import SERVING, checkpoint, command
 from support.standin_cases import A2, Cases
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraph, Node, iter_edges
+from graph_model.ascend.ge_graph import VIEWS, GeGraph, Node, iter_edges
 from graph_model.ascend.graph_file import read_graph_file
 from graph_model.bucket import Bucket
 from graph_model.graph import ModelGraph
 from runners.backends.ascend.bundle import Bundle, read_bundle
 from runners.backends.ascend.engine import compiler_config
-from runners.backends.ascend.printer import VIEWS
 from runners.export import export
 from runners.llm import exporting
 

@@ -62,7 +62,7 @@ class Cases(dict[str, Case]):
 
         from graph_model.chips.registry import find_soc
         from runners.backends.ascend import standin
-        from runners.backends.ascend.kernels import register_kernels
+        from runners.backends.ascend.register import register_kernels
 
         soc, cache_dir, results, *only = sys.argv[1:]
         torch.set_num_threads(1)

@@ -1,1 +1,24 @@
-"""The GE ops that our graphs are lowered to where a choice or a rule is ours: one family of ops per file."""
+"""The GE ops that our passes select, a family of ops per file: what torch, torchair and a chip must know of each.
+
+Importing this package defines the ops of namespace `ascend` in torch.
+"""
+
+from graph_model.ascend.ops import (
+    attention,
+    cache_write,
+    collective,
+    geglu,
+    linear,
+    norm,
+    quant_matmul,
+    quantize,
+    rotary,
+)
+from graph_model.ascend.ops.op import AscendOp
+
+_FAMILIES = (attention, cache_write, collective, geglu, linear, norm, quant_matmul, quantize, rotary)
+OPS: tuple[AscendOp, ...] = tuple(op for family in _FAMILIES for op in family.OPS)
+BY_GE_TYPE: dict[str, AscendOp] = {op.ge_type: op for op in OPS}
+BY_TORCH_NAME: dict[str, AscendOp] = {op.torch_name: op for op in OPS}
+for _op in OPS:
+    _op.define()

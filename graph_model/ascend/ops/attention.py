@@ -1,11 +1,17 @@
-"""Attention: FusedInferAttentionScore, IncreFlashAttention and PromptFlashAttention, and which of them a step takes."""
+"""Attention: FusedInferAttentionScore, IncreFlashAttention and PromptFlashAttention."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
-from graph_model.bucket import BLOCK_SIZES, Phase
-from graph_model.chips.chip import Chip
+import torch
+from torch import Tensor
+
+from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc, byte_count, element_count
+from graph_model.ascend.ops.op import AscendOp, shape_of
+from graph_model.ascend.work import SOFTMAX, Operands, Work
+from graph_model.bucket import BLOCK_SIZES
+from graph_model.chips.chip import Chip, Limits
 from graph_model.errors import UserError
 
 # What these ops take on every chip; sizes are in elements, blocks in tokens.
@@ -38,83 +44,244 @@ def check_block_size(chip: Chip, block_size: int, *, query_tokens: int = 1, int8
         )
 
 
-@dataclass(frozen=True)
-class AttentionChoice:
-    """How a step's attention runs on a chip."""
-
-    op: str  # the GE op type, or "decomposed"
-    paged: bool  # the op reads the cache through a block table; otherwise, except in prefill, blocks are gathered first
-    fold: int  # this many query heads that share a key head become rows of the batch; 1: heads stay heads
-    cache_passes: int  # how often the row's keys and values are moved
-    reason: str  # for the dump
-
-
-def choose_attention(
-    chip: Chip,
-    phase: Phase,
-    block_size: int,
-    heads: int,
-    kv_heads: int,
-    head_dim: int,
-    batch: int,
-    int8_cache: bool = False,
-) -> AttentionChoice:
-    """The attention op of a step; heads are those of one rank. Raises UserError where there is none."""
-    check_block_size(chip, block_size, int8_cache=int8_cache)
-    if chip.has("FusedInferAttentionScore"):
-        return _choose_fused_infer(chip, phase, block_size, int8_cache)
-    group = heads // kv_heads
-    if phase != "decode":
-        gathered = phase == "extend"
-        expanded = 1 + 2 * group if group > 1 else 1  # read, written once for each query head, read again
-        return AttentionChoice(
-            "PromptFlashAttention",
-            paged=False,
-            fold=1,
-            cache_passes=2 * gathered + expanded,
-            reason=("the cached blocks are gathered first: " if gathered else "over the fresh keys and values: ")
-            + "PromptFlashAttention has no paging; key heads are expanded, the mask is made in the graph",
-        )
-    gather_passes = 3  # read, written gathered, read again
-    limits = chip.limits("IncreFlashAttention")
-    most_rows = limits.max_rows or batch * group
-    too_many = f"exceeds the {most_rows} rows of IncreFlashAttention"
-    if group == 1 or limits.max_grouped_head_dim is None or head_dim <= limits.max_grouped_head_dim:
-        if batch <= most_rows:
-            return AttentionChoice("IncreFlashAttention", True, 1, 1, f"paged; {group} query heads per key head")
-        reason = f"a batch of {batch} {too_many}: blocks are gathered ({gather_passes} passes)"
-        return AttentionChoice("decomposed", False, 1, gather_passes, reason)
-    limit = f"grouped heads need head_dim <= {limits.max_grouped_head_dim}, it is {head_dim}"
-    as_rows = f"{group} query heads as rows would each read the cache, {group} passes"
-    # The scores, which only a decomposition moves, are less than a pass: 8 * group / head_dim of one.
-    if group <= gather_passes and batch * group <= most_rows:
-        reason = f"{limit}: {group} query heads become rows, each reads the cache ({group} passes; "
-        reason += f"gathering takes {gather_passes} and the scores)"
-        return AttentionChoice("IncreFlashAttention", True, group, group, reason)
-    if group <= gather_passes:
-        as_rows = f"a batch of {batch} with {group} query heads as rows {too_many}"
-    reason = f"{limit}: blocks are gathered ({gather_passes} passes and the scores; {as_rows})"
-    return AttentionChoice("decomposed", False, 1, gather_passes, reason)
+def _fused_infer_attention_score(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    atten_mask: Tensor | None = None,
+    actual_seq_lengths: Tensor | None = None,
+    actual_seq_lengths_kv: Tensor | None = None,
+    block_table: Tensor | None = None,
+    num_heads: int = 1,
+    num_key_value_heads: int = 0,
+    scale: float = 1.0,
+    input_layout: str = "BSH",
+    sparse_mode: int = 0,
+    block_size: int = 0,
+    key_antiquant_scale: Tensor | None = None,
+    value_antiquant_scale: Tensor | None = None,
+    key_antiquant_mode: int = 0,
+    value_antiquant_mode: int = 0,
+) -> tuple[Tensor, Tensor]:
+    assert input_layout == "BSND" or (input_layout == "BNSD" and block_table is not None)
+    if input_layout == "BNSD":
+        query = query.transpose(1, 2)
+    batch, tokens = query.shape[:2]
+    if block_table is not None:
+        assert key.shape[-2] == block_size
+        table = block_table.long()
+        if key.dim() == 4:  # [blocks, kv_heads, block_size, head_dim]
+            key, value = (cache[table].transpose(2, 3).flatten(1, 2) for cache in (key, value))
+        else:
+            key, value = (cache[table].flatten(1, 2).unflatten(-1, (num_key_value_heads, -1)) for cache in (key, value))
+        if key_antiquant_scale is not None and value_antiquant_scale is not None:
+            assert key_antiquant_mode == value_antiquant_mode == 5
+            scales = (key_antiquant_scale, value_antiquant_scale)
+            factors = (by_head[table].transpose(2, 3).flatten(1, 2)[..., None] for by_head in scales)
+            pairs = zip((key, value), factors, strict=True)
+            key, value = ((x.float() * factor).to(query.dtype) for x, factor in pairs)
+    kv_lens = _or_full(actual_seq_lengths_kv, batch, key.shape[1])
+    q_lens = _or_full(actual_seq_lengths, batch, tokens)
+    keys = torch.arange(key.shape[1])
+    hidden = (keys >= kv_lens[:, None])[:, None, :].expand(-1, tokens, -1)
+    rows = torch.arange(tokens)
+    if sparse_mode == 3:  # causal, aligned to the last query and the last key
+        assert atten_mask is not None
+        hidden = hidden | (keys > (rows + (kv_lens - q_lens)[:, None])[:, :, None])
+    out = _attend(query, key, value, hidden, scale)
+    out = torch.where((rows < q_lens[:, None])[:, :, None, None], out, 0)
+    return out.transpose(1, 2) if input_layout == "BNSD" else out, query.new_empty(0, dtype=torch.float32)
 
 
-def _choose_fused_infer(chip: Chip, phase: Phase, block_size: int, int8_cache: bool) -> AttentionChoice:
-    op = "FusedInferAttentionScore"
-    if phase == "decode":
-        return AttentionChoice(op, True, 1, 1, f"paged, block_size {block_size}{', int8 cache' if int8_cache else ''}")
-    if not int8_cache and _pages_several_tokens(chip, block_size):
-        return AttentionChoice(op, True, 1, 1, f"paged, block_size {block_size}")
-    if phase == "prefill":
-        return AttentionChoice(op, False, 1, 1, "unpaged, over the chunk's fresh keys and values")
-    if int8_cache:
-        reason = "an int8 cache serves one query token only: the cached blocks are gathered and dequantized first"
+def _fake_incre_flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, actual_seq_lengths: Tensor, **options: Any
+) -> Tensor:
+    """One query token per row; layouts and paging as in the GE op IncreFlashAttention."""
+    torch._check(actual_seq_lengths.dtype == torch.int64, lambda: "incre_flash_attention: lengths must be int64")
+    return torch.empty_like(query)
+
+
+def _convert_incre_flash_attention(
+    query: Any, key: Any, value: Any, actual_seq_lengths: Any, *, scale: float, **options: Any
+) -> Any:
+    from torchair._ge_concrete_graph import ge_apis as ge
+
+    for_quantized_caches = ("dequant_scale1", "quant_scale1", "dequant_scale2", "quant_scale2", "quant_offset2")
+    unused = ("pse_shift", "antiquant_scale", "antiquant_offset", "kv_padding_size", *for_quantized_caches)
+    options = {"atten_mask": None, "block_table": None, "input_layout": "BSH", "block_size": 0, **options}
+    lengths = {"actual_seq_lengths": actual_seq_lengths}
+    return ge.IncreFlashAttention(
+        query, [key], [value], **lengths, scale_value=scale, **options, **dict.fromkeys(unused)
+    )
+
+
+def _incre_flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    actual_seq_lengths: Tensor,
+    *,
+    atten_mask: Tensor | None = None,
+    block_table: Tensor | None = None,
+    num_heads: int,
+    num_key_value_heads: int,
+    scale: float,
+    input_layout: str = "BSH",
+    block_size: int = 0,
+) -> Tensor:
+    assert input_layout == "BSH"
+    assert atten_mask is None
+    if block_table is not None:
+        assert key.shape[1] == block_size
+        key, value = (cache[block_table.long()].flatten(1, 2) for cache in (key, value))
+    hidden = (torch.arange(key.shape[1]) >= actual_seq_lengths[:, None])[:, None, :]
+    key, value = (x.unflatten(-1, (num_key_value_heads, -1)) for x in (key, value))
+    return _attend(query.unflatten(-1, (num_heads, -1)), key, value, hidden, scale).flatten(2)
+
+
+def _prompt_flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    atten_mask: Tensor,
+    num_heads: int = 1,
+    scale_value: float = 1.0,
+    input_layout: str = "BSH",
+    num_key_value_heads: int = 0,
+    next_tokens: int = 0,
+    **unused: None,
+) -> Tensor:
+    assert (input_layout, num_key_value_heads) == ("BSH", 0)
+    assert next_tokens >= key.shape[1], "the mask is all there is"
+    query, key, value = (x.unflatten(-1, (num_heads, -1)) for x in (query, key, value))
+    return _attend(query, key, value, atten_mask[:, 0], scale_value).flatten(2)
+
+
+def _or_full(lens: Tensor | None, batch: int, full: int) -> Tensor:
+    return torch.full((batch,), full) if lens is None else lens
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, scale: float) -> Tensor:
+    """query [batch, tokens, heads, head_dim], key and value [batch, keys, kv_heads, head_dim], hidden bool
+    [batch, tokens, keys] -> like query. What is hidden from all queries of a row may hold anything, NaN included."""
+    unused = hidden.all(1)[:, :, None, None]
+    group = query.shape[2] // key.shape[2]
+    key, value = (torch.where(unused, 0, x).float().repeat_interleave(group, 2) for x in (key, value))
+    scores = torch.einsum("btnd,bsnd->bnts", query.float(), key) * scale
+    weights = scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1).nan_to_num()
+    return torch.einsum("bnts,bsnd->btnd", weights, value).to(query.dtype)
+
+
+def _check_fused_infer(node: Node, inputs: dict[str, TensorDesc], chip: Chip) -> None:
+    query = shape_of(inputs, "query")
+    layout = node.attrs.get("input_layout", "BSH")
+    head_dim = _head_dim(query, layout, node.attrs["num_heads"], chip.limits(node.type))
+    if "block_table" in inputs:
+        tokens = query[2 if layout == "BNSD" else 1]
+        int8 = inputs["key0"].dtype is torch.int8
+        if int8 and tokens > 1:
+            raise GeGraphError("a paged int8 cache serves one query token only")
+        if int8 and head_dim % INT8_HEAD_DIM_ALIGNMENT:
+            raise GeGraphError(f"head_dim {head_dim}; with an int8 cache it is a multiple of 32")
+        check_block_size(chip, node.attrs["block_size"], query_tokens=tokens, int8_cache=int8)
+
+
+def _check_incre(node: Node, inputs: dict[str, TensorDesc], chip: Chip) -> None:
+    query, limits = shape_of(inputs, "query"), chip.limits(node.type)
+    heads, kv_heads = node.attrs["num_heads"], node.attrs.get("num_key_value_heads", 1) or node.attrs["num_heads"]
+    head_dim = _head_dim(query, node.attrs.get("input_layout", "BSH"), heads, limits)
+    if "block_table" in inputs:
+        check_block_size(chip, node.attrs["block_size"])
+    if limits.max_grouped_head_dim is not None and heads != kv_heads and head_dim > limits.max_grouped_head_dim:
+        raise GeGraphError(f"grouped heads need head_dim <= {limits.max_grouped_head_dim}, it is {head_dim}")
+    if limits.max_rows is not None and query[0] > limits.max_rows:
+        raise GeGraphError(f"{query[0]} rows; the limit is {limits.max_rows}")
+
+
+def _check_prompt(node: Node, inputs: dict[str, TensorDesc], chip: Chip) -> None:
+    heads, limits = node.attrs["num_heads"], chip.limits(node.type)
+    _head_dim(shape_of(inputs, "query"), node.attrs.get("input_layout", "BSH"), heads, limits)
+    if limits.max_grouped_head_dim == 0 and (node.attrs.get("num_key_value_heads", 1) or heads) != heads:
+        raise GeGraphError("PromptFlashAttention takes as many key heads as query heads here")
+    lengths = {"actual_seq_lengths", "actual_seq_lengths_kv"} & inputs.keys()
+    if limits.mask_only and (lengths or node.attrs.get("sparse_mode", 0)):
+        raise GeGraphError("PromptFlashAttention takes sparse_mode 0 and no lengths here")
+
+
+def _head_dim(query: tuple[int, ...], layout: str, heads: int, limits: Limits) -> int:
+    if layout not in ("BSH", "BSND", "BNSD"):
+        raise GeGraphError(f"input_layout {layout}")
+    head_dim = query[-1] // heads if layout == "BSH" else query[-1]
+    if head_dim % HEAD_DIM_ALIGNMENT or head_dim > (limits.max_head_dim or head_dim):
+        raise GeGraphError(f"head_dim {head_dim}; it takes multiples of 16 up to {limits.max_head_dim}")
+    return head_dim
+
+
+def _work(node: Node, operands: Operands, context_length: int | None) -> Work:
+    """Keys and values are read once per row, up to its context; a causal mask hides half of a chunk from itself."""
+    query, key = operands["query"], operands["key"]
+    assert query.shape is not None
+    assert key.shape is not None
+    heads_first = node.attrs.get("input_layout", "BSH") == "BNSD"
+    rows, tokens = query.shape[0], query.shape[2 if heads_first else 1]
+    heads = node.attrs["num_heads"]
+    paged = "block_table" in operands
+    if paged:
+        table = operands["block_table"].shape
+        assert table is not None
+        capacity = table[1] * node.attrs["block_size"]
+        held = key.shape[0] * node.attrs["block_size"]
     else:
-        reason = f"block_size {block_size} is not a multiple of 128: the cached blocks are gathered first"
-    return AttentionChoice(op, False, 1, 3, reason)
+        capacity = key.shape[2 if heads_first else 1]
+        held = rows * capacity
+    knows_lengths = any(name in operands for name in ("actual_seq_lengths_kv", "actual_seq_lengths"))
+    context = min(context_length, capacity) if context_length is not None and knows_lengths else capacity
+    of_cache = ("key", "key0", "value", "value0", "key_antiquant_scale", "value_antiquant_scale")
+    cache_bytes = sum(byte_count(operands[name]) for name in of_cache if name in operands) * rows * context // held
+
+    read = operands.bytes_read(*of_cache, "atten_mask") + cache_bytes
+    hidden = 0
+    if "atten_mask" in operands:
+        mask = byte_count(operands["atten_mask"])
+        causal = node.attrs.get("sparse_mode", 0) == 3  # the mask is a template, of which the diagonal is read
+        hidden = tokens * (tokens - 1) // 2 if causal and context >= tokens else 0
+        read += min(mask, tokens * tokens) if causal else mask
+    scores = rows * heads * (tokens * context - hidden)
+    head_dim = element_count(query) // (rows * tokens * heads)
+    return Work(read, operands.bytes_written(), 4 * scores * head_dim, scores * SOFTMAX, query.dtype)
 
 
-def _pages_several_tokens(chip: Chip, block_size: int) -> bool:
-    try:
-        check_block_size(chip, block_size, query_tokens=2)
-    except UserError:
-        return False
-    return True
+OPS = (
+    # torchair's op, whose lengths are tensors.
+    AscendOp(
+        "air::npu_fused_infer_attention_score",
+        "FusedInferAttentionScore",
+        cpu=_fused_infer_attention_score,
+        check=_check_fused_infer,
+        work=_work,
+        carries={"softmax_scale": ("scale", "scale")},
+    ),
+    AscendOp(
+        "ascend::incre_flash_attention",
+        "IncreFlashAttention",
+        schema="(Tensor query, Tensor key, Tensor value, Tensor actual_seq_lengths, *, Tensor? atten_mask=None, "
+        "Tensor? block_table=None, int num_heads, int num_key_value_heads, float scale, "
+        'str input_layout="BSH", int block_size=0) -> Tensor',
+        fake=_fake_incre_flash_attention,
+        convert=_convert_incre_flash_attention,
+        cpu=_incre_flash_attention,
+        check=_check_incre,
+        work=_work,
+        carries={"softmax_scale": ("scale", "scale_value")},
+    ),
+    AscendOp(
+        "npu::npu_prompt_flash_attention",
+        "PromptFlashAttention",
+        cpu=_prompt_flash_attention,
+        check=_check_prompt,
+        work=_work,
+        carries={"softmax_scale": ("scale_value", "scale_value")},
+    ),
+)

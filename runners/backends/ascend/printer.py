@@ -9,16 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import Edge, GeGraph, Node, iter_edges
+from graph_model.ascend.ge_graph import FREE, STRUCTURE, VIEWS, Edge, GeGraph, Node, iter_edges
 from runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
 from runners.backends.ascend.interpreter.registry import OPS
 from runners.backends.ascend.provenance import origin_of
 
 COPIES = ("TensorMove", "Assign", "Transpose", "Cast")
-_STRUCTURE = ("Data", "RefData", "Const", "NetOutput")
-# Rearrangements that cost no kernel, and constants.
-VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "ExpandDims", "Identity", "Bitcast")
-FREE = (*_STRUCTURE, *VIEWS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def count_nodes(graph: GeGraph) -> GraphCounts:
             weight_copies += source.type == "Data" and source.name not in written and _may_be_weight(source)
     placements = graph.attrs.get("_input_placements") or []
     return GraphCounts(
-        by_type={name: types[name] for name in sorted(types) if name not in _STRUCTURE},
+        by_type={name: types[name] for name in sorted(types) if name not in STRUCTURE},
         compute=sum(count for name, count in types.items() if name not in FREE),
         copies={name: types[name] for name in COPIES},
         inputs=types["Data"] + types["RefData"],

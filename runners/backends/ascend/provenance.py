@@ -15,17 +15,12 @@ from typing import Any
 from torch import fx
 
 from graph_model.ascend.ge_graph import GeGraph, Node
+from graph_model.ascend.ops import BY_GE_TYPE
 from graph_model.graph import ModelGraph
 from passes.framework.attributes import find_attributes
 from runners.backends.ascend.interpreter.registry import OPS
 
 _INPUTS = ("Data", "RefData")
-# The GE attribute that holds a model's attribute.
-_HOLDERS = {
-    "embedding_scale": ("value",),
-    "softmax_scale": ("scale", "scale_value", "value"),
-    "norm_eps": ("epsilon",),
-}
 
 
 @dataclass(frozen=True)
@@ -142,10 +137,14 @@ def _carried(attribute: str, node: Node) -> str | None:
     """How a node carries an attribute; None if it merely comes from the same FX node as the one that does."""
     if node.type in _INPUTS:
         return origin_of(node).value.partition(" ")[2]
-    if attribute == "norm_offset":
-        return "adds 1 to its weight" if node.type == "GemmaRmsNorm" else None
+    ours = BY_GE_TYPE.get(node.type)
+    if ours is not None and attribute in ours.computes:
+        return ours.computes[attribute]
+    if ours is not None:
+        name = ours.carries.get(attribute, ("", ""))[1]
+    else:
+        name = "value" if attribute.endswith("_scale") else ""  # of a product with a number: Muls
     defaults = OPS[node.type].defaults if node.type in OPS else {}
-    for name in _HOLDERS.get(attribute, ()):
-        if name in node.attrs or defaults.get(name) is not None:
-            return f"{name}={node.attrs.get(name, defaults.get(name)):.7g}"
+    if name in node.attrs or defaults.get(name) is not None:
+        return f"{name}={node.attrs.get(name, defaults.get(name)):.7g}"
     return None

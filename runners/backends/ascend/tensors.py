@@ -7,12 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from graph_model.ascend.ge_graph import GE_DTYPES, GeGraph, Node, TensorDesc
+from graph_model.ascend.ge_graph import GE_DTYPES, GeGraph, Node, TensorDesc, TensorKey
 from runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
 from runners.backends.ascend.interpreter.registry import OPS
-
-# Producer's name and output index.
-TensorKey = tuple[str, int]
 
 
 def tensor_descs(graph: GeGraph) -> dict[TensorKey, TensorDesc]:
@@ -39,18 +36,6 @@ def tensor_descs(graph: GeGraph) -> dict[TensorKey, TensorDesc]:
                 desc = replace(desc, dtype=derived.dtype, shape=derived.shape)
             descs[node.name, index] = desc
     return descs
-
-
-def element_count(desc: TensorDesc) -> int:
-    """Number of elements of a resolved descriptor."""
-    assert desc.shape is not None
-    return math.prod(desc.shape)
-
-
-def byte_count(desc: TensorDesc) -> int:
-    """Bytes of a resolved descriptor's tensor."""
-    assert desc.dtype is not None
-    return element_count(desc) * desc.dtype.itemsize
 
 
 def _derive(

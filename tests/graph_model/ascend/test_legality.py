@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from graph_model.ascend.legality import check_model, check_quantization
-from graph_model.ascend.ops.attention import check_block_size, choose_attention
+from graph_model.ascend.ops.attention_choice import check_block_size, choose_attention
 from graph_model.ascend.ops.collective import check_matmul_all_reduce
 from graph_model.ascend.ops.rotary import fused_rotary
 from graph_model.bucket import BLOCK_SIZES

@@ -20,8 +20,8 @@ from support import torchair_steps as steps  # isort: skip
 from support.checkpoints import make_checkpoint
 from support.standin_cases import A2, DUO, Case, Cases
 
-from graph_model.ascend.ge_graph import GeGraph
-from graph_model.ascend.ops.attention import AttentionChoice, choose_attention
+from graph_model.ascend.ge_graph import VIEWS, GeGraph
+from graph_model.ascend.ops.attention_choice import AttentionChoice, choose_attention
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.chips.registry import find_soc
@@ -32,7 +32,6 @@ from passes.framework.manager import run_passes
 from passes.pipeline import DEFAULT_PASSES
 from runners.backends.ascend import standin
 from runners.backends.ascend.lower import lower
-from runners.backends.ascend.printer import VIEWS
 from runners.backends.ascend.recording import LoadedGraph, recorded_graphs
 from runners.backends.ascend.roofline import estimate, gathered_bytes
 from runners.backends.torchair import AscendOptions, TorchairBackend, kernel_passes

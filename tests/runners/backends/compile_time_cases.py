@@ -14,7 +14,7 @@ import torch  # isort: skip
 from hand_fused import hand_fused
 from support.standin_cases import A2, DUO, Case, Cases
 
-from graph_model.ascend.ge_graph import GeGraph, read_graph
+from graph_model.ascend.ge_graph import FREE, GeGraph, read_graph
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.chips.registry import find_soc
@@ -24,7 +24,7 @@ from passes.framework.manager import run_passes
 from passes.pipeline import DEFAULT_PASSES
 from runners.backends.ascend.engine import compiler_config
 from runners.backends.ascend.lower import lower, lower_module
-from runners.backends.ascend.printer import FREE, count_nodes
+from runners.backends.ascend.printer import count_nodes
 from runners.backends.torchair import AscendOptions, kernel_passes
 
 CASES = Cases()

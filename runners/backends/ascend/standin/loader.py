@@ -66,7 +66,7 @@ def load(soc: Chip, cache_dir: Path) -> bool:
     if not standin:
         check_chip(soc, device_name())
 
-    from runners.backends.ascend.converters import register_converters
+    from runners.backends.ascend.register import register_converters
 
     register_converters()
     if standin:

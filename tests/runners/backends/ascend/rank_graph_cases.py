@@ -21,8 +21,8 @@ from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.tensor_parallel import Shard
 from passes.pipeline import DEFAULT_PASSES, build_passes
 from runners.backends.ascend import standin
-from runners.backends.ascend.kernels import register_kernels
 from runners.backends.ascend.rank_graph import measure_rank
+from runners.backends.ascend.register import register_kernels
 from runners.backends.torchair import AscendOptions, kernel_passes
 from runners.settings import NAMED_CONFIGS
 

@@ -16,7 +16,7 @@ import pytest
 
 from graph_model.chips.registry import find_soc
 from graph_model.errors import UserError
-from runners.backends.ascend import converters
+from runners.backends.ascend import register
 from runners.backends.ascend.standin import build as building
 from runners.backends.ascend.standin import loader as loading
 from runners.backends.ascend.standin import seam
@@ -179,7 +179,7 @@ def over_cann(monkeypatch: pytest.MonkeyPatch) -> None:
     sys.modules["torch_npu.dynamo"].torchair = sys.modules["torch_npu.dynamo.torchair"]  # type: ignore[attr-defined]
     npu = types.SimpleNamespace(get_device_name=lambda index: "Ascend910B4")
     sys.modules["torch_npu"].npu = npu  # type: ignore[attr-defined]
-    monkeypatch.setattr(converters, "register_converters", lambda: None)
+    monkeypatch.setattr(register, "register_converters", lambda: None)
     for module, name in ((loading, "_preload"), (loading, "build"), (building, "build"), (seam, "replace_seam")):
         monkeypatch.setattr(module, name, unexpected)
 
