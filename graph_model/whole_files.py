@@ -34,11 +34,14 @@ def staging_directory(parent: Path) -> Iterator[Path]:
     remove_leftovers(parent)
     while True:
         staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-        descriptor = os.open(staging, os.O_RDONLY)
-        _lock(descriptor)
-        if staging.exists():
-            break
-        os.close(descriptor)  # another process took it for left over before it was locked
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(staging, os.O_RDONLY)
+            with contextlib.suppress(OSError):  # a file system without locks, where nothing is removed either
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if staging.exists():
+                break
+            os.close(descriptor)
+        # Another process took it for left over before it was locked.
     try:
         yield staging
     finally:
@@ -55,11 +58,17 @@ def remove_leftovers(parent: Path) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # it is none of ours, or cannot be removed
             descriptor = os.open(staging, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                if _lock(descriptor):
+                # A stranger's may hold anything, where others may write, too.
+                if os.fstat(descriptor).st_uid == os.getuid() and _lock(descriptor):
                     _restore(staging, parent)
                     shutil.rmtree(staging)
             finally:
                 os.close(descriptor)
+
+
+def is_staging(name: str) -> bool:
+    """Whether `staging_directory` gives such names."""
+    return name.startswith(_PREFIX)
 
 
 def _restore(staging: Path, parent: Path) -> None:
@@ -85,13 +94,16 @@ def _lock(descriptor: int) -> bool:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, or replace it; its mode is the umask's. Raises OSError, and then nothing has changed."""
-    with staging_directory(path.parent) as staging:
-        new = staging / path.name
-        new.write_bytes(content.encode() if isinstance(content, str) else content)
-        sync(new)
-        os.replace(new, path)
-        sync(path.parent)
+    """Write a file, or replace it; its mode is the umask's. Raises OSError with its name; then nothing has changed."""
+    try:
+        with staging_directory(path.parent) as staging:
+            new = staging / path.name
+            new.write_bytes(content.encode() if isinstance(content, str) else content)
+            sync(new)
+            os.replace(new, path)
+            sync(path.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def publish_directory(content: Path, target: Path) -> None:

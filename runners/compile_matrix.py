@@ -36,7 +36,7 @@ def compile_matrix(settings: Any) -> None:
     target = None if settings.write is None else Path(str(settings.write)).expanduser()
     if target is not None:
         replace_table(target, soc.name, "")  # before hours of work: a file without the table's place is refused
-    standin.load(soc, cache_directory(settings.cache_dir) / "cann_standin")
+    standin.load(soc, cache_directory(settings.cache_dir))
     register_kernels()
     print(f"{soc.product} ({soc.cann_name}), batch {settings.batch_size}, context {settings.context}")
     table = [statement(), ""]

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -24,25 +30,31 @@ from passes.cpu.skinny_linear import SkinnyLinear
 from passes.cpu.tiled_linear import TiledLinear
 from passes.framework.contract import Pass
 from runners.backends.base import StepFunction
+from runners.cache import FileStore
+from runners.cache.store import unwritable
+
+_SMALLEST_ROOM = 1 << 20  # bytes; with less a disk is full
 
 
 class InductorBackend:
     """Canonical ops are traced into aten and fused with their neighbours; kernels are compiled C++ or Triton.
 
-    kernel_dir: where compiled kernels live; buckets that need the same kernel share it.
+    cache_dir: where compiled kernels are kept, see FileStore; buckets that need the same kernel share it.
     """
 
     name: ClassVar[str] = "inductor"
     leaves_artifacts: ClassVar[bool] = True
 
-    def __init__(self, device: torch.device, kernel_dir: Path) -> None:
+    def __init__(self, device: torch.device, cache_dir: Path) -> None:
         self.device = device
-        self.kernel_dir = kernel_dir
         if device.type == "cpu" and cpp_compiler() is None:
             raise UserError(
                 "backend=inductor: no C++ compiler that works was found (tried the environment variable CXX and g++). "
                 "Inductor compiles kernels with it. Install g++, or take backend=eager, which needs none."
             )
+        self._store = FileStore(cache_dir)
+        kinds = json.dumps([torch.__version__, self.fingerprint()], sort_keys=True)
+        self._kernels = f"inductor-{hashlib.sha256(kinds.encode()).hexdigest()[:16]}/"
 
     def fingerprint(self) -> dict[str, Any]:
         if self.device.type == "cuda":
@@ -66,7 +78,9 @@ class InductorBackend:
         version = cpp_compiler()
         assert version is not None
         try:
-            load_kernels(self.kernel_dir, _compiler_command(), version)
+            self._store.fetch("linear-")
+            load_kernels(self._store.workspace, _compiler_command(), version)
+            self._store.keep("linear-")
         except NativeBuildError as error:
             warnings.warn(f"linear layers run on torch's own kernels, which are slower here: {error}", stacklevel=2)
             return many
@@ -79,30 +93,59 @@ class InductorBackend:
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         from torch._inductor import standalone_compile
 
-        with _kernel_cache(self.kernel_dir), torch.no_grad():
-            compiled = standalone_compile(
-                graph.module,
-                list(arguments),
-                dynamic_shapes="from_example_inputs",
-                # A sum that is rounded to 16 bit is rounded inside a fused kernel, too: the numbers are the graph's.
-                options={"config_patches": {"emulate_precision_casts": True}},
-            )
+        with self._inductor(), torch.no_grad():
+            try:
+                compiled = standalone_compile(
+                    graph.module,
+                    list(arguments),
+                    dynamic_shapes="from_example_inputs",
+                    # Sums that are rounded to 16 bit are rounded inside a fused kernel, too, as in the graph.
+                    options={"config_patches": {"emulate_precision_casts": True}},
+                )
+            except Exception as error:
+                workspace = self._store.workspace
+                if shutil.disk_usage(workspace).free < _SMALLEST_ROOM:
+                    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                    raise UserError(unwritable(workspace, full)) from error
+                raise
             if artifact is not None:
                 compiled.save(path=str(artifact), format="binary")
+                self._store.keep(self._kernels, _is_kernel)
         return compiled
 
     def load(self, artifact: Path) -> StepFunction | None:
         from torch._inductor import CompiledArtifact
 
-        with _kernel_cache(self.kernel_dir), torch.no_grad():
+        with self._inductor(), torch.no_grad():
             return CompiledArtifact.load(path=str(artifact), format="binary")
 
+    @contextlib.contextmanager
+    def _inductor(self) -> Iterator[None]:
+        """Let Inductor work in this process's workspace, where the kernels are that were kept.
 
-def _kernel_cache(kernel_dir: Path) -> Any:
-    from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
+        That goes for its precompiled headers, too, which it would look for at a place that others can foresee.
+        """
+        from torch._inductor import codecache
+        from torch._inductor import config as inductor_config
+        from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
-    kernel_dir.mkdir(parents=True, exist_ok=True)
-    return temporary_cache_dir(str(kernel_dir))
+        self._store.fetch(self._kernels)
+        directory = self._store.workspace / self._kernels
+        directory.mkdir(parents=True, exist_ok=True)
+        headers = directory / "precompiled_headers"
+        places: dict[str, Any] = {"_HEADER_DIR": str(headers), "_HEADER_LOCK_DIR": str(headers / "locks")}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(temporary_cache_dir(str(directory)))
+            if all(hasattr(codecache, name) for name in places):
+                stack.enter_context(mock.patch.multiple(codecache, **places))
+            else:
+                stack.enter_context(inductor_config.patch(cpp_cache_precompile_headers=False))
+            yield
+
+
+def _is_kernel(path: Path) -> bool:
+    """Whether Inductor made the file for the compiler or the loader; the rest is in the artifact, or is remade."""
+    return path.suffix in (".so", ".gch", ".h", ".cubin", ".hsaco", ".json")
 
 
 def cpp_compiler() -> str | None:

@@ -36,10 +36,10 @@ def select_backend(
         from runners.backends.torchair import AscendOptions, TorchairBackend
 
         assert soc is not None
-        torchair = TorchairBackend(AscendOptions(soc, norm, dump_dir, check), cache_dir / "cann_standin")
+        torchair = TorchairBackend(AscendOptions(soc, norm, dump_dir, check), cache_dir)
         return torchair, torchair.description
     if name == "eager":
         return EagerBackend(device), f"eager on {device.type}"
     if name == "auto" and device.type == "cpu" and cpp_compiler() is None:
         return EagerBackend(device), "eager on cpu (no C++ compiler was found, so Inductor cannot be used)"
-    return InductorBackend(device, cache_dir / "kernels"), f"inductor on {device.type}"
+    return InductorBackend(device, cache_dir), f"inductor on {device.type}"

@@ -68,14 +68,14 @@ def _attention_passes(soc: Chip) -> tuple[Pass, ...]:
 class TorchairBackend:
     """Lowers to GE through torchair. Without CANN the graph runs in the GE interpreter, on the CPU.
 
-    standin_dir: where the stand-in's libraries are kept. checked_steps: with options.check, the steps compiled so far.
+    cache_dir: where the stand-in's libraries are kept. checked_steps: with options.check, the steps compiled so far.
     """
 
     name: ClassVar[str] = "torchair"
     leaves_artifacts: ClassVar[bool] = True
 
-    def __init__(self, options: AscendOptions, standin_dir: Path) -> None:
-        standin.load(options.soc, standin_dir)
+    def __init__(self, options: AscendOptions, cache_dir: Path) -> None:
+        standin.load(options.soc, cache_dir)
         register_kernels()
         self.options = options
         # A rank has taken its device before; the stand-in has one per process.

@@ -17,7 +17,7 @@ def on_standin(settings: ModelSettings) -> bool:
     """Whether the model's graphs run on the stand-in, whose speed says nothing of a chip's."""
     if settings.soc is None:
         return False
-    standin.load(settings.soc, settings.cache_dir / "cann_standin")
+    standin.load(settings.soc, settings.cache_dir)
     return standin.is_standin()
 
 

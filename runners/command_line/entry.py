@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -11,15 +12,17 @@ from typing import Any
 from graph_model.errors import UserError
 from runners.command_line.parent_process import end_with_parent, is_rank
 
+# Reasons that a place has, not the program: a file without permission, a disk that is full, read-only or broken.
+_PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def main(run: Callable[[Any], None], config_name: str, config_dir: Path = CONF) -> None:
     """Call `run` with the settings of conf/<config_name>.yaml and the command line's overrides (a DictConfig).
 
-    A UserError prints as one paragraph on stderr and exits with status 2, a ChildProcessError (a rank has died) with 1;
-    Ctrl-C exits with 130; --help prints every
-    setting with the comment that conf/ gives it. Wrong overrides get Hydra's own message.
+    A UserError prints as one paragraph on stderr and exits with status 2, and so does a file or directory that cannot
+    be used; a ChildProcessError (a rank has died) exits with 1, Ctrl-C with 130. --help prints every setting with the
+    comment that conf/ gives it. Wrong overrides get Hydra's own message.
     """
     if is_rank():
         end_with_parent()
@@ -48,6 +51,11 @@ def main(run: Callable[[Any], None], config_name: str, config_dir: Path = CONF) 
                 # The reader has gone (`... | head`). Python would complain again when it flushes at exit.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 sys.exit(141)  # what a shell reports for SIGPIPE
+            except OSError as error:
+                if error.filename is None or error.errno not in _PLACES:
+                    raise
+                print(f"error: {error.filename} cannot be used: {error.strerror}", file=sys.stderr)
+                sys.exit(2)
 
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(task)()
     except KeyboardInterrupt:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from graph_model.errors import UserError
+from graph_model.whole_files import staging_directory, write_file
+from runners.cache.directory import private_directory, prune
+from runners.cache.store import mark_used, unwritable
 
 _COMPILING = ("graph_model", "passes", "runners/backends", "runners/compile")
 
@@ -21,55 +22,55 @@ _COMPILING = ("graph_model", "passes", "runners/backends", "runners/compile")
 class CompileCache:
     """Entries under `root`: a JSON file named by the key, which names the backend's artifact by its digest.
 
-    An entry appears at once or not at all, and is used only if its artifact still has the digest.
-    Artifacts hold code, so a root that other users can write to is refused.
+    An entry appears at once or not at all, and is used only if it and its artifact still have their digests. Artifacts
+    hold code: see `private_directory`. limit: bytes that all files under `root` may have, None: any number.
     """
 
     root: Path
-
-    def __post_init__(self) -> None:
-        try:
-            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise UserError(
-                f"cache_dir: {self.root} cannot be created ({error.strerror}). Name a directory that you can write to."
-            ) from None
-        status = self.root.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise UserError(
-                f"cache_dir: {self.root} belongs to another user or is writable by others. Compiled code is loaded "
-                "from it; name a directory that only you can write to (chmod go-w), or another one."
-            )
+    limit: float | None = None
 
     def find(self, key: str) -> tuple[dict[str, Any], Path] | None:
         """Description and artifact path of an entry, or None if there is none or it is damaged."""
+        path = private_directory(self.root) / "steps" / f"{key}.json"
         try:
-            entry = json.loads(self._entry(key).read_text(encoding="utf-8"))
-            artifact = self._artifact(entry["artifact"])
-            intact = hashlib.sha256(artifact.read_bytes()).hexdigest() == entry["artifact"]
-            return (entry["description"], artifact) if intact else None
-        except (OSError, ValueError, KeyError, TypeError):
+            entry = json.loads(path.read_text(encoding="utf-8"))
+            artifact = path.with_name(entry["artifact"])
+            intact = entry["digest"] == _digest_of(entry["artifact"], entry["description"])
+            if not intact or hashlib.sha256(artifact.read_bytes()).hexdigest() != entry["artifact"]:
+                return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        mark_used(path)
+        mark_used(artifact)
+        return entry["description"], artifact
 
     def store(self, key: str, description: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """Add an entry; `write` writes the artifact to the path that it is given; if it writes none, none is added."""
-        folder = self._entry(key).parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as temporary:
-            artifact, entry = Path(temporary) / "artifact", Path(temporary) / "entry"
-            write(artifact)
-            if not artifact.exists():
-                return
-            digest = hashlib.sha256(artifact.read_bytes()).hexdigest()
-            entry.write_text(json.dumps({"artifact": digest, "description": description}, indent=1), encoding="utf-8")
-            os.replace(artifact, self._artifact(digest))
-            os.replace(entry, self._entry(key))
+        """Add an entry; `write` writes the artifact to the path that it is given; if it writes none, none is added.
 
-    def _entry(self, key: str) -> Path:
-        return self.root / "steps" / f"{key}.json"
+        Raises UserError if the directory cannot be written, before `write` is called where that is known before.
+        """
+        root = private_directory(self.root)
+        folder = root / "steps"
+        try:
+            folder.mkdir(exist_ok=True, mode=0o700)
+            with staging_directory(folder) as staging:
+                artifact = staging / "artifact"
+                write(artifact)
+                if artifact.exists():
+                    content = artifact.read_bytes()
+                    digest = hashlib.sha256(content).hexdigest()
+                    entry = {"digest": _digest_of(digest, description), "artifact": digest, "description": description}
+                    write_file(folder / digest, content)
+                    write_file(folder / f"{key}.json", json.dumps(entry, indent=1))
+        except OSError as error:
+            raise UserError(unwritable(root, error)) from error
+        if self.limit is not None:
+            prune(root, self.limit)
 
-    def _artifact(self, digest: str) -> Path:
-        return self.root / "steps" / digest
+
+def _digest_of(artifact: str, description: Any) -> str:
+    """Of all that an entry says."""
+    return hashlib.sha256(json.dumps([artifact, description], sort_keys=True).encode()).hexdigest()
 
 
 def cache_key(ingredients: Mapping[str, Any]) -> str:

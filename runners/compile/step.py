@@ -16,6 +16,7 @@ from graph_model import weights
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.config import GemmaConfig
+from graph_model.errors import UserError
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.quantization.linears import Quantization
 from graph_model.tensor_parallel import WHOLE, Shard
@@ -95,10 +96,9 @@ def prepare_step(recipe: Recipe, bucket: Bucket) -> Step:
     cache = recipe.cache if recipe.backend.leaves_artifacts else None
     key = recipe.key(bucket) if cache is not None else ""
     if cache is not None and recipe.dump_dir is None and recipe.observe is None:
-        found = cache.find(key)
-        function = recipe.backend.load(found[1]) if found else None
-        if found and function is not None:
-            return _described_step(bucket, found[0], function)
+        step = _stored_step(recipe.backend, cache, key, bucket)
+        if step is not None:
+            return step
     graph = recipe.graph(bucket)
 
     def compile_graph(arguments: Sequence[Tensor]) -> StepFunction:
@@ -134,6 +134,20 @@ def _describe(graph: ModelGraph) -> dict[str, Any]:
         "caches": [[list(shape), str(dtype).removeprefix("torch.")] for shape, dtype in _caches(graph)],
         "inputs": [node.name for node in graph.placeholders("input")],
     }
+
+
+def _stored_step(backend: Backend, cache: CompileCache, key: str, bucket: Bucket) -> Step | None:
+    """The step of an entry; None where there is none that can be used."""
+    found = cache.find(key)
+    if found is None:
+        return None
+    try:
+        function = backend.load(found[1])
+        return None if function is None else _described_step(bucket, found[0], function)
+    except UserError:
+        raise
+    except Exception:  # whatever is wrong with what is stored, the step can be made again
+        return None
 
 
 def _described_step(bucket: Bucket, description: dict[str, Any], function: StepFunction) -> Step:

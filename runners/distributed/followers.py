@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,8 @@ import torch.distributed as dist
 from graph_model.errors import UserError
 from runners.command_line.parent_process import PARENT
 from runners.distributed.group import READY, Place, find_place, form_group, is_lost_contact
-from runners.distributed.launch import describe_end, find_port, threads_per_rank
+from runners.distributed.heartbeat import describe_silence
+from runners.distributed.launch import describe_end, meeting_place, serve_store, threads_per_rank
 from runners.settings import ModelSettings, check_devices
 
 _SHUTDOWN_S = 5.0  # from the end of the program to SIGTERM, from there to SIGKILL
@@ -38,11 +38,10 @@ def lead_followers(settings: ModelSettings, follower: str) -> Iterator[None]:
             "other model first, or run one of them in a process of its own."
         )
     check_devices(settings, settings.world_size)
-    world_size, address = settings.world_size, settings.ranks.master_address
-    timeout = timedelta(seconds=settings.ranks.timeout)
+    world_size = settings.world_size
     threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
-        store = dist.TCPStore(address, find_port(settings), None, True, timeout, wait_for_workers=False)
+        store = serve_store(settings, meeting_place(settings))
         torch.set_num_threads(threads_per_rank(world_size))
         stack.callback(torch.set_num_threads, threads)
         followers: dict[int, subprocess.Popen[bytes]] = {}
@@ -53,8 +52,14 @@ def lead_followers(settings: ModelSettings, follower: str) -> Iterator[None]:
         while store.add(READY, 0) < world_size - 1:
             _raise_if_ended(followers)
             time.sleep(_POLL_S)
-        form_group(settings, Place(0, world_size, 0, world_size), store)
+
+        def end_silent(rank: int) -> None:
+            print(f"error: {describe_silence(rank, settings.ranks.timeout)}", file=sys.stderr, flush=True)
+            followers[rank].kill()  # the collective that waits for it fails, and names it
+
+        heartbeat = form_group(settings, Place(0, world_size, 0, world_size), end_silent, store)
         stack.callback(dist.destroy_process_group)
+        stack.callback(heartbeat.stop)
         try:
             yield
         except Exception as error:

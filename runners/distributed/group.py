@@ -8,7 +8,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,12 +19,13 @@ from graph_model.checkpoint.identity import checkpoint_identity
 from graph_model.errors import UserError
 from runners.command_line.parent_process import is_rank
 from runners.compile.cache import source_digest
+from runners.distributed.heartbeat import Heartbeat, end_this_rank
 from runners.settings import ModelSettings, check_devices
 
 # A rank that fails, or that sees another one gone, waits this long: the launcher stops it sooner if the fault is not
 # its own, and one message is printed, not one per rank.
 _PATIENCE_S = 5.0
-# Between two steps the others wait as long as rank 0's program pleases; that it has ended, they see.
+# Between two steps the others wait as long as rank 0's program pleases; that it has ended or is stopped, they see.
 _PAUSE = timedelta(days=365)
 _DIGEST_BYTES = 32
 _FAULT_BYTES = 1024  # of a rank's message, most
@@ -52,7 +53,7 @@ def find_place() -> Place | None:
 
 
 @contextlib.contextmanager
-def join(settings: ModelSettings, place: Place, store: dist.Store | None = None) -> Iterator[None]:
+def join(settings: ModelSettings, place: Place, store: dist.TCPStore | None = None) -> Iterator[None]:
     """Form the process group in a process that is a rank and nothing else.
 
     Inside the block an error is raised by the rank whose fault it is, and names it.
@@ -61,15 +62,19 @@ def join(settings: ModelSettings, place: Place, store: dist.Store | None = None)
         if place.rank:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         stack.enter_context(_named_errors(place.rank))
-        form_group(settings, place, store)
+        heartbeat = form_group(settings, place, end_this_rank(settings.ranks.timeout), store)
         yield
+        heartbeat.stop()
         # Not after an error: the others would lose contact before this process has ended, and told why.
         dist.destroy_process_group()
 
 
-def form_group(settings: ModelSettings, place: Place, store: dist.Store | None = None) -> None:
+def form_group(
+    settings: ModelSettings, place: Place, on_silent: Callable[[int], None], store: dist.TCPStore | None = None
+) -> Heartbeat:
     """Form the process group of all ranks and check that they were started with the same settings.
 
+    on_silent: what is done about a rank that is stopped, see Heartbeat, which is returned for its end.
     store: where they meet; None: the launcher stands at MASTER_ADDR and MASTER_PORT. Host arrays travel over gloo, the
     graphs' collectives over the device's own library. Raises UserError.
     """
@@ -78,9 +83,13 @@ def form_group(settings: ModelSettings, place: Place, store: dist.Store | None =
         store.add(READY, 1)
     timeout = timedelta(seconds=settings.ranks.timeout)
     dist.init_process_group(backend, timeout=timeout, world_size=place.world_size, rank=place.rank, store=store)
+    host = os.environ["MASTER_ADDR"] if store is None else store.host
+    port = int(os.environ["MASTER_PORT"]) if store is None else store.port
+    heartbeat = Heartbeat(host, port, place.rank, place.world_size, settings.ranks.timeout, on_silent)
     _check_agreement(settings, place)
     global _steps
     _steps = dist.new_group(backend="gloo", timeout=_PAUSE)
+    return heartbeat
 
 
 def steps_group() -> dist.ProcessGroup | None:
@@ -94,7 +103,7 @@ def settings_digest(settings: ModelSettings) -> bytes:
     Raises UserError if the checkpoint cannot be read.
     """
     fields = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-    for name in ("checkpoint_dir", "cache_dir", "dump_dir", "memory_fraction", "ranks"):
+    for name in ("checkpoint_dir", "cache_dir", "cache_limit", "dump_dir", "memory_fraction", "ranks"):
         del fields[name]
     directory = None if settings.random_weights else settings.checkpoint_dir
     checkpoint = "" if directory is None else checkpoint_identity(directory)
@@ -134,7 +143,7 @@ def _prepare_device(settings: ModelSettings, place: Place) -> str:
         assert settings.soc is not None
         from runners.backends.ascend import standin
 
-        if standin.load(settings.soc, settings.cache_dir / "cann_standin"):
+        if standin.load(settings.soc, settings.cache_dir):
             return "gloo"  # the stand-in's device is the host, and there is one per process
         npu = torch.get_device_module("npu")
         npu.set_device(_device_index(settings, place, npu.device_count()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
 import signal
@@ -9,16 +10,21 @@ import socket
 import sys
 import tempfile
 import uuid
+from datetime import timedelta
 
+import torch.distributed as dist
 from torch.distributed.elastic.agent.server.api import SignalException
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
+from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from graph_model.errors import UserError
 from runners.command_line.parent_process import PARENT
 from runners.settings import ModelSettings, check_devices
 
+_MEETING = "graph_gemma"  # the name of our rendezvous among torch's
 _SHUTDOWN_S = 5  # from SIGTERM to SIGKILL
 
 
@@ -30,7 +36,9 @@ def start_ranks(settings: ModelSettings) -> None:
     Raises UserError for too few devices or a port in use, KeyboardInterrupt when interrupted, with all ranks ended.
     """
     check_devices(settings, settings.world_size)
-    port = find_port(settings)
+    listener = meeting_place(settings)
+    port = int(listener.getsockname()[1])
+    rendezvous_handler_registry.register(_MEETING, _Meeting)
     # The agent's warnings and tracebacks say less than the message below.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(settings.world_size)))
@@ -41,9 +49,9 @@ def start_ranks(settings: ModelSettings) -> None:
             max_nodes=1,
             nproc_per_node=settings.world_size,
             run_id=uuid.uuid4().hex,
-            rdzv_backend="static",
+            rdzv_backend=_MEETING,
             rdzv_endpoint=f"{settings.ranks.master_address}:{port}",
-            rdzv_configs={"rank": 0, "timeout": settings.ranks.timeout},
+            rdzv_configs={"settings": settings, "listener": listener},
             local_addr=settings.ranks.master_address,
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=log_dir),
@@ -75,16 +83,48 @@ def threads_per_rank(world_size: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // world_size) if hasattr(os, "sched_getaffinity") else 1
 
 
-def find_port(settings: ModelSettings) -> int:
-    """The port where the ranks meet; a free one if the setting is null. Raises UserError if it is in use."""
+def meeting_place(settings: ModelSettings) -> socket.socket:
+    """A socket that listens at the ranks' address and port, a free one if the setting is null, and nowhere else.
+
+    Gloo, which would choose an interface by the host's name, is told to stay on the loopback interface where the
+    address is of that. Raises UserError if the port is in use.
+    """
     address, port = settings.ranks.master_address, settings.ranks.master_port
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port or 0))
-        except OSError as error:
-            raise UserError(
-                f"ranks.master_port: {address}:{port} cannot be used ({error.strerror}); another run may have it. "
-                "Give another port, or ranks.master_port=null for a free one."
-            ) from None
-        return int(probe.getsockname()[1])
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((address, port or 0))
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"ranks.master_port: {address}:{port} cannot be used ({error.strerror}); another run may have it. "
+            "Give another port, or ranks.master_port=null for a free one."
+        ) from None
+    if sys.platform == "linux" and ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    return listener
+
+
+def serve_store(settings: ModelSettings, listener: socket.socket) -> dist.TCPStore:
+    """The store where the ranks meet, on a socket of `meeting_place`; torch's own would listen on all interfaces."""
+    port, timeout = int(listener.getsockname()[1]), timedelta(seconds=settings.ranks.timeout)
+    return dist.TCPStore(
+        settings.ranks.master_address,
+        port,
+        None,
+        True,
+        timeout,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+class _Meeting(StaticTCPRendezvous):
+    """torch's static rendezvous of one machine, with a store on the socket that is given."""
+
+    def __init__(self, parameters: RendezvousParameters) -> None:
+        settings, listener = parameters.config["settings"], parameters.config["listener"]
+        address, port = settings.ranks.master_address, int(listener.getsockname()[1])
+        super().__init__(address, port, 0, 1, parameters.run_id, settings.ranks.timeout)
+        self._store = serve_store(settings, listener)

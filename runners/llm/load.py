@@ -70,7 +70,7 @@ def load_model(
             *build_kernel_options(settings.passes),
         ),
         backend=backend,
-        cache=CompileCache(settings.cache_dir),
+        cache=CompileCache(settings.cache_dir, settings.cache_limit),
         dump_dir=settings.dump_dir if shard.rank == 0 else None,
         quantization=settings.quantization,
         shard=shard,

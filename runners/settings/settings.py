@@ -45,6 +45,7 @@ class ModelSettings:
 
     checkpoint_dir is None only with random weights of a named size. quantization: the checkpoint's, or what loading
     makes of floating-point weights; None: nothing is quantized. soc is None unless the backend is torchair.
+    cache_limit: bytes.
     """
 
     config: GemmaConfig
@@ -65,6 +66,7 @@ class ModelSettings:
     passes: dict[str, dict[str, Any]]
     dump_dir: Path | None
     cache_dir: Path
+    cache_limit: float | None = None
     world_size: int = 1
     ranks: RankSettings = RankSettings()
 
@@ -115,6 +117,7 @@ def resolve_settings(settings: Any) -> ModelSettings:
         passes=OmegaConf.to_container(group("passes", settings)),  # type: ignore[arg-type]
         dump_dir=None if settings.dump_dir is None else writable_directory("dump_dir", settings.dump_dir),
         cache_dir=cache_directory(settings.cache_dir),
+        cache_limit=cache_limit(settings.cache_limit_gb),
         world_size=world_size,
         ranks=_ranks(settings, world_size),
     )
@@ -165,6 +168,17 @@ def cache_directory(value: Any) -> Path:
         return Path(text).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "graph_gemma"
+
+
+def cache_limit(value: Any) -> float | None:
+    """The bytes that the setting cache_limit_gb allows the cache directory; null: any number."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise UserError(
+            f"cache_limit_gb is {value!r}; it must be a number of gigabytes from 0 on, or null for no limit."
+        )
+    return float(value) * 1e9
 
 
 def _model(name: Any, path: str | None, random_weights: bool) -> tuple[GemmaConfig, Path | None]:

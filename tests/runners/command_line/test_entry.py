@@ -1,5 +1,7 @@
 """What every command shares: settings, exit codes, messages and --help."""
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -202,3 +204,14 @@ def test_every_command_keeps_hydra_from_writing_files(command: str) -> None:
     assert raw["hydra"] == {"run": {"dir": "."}, "output_subdir": None}
     assert {"override hydra/job_logging": "disabled"} in raw["defaults"]
     assert {"override hydra/hydra_logging": "disabled"} in raw["defaults"]
+
+
+@pytest.mark.parametrize(("reason", "status"), [("EACCES", 2), ("ENOSPC", 2), ("EROFS", 2), ("EEXIST", 1)])
+def test_a_place_that_cannot_be_used_is_named_in_one_line(reason: str, status: int, program: Path) -> None:
+    lines = ["import errno, os", f"def run(s): raise OSError(errno.{reason}, os.strerror(errno.{reason}), '/a/place')"]
+    text = program.read_text()
+    program.write_text(text[: text.rindex("main(run")] + "\n".join(lines) + "\n" + text[text.rindex("main(run") :])
+    result = run(program)
+    assert result.returncode == status
+    if status == 2:
+        assert result.stderr == f"error: /a/place cannot be used: {os.strerror(getattr(errno, reason))}\n"

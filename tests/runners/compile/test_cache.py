@@ -185,12 +185,42 @@ def test_a_damaged_artifact_is_not_used_but_replaced(cache: CompileCache) -> Non
     assert warm(recipe(cache)).report.from_cache == 1
 
 
-def test_a_damaged_description_is_not_used(cache: CompileCache) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: "null",
+        lambda text: "[" * 100_000,
+        lambda text: json.dumps({**json.loads(text), "description": {}}),
+        lambda text: json.dumps({**json.loads(text), "artifact": "../../x"}),
+        lambda text: text.replace("q_proj", "TEMPORARY").replace("k_proj", "q_proj").replace("TEMPORARY", "k_proj"),
+    ],
+)
+def test_a_damaged_entry_is_not_used_but_replaced(damage: Any, cache: CompileCache) -> None:
     warm(recipe(cache))
-    (description,) = cache.root.rglob("*.json")
-    description.write_text(description.read_text()[:-20])
+    (entry,) = (cache.root / "steps").glob("*.json")
+    good = entry.read_text()
+    entry.write_text(damage(good))
+    assert entry.read_text() != good
     assert warm(recipe(cache)).report.compiled == 1
-    json.loads(description.read_text())
+    assert entry.read_text() == good
+
+
+def test_an_artifact_that_cannot_be_loaded_is_made_again(cache: CompileCache) -> None:
+    class Failing(RecordingBackend):
+        def load(self, artifact: Path) -> Any:
+            raise AssertionError("of any kind")
+
+    warm(recipe(cache))
+    assert warm(recipe(cache, Failing())).report.compiled == 1
+
+
+def test_a_cache_is_kept_within_its_limit(cache: CompileCache) -> None:
+    for number in range(5):
+        CompileCache(cache.root, 250_000).store(f"key{number}", {"n": number}, lambda path, n=number: _write(path, n))
+    kept = [number for number in range(5) if cache.find(f"key{number}")]
+    assert 1 <= len(kept) < 5
+    assert 4 in kept
 
 
 def test_a_failed_compilation_leaves_no_entry(cache: CompileCache) -> None:
@@ -228,14 +258,21 @@ def test_writers_of_one_entry_at_the_same_time_leave_a_good_one(cache: CompileCa
     assert sorted(path.suffix for path in (cache.root / "steps").iterdir()) == ["", ".json"]
 
 
-def _write(path: Path) -> None:
-    path.write_text("x" * 100_000)
+def _write(path: Path, number: int = 0) -> None:
+    path.write_text("x" * 100_000 + str(number or ""))
 
 
 def test_a_directory_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(UserError, match="writable by others"):
-        CompileCache(tmp_path)
+        CompileCache(tmp_path).find("key")
+
+
+def test_a_place_that_takes_no_entry_is_named_with_the_reason(cache: CompileCache, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir(mode=0o700)
+    (tmp_path / "cache" / "steps").touch()
+    with pytest.raises(UserError, match=r"cache_dir: .*cache cannot be written \(.*\); what is compiled is kept there"):
+        warm(recipe(cache))
 
 
 def test_dumps_are_written_even_where_the_step_is_cached(cache: CompileCache, tmp_path: Path) -> None:

@@ -1,19 +1,18 @@
-"""Builds the stand-in's libraries once into a cache directory."""
+"""Builds the stand-in's libraries once, and keeps them in a cache directory."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from graph_model.errors import UserError
 from runners.backends.ascend.standin import source
 from runners.backends.ascend.standin.symbols import NeededSymbols
+from runners.cache import FileStore
 
 MAIN_LIBRARY = "libgraph_model_cann_standin.so"
 _MANIFEST = "libraries.txt"
@@ -24,26 +23,27 @@ def build(
 ) -> tuple[Path, ...]:
     """The libraries' paths in the order in which they are to be loaded; builds them if they are not there.
 
-    Several processes may call this at once with the same `cache_dir`: each builds in a directory of its own and the
-    first to finish renames its directory into place. Raises UserError without a C compiler.
+    cache_dir: where they are kept, see FileStore. Raises UserError without a C compiler.
     """
-    target = cache_dir / f"cann-standin-{torch_npu_version}-{soc_name}-{platform.machine()}-{_source_hash()}"
-    if not (target / _MANIFEST).is_file():
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix=".building-", dir=cache_dir))
-        except OSError as error:
-            raise UserError(
-                f"cache directory {cache_dir} cannot be written ({error}); the CANN stand-in is built there. "
-                "Choose another cache directory."
-            ) from None
-        try:
-            _build_into(scratch, soc_name, read_symbols())
-            _publish(scratch, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    names = (target / _MANIFEST).read_text(encoding="utf-8").split()
-    return tuple(target / name for name in names)
+    store = FileStore(cache_dir)
+    name = f"cann-standin-{torch_npu_version}-{soc_name}-{platform.machine()}-{_source_hash()}/"
+    target = store.workspace / name
+    store.fetch(name)
+    libraries = _libraries(target)
+    if not libraries:
+        target.mkdir(parents=True, exist_ok=True)
+        _build_into(target, soc_name, read_symbols())
+        store.keep(name)
+        libraries = _libraries(target)
+    return libraries
+
+
+def _libraries(target: Path) -> tuple[Path, ...]:
+    """All that belong together; none where one is missing."""
+    manifest = target / _MANIFEST
+    names = manifest.read_text(encoding="utf-8").split() if manifest.is_file() else []
+    paths = tuple(target / name for name in names)
+    return paths if all(path.is_file() for path in paths) else ()
 
 
 def _source_hash() -> str:
@@ -90,12 +90,3 @@ def _run(command: list[str], directory: Path) -> None:
             f"{result.returncode}): {result.stderr.strip()[:500]}. A compiler with the C library's headers is needed "
             "(on Debian and Ubuntu the packages gcc and libc6-dev)."
         )
-
-
-def _publish(scratch: Path, target: Path) -> None:
-    try:
-        os.rename(scratch, target)
-    except OSError:
-        # Another process was first; what it built is equal.
-        if not (target / _MANIFEST).is_file():
-            raise

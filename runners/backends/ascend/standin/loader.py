@@ -16,6 +16,7 @@ from pathlib import Path
 from graph_model.chips.chip import Chip
 from graph_model.chips.registry import CHIPS
 from graph_model.errors import UserError
+from runners.backends.ascend.standin.allocator_keys import separate_keys
 from runners.backends.ascend.standin.build import build
 from runners.backends.ascend.standin.symbols import NeededSymbols, needed_symbols
 
@@ -47,7 +48,7 @@ def load(soc: Chip, cache_dir: Path) -> bool:
     cache_dir: where the stand-in's libraries are kept. A second call with the same `soc` changes nothing.
 
     Raises UserError: torch_npu missing, of a version that was not tried or without a module that it needs, not Linux,
-    no C compiler, CANN half installed, a device that is another chip, or a second SoC in one process.
+    no compiler, CANN half installed, a device that is another chip, or a second SoC in one process.
     """
     if _STATE.soc is not None:
         if _STATE.soc != soc:
@@ -58,6 +59,10 @@ def load(soc: Chip, cache_dir: Path) -> bool:
         return _STATE.standin
     check_installation()
     standin = not cann_is_present()
+    if "torch_npu" not in sys.modules:
+        import torch
+
+        separate_keys(cache_dir, torch.version.cuda)
     if standin:
         _preload(soc, cache_dir)
     with _without_advice() if standin else contextlib.nullcontext():

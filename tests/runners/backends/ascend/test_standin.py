@@ -78,27 +78,27 @@ def test_processes_that_start_together_share_one_build(tmp_path: Path) -> None:
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     outputs = {process.communicate(timeout=120)[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0, 0]
-    assert len(outputs) == 1
-    assert len(list(tmp_path.iterdir())) == 1  # no half-built directory is left
+    assert len({Path(output).name for output in outputs}) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["files"]  # no half-built directory is left
 
 
 def test_no_compiler_is_a_user_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(UserError, match=r"No C compiler .* apt-get install gcc"):
         building.build(tmp_path / "cache", "0.0", "Ascend910B3", lambda: SYMBOLS)
-    assert not list((tmp_path / "cache").iterdir())
+    assert not (tmp_path / "cache" / "files").exists()
 
 
 @needs_compiler
 def test_a_failing_compiler_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="could not build the CANN stand-in"):
         building.build(tmp_path, "0.0", "Ascend910B3", lambda: NeededSymbols((), ("not an identifier",), ()))
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "files").exists()
 
 
 def test_an_unwritable_cache_directory_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be used"):
         building.build(tmp_path / "file" / "cache", "0.0", "Ascend910B3", lambda: SYMBOLS)
 
 

@@ -1,0 +1,95 @@
+"""Ranks that are stopped or stuck, but not dead: found by the heartbeat that each sends, named and ended."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch.distributed as dist
+
+_LEFT = 1 << 40  # added to the count of a rank that has finished
+_KEY = "graph_gemma_heartbeat"
+
+
+class Heartbeat:
+    """Counts in the store that this rank is alive, and watches the counts of the others until `stop`.
+
+    host, port: of the store. timeout: seconds (ranks.timeout); a rank is taken for stopped after 0.8 of it, before a
+    collective that waits for it fails without a name. on_silent: called once with that rank, from another thread.
+    Time in which this process was stopped itself does not count.
+    """
+
+    def __init__(
+        self, host: str, port: int, rank: int, world_size: int, timeout: int, on_silent: Callable[[int], None]
+    ) -> None:
+        self._store = dist.TCPStore(host, port, None, False, timedelta(seconds=timeout), wait_for_workers=False)
+        self._keys = [f"{_KEY}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{r}" for r in range(world_size)]
+        self._rank = rank
+        self._interval = min(timeout / 20, 2.0)
+        self._patience = 0.8 * timeout
+        self._on_silent = on_silent
+        self._counts = [0] * world_size
+        self._silent_s = [0.0] * world_size  # per rank; of this one: since the store has answered
+        self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._beating.start()
+        threading.Thread(target=self._watch, name="heartbeat-watch", daemon=True).start()
+
+    def stop(self) -> None:
+        """Tell the others that this rank has finished, and watch them no longer."""
+        self._ended.set()
+        self._beating.join(timeout=1.0)
+
+    def _beat(self) -> None:
+        try:
+            while True:
+                finished = self._ended.wait(self._interval)
+                for rank, key in enumerate(self._keys):
+                    own = rank == self._rank
+                    count = self._store.add(key, (_LEFT if finished else 1) if own else 0)
+                    if own or count != self._counts[rank] or count >= _LEFT:
+                        self._counts[rank], self._silent_s[rank] = count, 0.0
+                if finished:
+                    return
+        except dist.DistError:
+            self._ended.set()  # the store has ended, and with it whoever started this process
+
+    def _watch(self) -> None:
+        last = time.monotonic()
+        while not self._ended.wait(self._interval):
+            now = time.monotonic()
+            # A longer gap means that this process was stopped itself, and has not had the time to hear the others.
+            waited = now - last if now - last < 5 * self._interval else self._interval
+            last = now
+            for rank in range(len(self._keys)):
+                self._silent_s[rank] += waited
+            # A store that does not answer says nothing of the ranks: it is a stopped rank 0's, or the launcher's.
+            suspects = [0] if self._silent_s[self._rank] > self._patience else range(len(self._keys))
+            for rank in suspects:
+                if rank != self._rank and self._silent_s[rank] > self._patience:
+                    self._ended.set()
+                    self._on_silent(rank)
+                    return
+
+
+def describe_silence(rank: int, timeout: int) -> str:
+    """What is said of a rank that sends no heartbeat."""
+    return (
+        f"rank {rank} has not answered within {timeout} s (ranks.timeout): it is stopped, or stuck. All ranks are "
+        "ended; finished requests are in output_file, if one was given."
+    )
+
+
+def end_this_rank(timeout: int) -> Callable[[int], None]:
+    """For a process that is a rank and nothing else: say which one is silent and end; the launcher then ends all."""
+
+    def end(rank: int) -> None:
+        print(f"error: {describe_silence(rank, timeout)}", file=sys.stderr, flush=True)
+        time.sleep(0.1)
+        os._exit(2)
+
+    return end

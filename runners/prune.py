@@ -1,0 +1,24 @@
+"""Remove compiled steps that were not used for longest: python runners/prune.py [cache_limit_gb=N] [cache_dir=DIR]."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runners.command_line.entry import main
+
+
+def prune_cache(settings: Any) -> None:
+    from runners.cache import private_directory, prune
+    from runners.settings import cache_directory, cache_limit
+
+    root = cache_directory(settings.cache_dir)
+    limit = cache_limit(settings.cache_limit_gb)
+    if not root.is_dir() or limit is None:
+        print(f"{root}: nothing to remove")
+        return
+    removed, size = prune(private_directory(root), limit)
+    print(f"{root}: removed {removed} files, {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main(prune_cache, "prune")
