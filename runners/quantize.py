@@ -18,6 +18,7 @@ def quantize(settings: Any) -> None:
     from graph_model.checkpoint.writer import check_target
     from graph_model.config import read_config
     from graph_model.errors import UserError
+    from graph_model.families import family_of
     from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
     from graph_model.quantization.schemes import find_scheme
     from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
@@ -65,7 +66,7 @@ def quantize(settings: Any) -> None:
         dialect=settings.format,
     )
     sequences = calibration_sequences(settings, source, config) if find_scheme(scheme).calibrated else []
-    with tqdm(total=config.num_hidden_layers, unit="layer", dynamic_ncols=True) as bar:
+    with tqdm(total=len(family_of(config).layers), unit="layer", dynamic_ncols=True) as bar:
         reports = quantize_checkpoint(
             source, target, options, sequences, overwrite=overwrite, progress=lambda stage: bar.update()
         )

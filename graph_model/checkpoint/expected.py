@@ -11,10 +11,11 @@ import torch
 
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.families import Family, family_of
 from graph_model.foreign import foreign_advice, some
 
-EMBEDDING = "model.embed_tokens.weight"
-HEAD = "lm_head.weight"
+EMBEDDING = Family.embedding
+HEAD = f"{Family.head_path}.weight"
 
 # safetensors' names of the dtypes that weights may have.
 FLOAT_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
@@ -33,28 +34,7 @@ class TensorHeader:
 
 def expected_tensors(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a model of `config` needs; a tied head is left out."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    q_size = config.num_attention_heads * config.head_dim
-    kv_size = config.num_key_value_heads * config.head_dim
-    projections = {"q_proj": (q_size, hidden), "k_proj": (kv_size, hidden), "v_proj": (kv_size, hidden)}
-    projections["o_proj"] = (hidden, q_size)
-
-    shapes: dict[str, tuple[int, ...]] = {EMBEDDING: (config.vocab_size, hidden)}
-    for index in range(config.num_hidden_layers):
-        layer = f"model.layers.{index}"
-        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
-        for name, shape in projections.items():
-            shapes[f"{layer}.self_attn.{name}.weight"] = shape
-            if config.attention_bias:
-                shapes[f"{layer}.self_attn.{name}.bias"] = shape[:1]
-        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = (intermediate, hidden)
-        shapes[f"{layer}.mlp.up_proj.weight"] = (intermediate, hidden)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, intermediate)
-    shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        shapes[HEAD] = (config.vocab_size, hidden)
-    return shapes
+    return dict(family_of(config).tensors)
 
 
 def check_tensors(

@@ -18,9 +18,10 @@ from graph_model.checkpoint.anti_outlier import NORM_BIAS, check_description_of_
 from graph_model.checkpoint.expected import FLOAT_DTYPES, HEAD, TensorHeader
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.families import family_of
 from graph_model.foreign import some
 from graph_model.json_file import read_json_object
-from graph_model.quantization.linears import SCHEMES, Quantization, group_of, linear_paths, split_group
+from graph_model.quantization.linears import SCHEMES, Quantization, linear_paths, split_group
 from graph_model.quantization.scheme import Scheme, check_scale
 from graph_model.quantization.schemes import find_scheme, scheme_of
 
@@ -58,7 +59,7 @@ def read_quantization(directory: Path, config: GemmaConfig) -> Quantization | No
     others = [name for name, kind in kinds.items() if kind == wanted and name.endswith(".weight") and name not in known]
     if others:
         raise UserError(f"{path}: {others[0]} is {wanted}, but is no linear layer of this model. Only those may be.")
-    split = split_group(linears)
+    split = split_group(config, linears)
     if split:
         raise UserError(
             f"{path}: of {', '.join(split)} some are {wanted} and some {FLOAT}. Projections of one input are computed "
@@ -106,12 +107,16 @@ def check_dtypes(directory: Path, headers: Mapping[str, TensorHeader], quantizat
 
 
 def check_values(
-    directory: Path, quantization: Quantization, present: Mapping[str, object], read: Callable[[str], Tensor]
+    directory: Path,
+    config: GemmaConfig,
+    quantization: Quantization,
+    present: Mapping[str, object],
+    read: Callable[[str], Tensor],
 ) -> None:
     """Raise UserError for scales that cannot be right, or that this program does not compute with."""
     scheme = _scheme_of(quantization)
     for path in quantization.linears:
-        scheme.check_input(directory, path, group_of(path)[0], read)
+        scheme.check_input(directory, path, family_of(config).group_of(path).paths[0], read)
         for kind in ("deq_scale", "weight_scale"):
             if f"{path}.{kind}" in present:
                 check_scale(directory, f"{path}.{kind}", read)

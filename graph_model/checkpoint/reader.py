@@ -145,7 +145,7 @@ def open_checkpoint(directory: Path, config: GemmaConfig) -> Checkpoint:
         names = check_tensors(headers, config, directory)
     else:
         names = _check_quantized(directory, config, quantization, tensors)
-    head_is_own = quantization is not None and "lm_head" in quantization.linears
+    head_is_own = quantization is not None and HEAD.removesuffix(".weight") in quantization.linears
     if config.tie_word_embeddings and HEAD in tensors and not head_is_own:
         _check_tied_head(directory, tensors)
     return Checkpoint(names, tensors, quantization)
@@ -169,7 +169,7 @@ def _check_quantized(
     for name in check_norm_biases(directory, stored, read):
         del tensors[name]
     floats = expected_tensors(config)
-    if "lm_head" in quantization.linears:
+    if HEAD.removesuffix(".weight") in quantization.linears:
         floats[HEAD] = (config.vocab_size, config.hidden_size)
     expected, optional = expected_names(config, quantization, floats)
     headers = _headers(tensors)
@@ -179,7 +179,7 @@ def _check_quantized(
     check_float_dtypes(
         directory, headers, [name for name in names if name.rpartition(".")[0] not in quantization.linears]
     )
-    check_values(directory, quantization, headers, read)
+    check_values(directory, config, quantization, headers, read)
     return names
 
 

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from graph_model.config import GemmaConfig
 from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm
+
+if TYPE_CHECKING:  # settings know families, and need not wait for torch
+    import torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

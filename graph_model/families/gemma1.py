@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from graph_model.config import GemmaConfig
 from graph_model.families.family import Family
 from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm, Rotary, Upstream
-from graph_model.gemma import GemmaDecoderLayer, GemmaForCausalLM, rotary_tables, round_to_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 class Gemma1(Family):
@@ -21,15 +22,23 @@ class Gemma1(Family):
         return (gemma1_layer(self.config),) * self.config.num_hidden_layers
 
     def embedding_scale(self, dtype: torch.dtype) -> float:
+        from graph_model.gemma import round_to_dtype
+
         return round_to_dtype(self.config.embedding_scale, dtype)
 
     def model(self) -> nn.Module:
+        from graph_model.gemma import GemmaForCausalLM
+
         return GemmaForCausalLM(self.config)
 
     def decoder_layer(self, index: int) -> nn.Module:
+        from graph_model.gemma import GemmaDecoderLayer
+
         return GemmaDecoderLayer(self.config)
 
     def layer_arguments(self, index: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        from graph_model.gemma import rotary_tables
+
         return rotary_tables(positions, self.config, dtype)
 
     def of_layers(self, indices: Sequence[int]) -> GemmaConfig:

@@ -8,13 +8,12 @@ from fnmatch import fnmatchcase
 
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.families import Family, family_of
 
 # Each is a file of this package (`graph_model.quantization.schemes`).
 SCHEMES = ("w8a8", "w8a8_dynamic", "w8a16")
 
-HEAD = "lm_head"
-# Projections of one input: they are merged, so they are quantized together and share the input's scale.
-GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+HEAD = Family.head_path
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,7 @@ class Quantization:
 
 def linear_paths(config: GemmaConfig) -> tuple[str, ...]:
     """The paths of all linears of the model, in its order; the head is the last."""
-    names = [f"self_attn.{name}_proj" for name in "qkvo"] + [f"mlp.{name}_proj" for name in ("gate", "up", "down")]
-    layers = range(config.num_hidden_layers)
-    return (*(f"model.layers.{index}.{name}" for index in layers for name in names), HEAD)
+    return tuple(family_of(config).linears)
 
 
 def select_linears(
@@ -54,11 +51,11 @@ def select_linears(
         if not matched:
             raise UserError(
                 f"{setting}: {name!r} names no linear layer. Names are paths or their ends, such as {paths[0]}, "
-                "down_proj, lm_head or model.layers.0.*."
+                f"{paths[-2].rpartition('.')[2]}, {HEAD} or {family_of(config).layer_path(0)}.*."
             )
         kept |= matched
     chosen = tuple(path for path in paths if path not in kept)
-    split = split_group(chosen)
+    split = split_group(config, chosen)
     if split:
         raise UserError(
             f"{setting}: {', '.join(split)} would be partly quantized. Projections of one input are computed "
@@ -67,20 +64,10 @@ def select_linears(
     return chosen
 
 
-def split_group(linears: Iterable[str]) -> tuple[str, ...]:
-    """The first group of projections of which some and not all are among `linears`, or ()."""
+def split_group(config: GemmaConfig, linears: Iterable[str]) -> tuple[str, ...]:
+    """The first group of linears of one input of which some and not all are among `linears`, or ()."""
     chosen = set(linears)
-    for path in sorted(chosen):
-        group = group_of(path)
-        if not chosen.issuperset(group):
-            return group
+    for group in family_of(config).groups:
+        if chosen.intersection(group.paths) and not chosen.issuperset(group.paths):
+            return group.paths
     return ()
-
-
-def group_of(path: str) -> tuple[str, ...]:
-    """The paths that share a linear's input, itself included; the first owns the scale of the input."""
-    parent, _, name = path.rpartition(".")
-    for group in GROUPS:
-        if name in group:
-            return tuple(f"{parent}.{member}" for member in group)
-    return (path,)

@@ -19,9 +19,10 @@ from graph_model.checkpoint.reader import Checkpoint
 from graph_model.checkpoint.writer import MAX_SHARD_BYTES, check_target
 from graph_model.config import GemmaConfig, read_config
 from graph_model.errors import UserError
+from graph_model.families import family_of
 from graph_model.json_file import read_json_object
 from graph_model.numerics import is_finite
-from graph_model.quantization.linears import HEAD, Quantization, group_of
+from graph_model.quantization.linears import HEAD, Quantization
 from graph_model.quantization.scheme import Dialect, Scheme
 from graph_model.quantization.schemes import scheme_of
 from graph_model.quantizer.layers import embed, kept_tokens, run_layer
@@ -111,6 +112,7 @@ class _Quantizer:
     reports: list[LinearReport] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.family = family_of(self.config)
         self.dtype: torch.dtype = getattr(torch, self.config.dtype)
         scheme = scheme_of(self.options.quantization)
         assert scheme is not None
@@ -128,47 +130,53 @@ class _Quantizer:
     def _all(self) -> Iterator[tuple[str, Tensor]]:
         embedding = self._read(EMBEDDING)
         yield EMBEDDING, embedding
-        hidden = embed(self.config, embedding, self.sequences) if self.scheme.calibrated else []
-        for index in range(self.config.num_hidden_layers):
-            prefix = f"model.layers.{index}."
+        hidden = embed(self.family, embedding, self.sequences) if self.scheme.calibrated else []
+        for index, layer in enumerate(self.family.layers):
+            prefix = f"{self.family.layer_path(index)}."
             names = [name for name in self.checkpoint.names if name.startswith(prefix)]
             weights = {name.removeprefix(prefix): self._read(name).float() for name in names}
             quantized = {path.removeprefix(prefix) for path in self.linears if path.startswith(prefix)}
-            inputs = run_layer(self.config, weights, hidden, quantized) if self.scheme.calibrated else {}
-            yield from self._layer(prefix, weights, inputs, quantized)
+            inputs = run_layer(self.family, index, weights, hidden, quantized) if self.scheme.calibrated else {}
+            smoothed = SmoothedLayer(weights, inputs, {})
+            if self.options.smooth and self.scheme.calibrated:
+                smoothed = smooth_layer(layer, weights, inputs, quantized, self.dtype, self.options.method)
+            yield from self._layer(prefix, weights, inputs, smoothed, quantized)
             for name in names:
                 self.checkpoint.release(name)
-            self.progress(f"layer {index + 1} of {self.config.num_hidden_layers}")
-        norm = "model.norm.weight"
-        yield norm, self._read(norm)
+            self.progress(f"layer {index + 1} of {len(self.family.layers)}")
+        norm = self.family.final_norm
+        yield norm.weight, self._read(norm.weight)
         head = f"{HEAD}.weight"
         if HEAD in self.linears:
             weight = (embedding if self.config.tie_word_embeddings else self._read(head)).float()
             inputs = {}
             if self.scheme.calibrated:
                 final = kept_tokens(hidden)
-                factor = 1.0 + self._read(norm).float()
-                rms = torch.rsqrt(final.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
+                factor = float(norm.one_plus) + self._read(norm.weight).float()
+                rms = torch.rsqrt(final.square().mean(-1, keepdim=True) + norm.eps)
                 inputs[HEAD] = final * rms * factor
-            yield from self._layer("", {head: weight}, inputs, {HEAD})
+            weights = {head: weight}
+            yield from self._layer("", weights, inputs, SmoothedLayer(weights, inputs, {}), {HEAD})
         elif not self.config.tie_word_embeddings:
             yield head, self._read(head)
 
     def _layer(
-        self, prefix: str, weights: dict[str, Tensor], inputs: dict[str, Tensor], quantized: set[str]
+        self,
+        prefix: str,
+        weights: dict[str, Tensor],
+        inputs: dict[str, Tensor],
+        smoothed: SmoothedLayer,
+        quantized: set[str],
     ) -> Iterator[tuple[str, Tensor]]:
         """What becomes of a layer's tensors; inputs: of its linears, where the scheme is calibrated."""
         method, scheme = self.options.method, self.scheme
-        smoothed = SmoothedLayer(weights, inputs, {})
-        if self.options.smooth and scheme.calibrated:
-            smoothed = smooth_layer(self.config, weights, inputs, quantized, self.dtype, method)
         scales = {name: activation_scale(x, method, self.dtype) for name, x in smoothed.inputs.items()}
         for name, tensor in smoothed.weights.items():
             path, _, kind = name.rpartition(".")
             if path not in quantized:
                 yield prefix + name, tensor.to(self.dtype)
             elif kind == "weight":
-                owner = group_of(path)[0]
+                owner = self.family.group_of(prefix + path).paths[0].removeprefix(prefix)
                 bias = smoothed.weights.get(f"{path}.bias")
                 stored = scheme.store(tensor, bias, scales.get(owner), self.dtype, self.options.dialect)
                 if scheme.calibrated:

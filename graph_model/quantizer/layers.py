@@ -7,39 +7,46 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from graph_model.config import GemmaConfig
-from graph_model.gemma import GemmaDecoderLayer, rotary_tables, round_to_dtype
+from graph_model.families import Family, Layer
 
-# The linear of each group that stands for it: all of a group read the same tensor.
-OBSERVED = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
 # Most tokens whose inputs are kept, evenly taken from all.
 KEPT_TOKENS = 8192
 
 
-def embed(config: GemmaConfig, embedding: Tensor, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+def embed(family: Family, embedding: Tensor, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
     """The first layer's input for each sequence of token ids, float32 [tokens, hidden_size]."""
-    scale = round_to_dtype(config.embedding_scale, embedding.dtype)
+    scale = family.embedding_scale(embedding.dtype)
     return [embedding[torch.tensor(ids)].float() * scale for ids in sequences]
+
+
+def observable(layer: Layer) -> tuple[str, ...]:
+    """The first linear of each group, which stands for it: all of a group read the same tensor."""
+    return tuple(group.paths[0] for group in layer.groups)
 
 
 @torch.no_grad()
 def run_layer(
-    config: GemmaConfig, weights: Mapping[str, Tensor], hidden: list[Tensor], observed: Collection[str] = OBSERVED
+    family: Family,
+    index: int,
+    weights: Mapping[str, Tensor],
+    hidden: list[Tensor],
+    observed: Collection[str] | None = None,
 ) -> dict[str, Tensor]:
     """Let each of `hidden` become the layer's output; returns the inputs of `observed`, float32 [kept, channels].
 
-    weights: the layer's parameters by their names within it, float32. hidden: see `embed`. observed: of `OBSERVED`.
+    weights: the layer's parameters by their names within it, float32. hidden: see `embed`. observed: linears, of which
+    those that are `observable` are; None: all of these.
     Memory does not grow with the number of tokens beyond `hidden` itself: `KEPT_TOKENS` are kept of each input.
     """
     with torch.device("meta"):
-        layer = GemmaDecoderLayer(config)
+        layer = family.decoder_layer(index)
     layer.load_state_dict(dict(weights), assign=True)
     total = sum(len(states) for states in hidden)
     step = max(1, -(-total // KEPT_TOKENS))
     kept = {
         name: torch.empty(-(-total // step), weights[f"{name}.weight"].shape[1])
-        for name in OBSERVED
-        if name in observed
+        for name in observable(family.layers[index])
+        if observed is None or name in observed
     }
     first = 0  # tokens of the sequences before
 
@@ -51,10 +58,9 @@ def run_layer(
 
     for name in kept:
         layer.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0][0]))
-    for index, states in enumerate(hidden):
+    for number, states in enumerate(hidden):
         positions = torch.arange(states.shape[0])[None]
-        cos, sin = rotary_tables(positions, config, torch.float32)
-        hidden[index] = layer(states[None], cos, sin)[0]
+        hidden[number] = layer(states[None], *family.layer_arguments(index, positions, torch.float32))[0]
         first += len(states)
     return kept
 

@@ -8,14 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graph_model.config import GemmaConfig
+from graph_model.families import Layer
 from graph_model.quantizer.ranges import RangeMethod
 from graph_model.quantizer.smoothing import migrate_norm, norm_limit, search_migration
-
-_NORMS = {
-    "self_attn.q_proj": ("input_layernorm.weight", tuple(f"self_attn.{name}_proj.weight" for name in "qkv")),
-    "mlp.gate_proj": ("post_attention_layernorm.weight", ("mlp.gate_proj.weight", "mlp.up_proj.weight")),
-}
 
 
 @dataclass(frozen=True)
@@ -29,7 +24,7 @@ class SmoothedLayer:
 
 
 def smooth_layer(
-    config: GemmaConfig,
+    layer: Layer,
     weights: Mapping[str, Tensor],
     inputs: Mapping[str, Tensor],
     quantized: set[str],
@@ -43,33 +38,33 @@ def smooth_layer(
     """
     weights, inputs = dict(weights), dict(inputs)
     strengths: dict[str, float] = {}
-    for linear, (norm, consumers) in _NORMS.items():
-        if linear not in quantized:
+    offsets = {norm.path: float(norm.one_plus) for norm in layer.norms}
+    for group in layer.groups:
+        linear, norm = group.paths[0], f"{group.norm}.weight"
+        if linear not in quantized or not group.norm:
             continue
-        limit = norm_limit(weights[norm], dtype)
+        consumers = [each.weight for each in group.linears]
+        offset = offsets[group.norm]
+        limit = norm_limit(weights[norm], offset, dtype)
         found = search_migration(inputs[linear], [weights[name] for name in consumers], dtype, method, limit)
         if found.strength is None:
             continue
-        migrated, effective = migrate_norm(weights[norm], found.scales, dtype)
+        migrated, effective = migrate_norm(weights[norm], offset, found.scales, dtype)
         weights[norm] = migrated.float()
         for name in consumers:
             weights[name] = weights[name] * effective
         inputs[linear] = inputs[linear] / effective
         strengths[linear] = found.strength
-    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-    shared = {
-        ("self_attn.v_proj", "self_attn.o_proj"): (kv_heads, heads // kv_heads, head_dim),
-        ("mlp.up_proj", "mlp.down_proj"): (1, 1, config.intermediate_size),
-    }
-    for (producer, consumer), groups in shared.items():
-        if not quantized.issuperset((producer, consumer)):
+    for group in layer.groups:
+        consumer, upstream = group.paths[0], group.upstream
+        if upstream is None or not quantized.issuperset((upstream.path, consumer)):
             continue
         weight = weights[f"{consumer}.weight"]
-        found = search_migration(inputs[consumer], [weight], dtype, method, None, groups)
+        found = search_migration(inputs[consumer], [weight], dtype, method, None, upstream.groups)
         if found.strength is None:
             continue
-        rows = found.scales.view(groups)[:, 0].flatten()
-        for name in (f"{producer}.weight", f"{producer}.bias"):
+        rows = found.scales.view(upstream.groups)[:, 0].flatten()
+        for name in (f"{upstream.path}.weight", f"{upstream.path}.bias"):
             if name in weights:
                 weights[name] = (weights[name].t() / rows).t()
         weights[f"{consumer}.weight"] = weight * found.scales

@@ -68,16 +68,16 @@ def quality(x: Tensor, weight: Tensor, exact: Tensor, dtype: torch.dtype, method
     return sqnr(exact, rounded @ q.float().mul_(scale[:, None]).t())
 
 
-def norm_limit(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The largest scale per channel that the norm's factor 1 + weight can be divided by in `dtype`."""
-    return ((1.0 + weight.float()).abs() / (_SPACINGS * torch.finfo(dtype).eps)).clamp(min=1.0)
+def norm_limit(weight: Tensor, offset: float, dtype: torch.dtype) -> Tensor:
+    """The largest scale per channel that the norm's factor offset + weight can be divided by in `dtype`."""
+    return ((offset + weight.float()).abs() / (_SPACINGS * torch.finfo(dtype).eps)).clamp(min=1.0)
 
 
-def migrate_norm(weight: Tensor, scales: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def migrate_norm(weight: Tensor, offset: float, scales: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(w', s_eff): the norm's new weight in `dtype`, and the float32 factors of its consumers' columns."""
-    factor = 1.0 + weight.float()
-    migrated = (factor / scales - 1.0).to(dtype)
-    new_factor = 1.0 + migrated.float()
+    factor = offset + weight.float()
+    migrated = (factor / scales - offset).to(dtype)
+    new_factor = offset + migrated.float()
     usable = (new_factor != 0) & (factor != 0)
     migrated = torch.where(usable, migrated, weight.to(dtype))
     return migrated, torch.where(usable, factor / torch.where(usable, new_factor, 1.0), 1.0)

@@ -14,6 +14,7 @@ from graph_model.bucket import Bucket
 from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.families import family_of
 from runners.backends.ascend import standin
 from runners.backends.ascend.baseline import naive_graph
 from runners.backends.ascend.printer import count_nodes
@@ -91,16 +92,17 @@ def measure(settings: ModelSettings, tokens: int) -> dict[str, StepFigures]:
 def _figures(
     make: Callable[[GemmaConfig], GeGraph], config: GemmaConfig, soc: Chip, context_length: int | None = None
 ) -> StepFigures:
-    """A layer is the difference of graphs of three and of two layers; the others are equal to it."""
-    smaller, larger = (make(replace(config, num_hidden_layers=layers)) for layers in (2, 3))
-    counts = count_nodes(smaller), count_nodes(larger)
-    costs = estimate(smaller, soc, context_length), estimate(larger, soc, context_length)
-    layer_bytes = costs[1].total.bytes - costs[0].total.bytes
+    """A layer is what a graph with one more has more; of several kinds, the first is told of."""
+    few = family_of(config).few_layers()
+    graphs = [make(few.base), *(make(each.config) for each in few.more)]
+    costs = [estimate(graph, soc, context_length) for graph in graphs]
+    counts = [count_nodes(graph) for graph in graphs[:2]]
+    bytes_more = [cost.total.bytes - costs[0].total.bytes for cost in costs[1:]]
     types = counts[1].by_type
     return StepFigures(
         counts[1].compute - counts[0].compute,
         {name: types[name] - counts[0].by_type.get(name, 0) for name in types},
-        layer_bytes,
-        costs[0].total.bytes + (config.num_hidden_layers - 2) * layer_bytes,
+        bytes_more[0],
+        costs[0].total.bytes + sum(each.rest * more for each, more in zip(few.more, bytes_more, strict=True)),
         len(costs[1].uncounted) - len(costs[0].uncounted),
     )

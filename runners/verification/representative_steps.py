@@ -107,17 +107,17 @@ def _steps() -> Iterator[RepresentativeStep]:
     distribution = replace(prefill, selection="distribution", scored=4)
     # One key head for all query heads as in Gemma-2B, and one for each as in Gemma-7B; what a chip does with a head_dim
     # of 256 depends on how many query heads share a key head.
-    shared = GemmaConfig(
+    small = GemmaConfig(
         vocab_size=256,
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=1,
         num_attention_heads=4,
         num_key_value_heads=1,
         head_dim=64,
         max_position_embeddings=512,
         dtype="float32",
     )
+    shared = family_of(small).of_layers([0])
     wide = replace(shared, head_dim=256)
     pairs, own = replace(wide, num_key_value_heads=2), replace(wide, num_key_value_heads=4)
     biased = replace(shared, attention_bias=True, tie_word_embeddings=False)
@@ -135,7 +135,8 @@ def _steps() -> Iterator[RepresentativeStep]:
     yield step(extend, shared, norm="fused", block_size=128)
     yield step(decode, wide, norm="fused", block_size=128)
 
-    kept = ("down_proj", "lm_head")
+    paths = {group.role: group.paths[0] for group in family_of(shared).groups}
+    kept = (paths["down"], paths["head"])
     yield step(prefill, shared, scheme="w8a8")
     yield step(decode, biased, norm="fused", scheme="w8a8", kept=kept)
     yield step(decode, shared, scheme="w8a16")
@@ -152,7 +153,7 @@ def _steps() -> Iterator[RepresentativeStep]:
     rank = Shard(1, 2)
     yield step(sample, own, shard=rank)
     yield step(decode, biased, scheme="w8a8", kept=kept, shard=rank)
-    yield step(decode, shared, dtype="bfloat16", scheme="w8a8", kept=("o_proj",), shard=rank)
+    yield step(decode, shared, dtype="bfloat16", scheme="w8a8", kept=(paths["o"],), shard=rank)
 
 
 def _without_zeros(read: Read) -> Read:

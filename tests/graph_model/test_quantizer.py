@@ -19,6 +19,7 @@ from support.configs import TINY_CONFIGS
 from graph_model.checkpoint import open_checkpoint
 from graph_model.config import GemmaConfig, read_config
 from graph_model.errors import UserError
+from graph_model.families import family_of
 from graph_model.gemma import GemmaForCausalLM
 from graph_model.quantization.linears import Quantization, linear_paths, select_linears
 from graph_model.quantizer import QuantizerOptions, layers, quantize_checkpoint
@@ -28,6 +29,7 @@ from graph_model.quantizer.smooth_layer import smooth_layer
 from graph_model.quantizer.smoothing import migrate_norm, norm_limit
 
 CONFIG = replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2)
+FAMILY = family_of(CONFIG)
 GENERATOR = torch.Generator().manual_seed(0)
 SEQUENCES = [torch.randint(3, 256, (n,), generator=GENERATOR).tolist() for n in (20, 33, 7)]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -66,8 +68,8 @@ def options(scheme: str, config: GemmaConfig = CONFIG, **changes: Any) -> Quanti
 def test_a_migrated_norm_is_rounded_first_and_its_consumers_take_the_rest(dtype: torch.dtype) -> None:
     weight = (torch.randn(500, generator=GENERATOR) * 0.3).to(dtype)
     weight[0] = -1.0  # a factor of 0 cannot be divided
-    scales = torch.minimum(torch.full((500,), 32.0), norm_limit(weight, dtype))
-    migrated, effective = migrate_norm(weight, scales, dtype)
+    scales = torch.minimum(torch.full((500,), 32.0), norm_limit(weight, 1.0, dtype))
+    migrated, effective = migrate_norm(weight, 1.0, scales, dtype)
     assert migrated.dtype == dtype
     product = (1 + migrated.double()) * effective.double()
     torch.testing.assert_close(product[1:], 1 + weight[1:].double(), rtol=3e-7, atol=0)
@@ -80,12 +82,12 @@ def smoothing_errors(dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch
     state = with_outliers({name: p.detach().clone() for name, p in make_model(CONFIG, seed).named_parameters()})
     quantized = {path.split(".", 3)[3] for path in linear_paths(CONFIG)[:7]}  # all seven, so that all migrations happen
     smoothed, strengths = dict(state), []
-    hidden = embed(CONFIG, state["model.embed_tokens.weight"], SEQUENCES)
+    hidden = embed(FAMILY, state["model.embed_tokens.weight"], SEQUENCES)
     for layer in range(CONFIG.num_hidden_layers):
         prefix = f"model.layers.{layer}."
         weights = {n.removeprefix(prefix): t.float() for n, t in state.items() if n.startswith(prefix)}
-        inputs = run_layer(CONFIG, weights, hidden)
-        done = smooth_layer(CONFIG, weights, inputs, quantized, dtype, "minmax")
+        inputs = run_layer(FAMILY, 0, weights, hidden)
+        done = smooth_layer(FAMILY.layers[0], weights, inputs, quantized, dtype, "minmax")
         smoothed.update({prefix + name: tensor for name, tensor in done.weights.items()})
         strengths += done.strengths
     assert {"self_attn.q_proj", "mlp.gate_proj"} <= set(strengths)
@@ -128,12 +130,12 @@ def test_of_many_tokens_some_are_kept_evenly_taken_and_of_quantized_linears_only
     weights = {n.removeprefix("model.layers.0."): t for n, t in state.items() if n.startswith("model.layers.0.")}
     hidden = [torch.randn(length, CONFIG.hidden_size, generator=GENERATOR) for length in (5, 3, 8, 1, 9)]
     outputs = list(hidden)
-    every = layers.run_layer(CONFIG, weights, outputs)
+    every = layers.run_layer(FAMILY, 0, weights, outputs)
     assert {len(x) for x in every.values()} == {26}
-    assert set(every) == set(layers.OBSERVED)
+    assert set(every) == set(layers.observable(FAMILY.layers[0]))
     monkeypatch.setattr(layers, "KEPT_TOKENS", 9)
     again = list(hidden)
-    some = layers.run_layer(CONFIG, weights, again, {"mlp.gate_proj", "mlp.up_proj", "self_attn.o_proj"})
+    some = layers.run_layer(FAMILY, 0, weights, again, {"mlp.gate_proj", "mlp.up_proj", "self_attn.o_proj"})
     assert set(some) == {"mlp.gate_proj", "self_attn.o_proj"}
     for name, x in some.items():
         assert torch.equal(x, every[name][::3])

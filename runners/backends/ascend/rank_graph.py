@@ -17,6 +17,7 @@ from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
+from graph_model.families import family_of
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.quantization.linears import Quantization, linear_paths
 from graph_model.tensor_parallel import Shard
@@ -26,14 +27,13 @@ from runners.backends.ascend.lower import lower
 from runners.backends.ascend.printer import count_nodes, is_collective
 from runners.backends.ascend.roofline import estimate
 
-_FEW = (2, 3)  # layers of the graphs that are made: all but the last layer are alike
-
 
 @dataclass(frozen=True)
 class RankSummary:
     """One rank's step of a whole model, extended from graphs of few layers.
 
-    nodes_per_layer: GE nodes of a decoder layer, collectives included. collectives: of the whole step, by GE type.
+    nodes_per_layer: GE nodes of a decoder layer, of the kind that has most, collectives included. collectives: of the
+    whole step, by GE type.
     weight_bytes: held by the rank. kv_bytes: of the cache, per token. seconds: the roofline estimate of the step,
     without launches and synchronization.
     """
@@ -65,19 +65,24 @@ def summarize_rank(
     the first ones. torch_npu must be loaded for `soc`, with no process group in existence. Raises GeGraphError or
     UserError if the chip does not take the graph.
     """
-    fewer, more = (
-        measure_rank(few, soc, dtype, bucket, cache_config, passes, shard, _of_layers(quantization, few))
-        for few in (replace(config, num_hidden_layers=count) for count in _FEW)
-    )
-    rest = config.num_hidden_layers - _FEW[1]
-    per_layer = Counter(more.collectives) - Counter(fewer.collectives)
-    total = Counter(more.collectives) + Counter({name: count * rest for name, count in per_layer.items()})
+    few = family_of(config).few_layers()
+
+    def measure(smaller: GemmaConfig) -> RankStep:
+        part = _of_layers(quantization, smaller)
+        return measure_rank(smaller, soc, dtype, bucket, cache_config, passes, shard, part)
+
+    base = measure(few.base)
+    more = [(measure(each.config), each.rest) for each in few.more]
+    total = Counter(base.collectives)
+    for step, rest in more:
+        for name, count in (Counter(step.collectives) - Counter(base.collectives)).items():
+            total[name] += rest * count
     return RankSummary(
-        nodes_per_layer=more.nodes - fewer.nodes,
+        nodes_per_layer=max(step.nodes - base.nodes for step, _ in more),
         collectives=dict(total),
-        weight_bytes=more.weight_bytes + rest * (more.weight_bytes - fewer.weight_bytes),
-        kv_bytes=(more.kv_bytes - fewer.kv_bytes) * config.num_hidden_layers,
-        seconds=more.seconds + rest * (more.seconds - fewer.seconds),
+        weight_bytes=base.weight_bytes + sum(rest * (step.weight_bytes - base.weight_bytes) for step, rest in more),
+        kv_bytes=base.kv_bytes + sum(rest * (step.kv_bytes - base.kv_bytes) for step, rest in more),
+        seconds=base.seconds + sum(rest * (step.seconds - base.seconds) for step, rest in more),
     )
 
 
