@@ -80,6 +80,11 @@ class PagedAttention(Pass):
         index = graph.family.layer_index(candidate.meta["layer"])
         if index is None:
             raise NearMiss(candidate, f"was traced in {candidate.meta['layer']!r}, expected a decoder layer's module")
+        attention = graph.family.layers[index].attention
+        require(attention.window is None, candidate, f"its layer has a window of {attention.window}; no op takes one")
+        require(
+            attention.softcap is None, candidate, f"its layer has a soft-cap of {attention.softcap}; no op takes one"
+        )
         layer = graph.family.cache_layer(index)
         inputs = {node.name: node for kind in ("cache", "input") for node in graph.placeholders(kind)}
         result = graph.insert(
