@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -191,3 +192,14 @@ def test_orders_name_passes_that_exist() -> None:
     for subject in SUBJECTS.values():
         assert {*subject.graph_pass.needs, *subject.graph_pass.after} <= known
     assert out_of_order([cls() for cls in DEFAULT_PASSES]) is None
+
+
+def test_every_pass_is_a_subject() -> None:
+    """A pass that is added is added here as well."""
+    root = Path(__file__).parents[2] / "passes"
+    names = {
+        name
+        for path in root.rglob("*.py")
+        for name in re.findall(r'^    name: ClassVar\[str\] = "(\w+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert names == {subject.graph_pass.name for subject in SUBJECTS.values()}
