@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runners.command_line.entry import main
 
 if TYPE_CHECKING:
     from runners.benchmarking.request import Request
+    from runners.settings.declared.benchmark import BenchmarkSettings
 
 
-def benchmark(settings: Any) -> None:
+def benchmark(settings: BenchmarkSettings) -> None:
     """Run the phase that the settings name, print what was found, and write its files."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from runners.benchmarking.phases import run_phase
@@ -26,7 +27,7 @@ def _follows(request: Request) -> bool:
     from graph_model.errors import UserError
     from runners.distributed.group import find_place, join
     from runners.llm.follow import follow
-    from runners.settings import check_place
+    from runners.settings.model_settings import check_place
 
     place = find_place()
     if place is None:

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from graph_model.errors import UserError
+from graph_model.errors import UserError, shown
 from runners.command_line.entry import main
 
 if TYPE_CHECKING:
     from runners.comparison.side import Side
+    from runners.settings.declared.compare import CompareSettings
 
 
-def compare(settings: Any) -> None:
+def compare(settings: CompareSettings) -> None:
     """Run both sides, print how far apart they are; exit status 1 if the same precision fails the rule."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     import numpy as np
-    from hydra.core.hydra_config import HydraConfig
 
     from runners.comparison import divergence, report, side
     from runners.engine.sampling_params import SamplingParams
     from runners.io.inputs import read_inputs
-    from runners.settings import resolve_settings, writable_directory
+    from runners.settings.model_settings import resolve_settings, writable_directory
 
-    given = HydraConfig.get().overrides.task
-    common = [text for text in given if text.partition("=")[0] not in ("a", "b", "results_dir")]
-    sides = [_side(name, settings[name], common) for name in ("a", "b")]
+    common = [text for text in settings.given if text.partition("=")[0] not in ("a", "b", "results_dir")]
+    sides = [_side(name, getattr(settings, name), common) for name in ("a", "b")]
     if sides[0].peer == sides[1].peer and sides[0].overrides == sides[1].overrides:
         raise UserError("a and b are the same configuration. Give a=[SETTING=VALUE,...] or b=[...], or b=transformers.")
     inputs = read_inputs(settings, resolve_settings(settings))
@@ -52,38 +50,18 @@ def compare(settings: Any) -> None:
         sys.exit(1)
 
 
-def _side(name: str, value: Any, common: list[str]) -> Side:
+def _side(name: str, entries: tuple[str, ...], common: list[str]) -> Side:
     from runners.comparison.side import TRANSFORMERS, Side
 
-    peer = value == TRANSFORMERS
-    entries = [] if peer or value is None else [value] if isinstance(value, str) else list(value)
-    peer = peer or TRANSFORMERS in entries
     overrides = [entry for entry in entries if entry != TRANSFORMERS]
-    wrong = next((entry for entry in overrides if not isinstance(entry, str) or "=" not in entry), None)
+    wrong = next((entry for entry in overrides if "=" not in entry), None)
     if wrong is not None:
         raise UserError(
-            f"{name} holds {wrong!r}; it must be a list of settings, {name}=[dtype=float32,backend=eager], with or "
-            f"without the word {TRANSFORMERS}."
+            f"{name} holds {shown(wrong)}; it must be a list of settings, {name}=[dtype=float32,backend=eager], with "
+            f"or without the word {TRANSFORMERS}."
         )
-    return Side(name, (*common, *overrides), peer)
-
-
-def quote_sides(arguments: list[str]) -> list[str]:
-    """a=[dtype=float32,soc=x] as Hydra's grammar wants it, each setting in quotes: a=["dtype=float32","soc=x"]."""
-    return [_quoted(text) if re.fullmatch(r"[ab]=\[[^'\"]*\]", text) else text for text in arguments]
-
-
-def _quoted(argument: str) -> str:
-    depth, entries = 0, [""]
-    for character in argument[3:-1]:
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0)
-        if character == "," and depth == 0:
-            entries.append("")
-        else:
-            entries[-1] += character
-    return argument[:3] + ",".join(f'"{entry.strip()}"' for entry in entries if entry.strip()) + "]"
+    return Side(name, (*common, *overrides), TRANSFORMERS in entries)
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = quote_sides(sys.argv[1:])
     main(compare, "compare")

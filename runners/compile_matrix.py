@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graph_model.errors import UserError
+from graph_model.errors import UserError, shown
 from graph_model.whole_files import write_file
-from runners.command_line.entry import CONF, main
+from runners.command_line.entry import main
 
 if TYPE_CHECKING:
     from runners.backends.ascend.rank_graph import RankSummary
+    from runners.settings.declared.compile_matrix import CompileMatrixSettings
 
 _FLOAT, _INT8_CACHE = "none", "kv8"
 _HEADER = (
@@ -22,7 +23,7 @@ _HEADER = (
 _RULE = "|---|---|---|" + "---:|" * 9
 
 
-def compile_matrix(settings: Any) -> None:
+def compile_matrix(settings: CompileMatrixSettings) -> None:
     """Print a Markdown table, a row per combination, as each is done, and write it where `write` says.
 
     Raises UserError.
@@ -30,10 +31,10 @@ def compile_matrix(settings: Any) -> None:
     from graph_model.chips.registry import find_soc
     from runners.backends.ascend import standin
     from runners.backends.ascend.register import register_kernels
-    from runners.settings import cache_directory
+    from runners.settings.model_settings import cache_directory
 
     soc = find_soc(settings.soc)
-    target = None if settings.write is None else Path(str(settings.write)).expanduser()
+    target = None if settings.write is None else Path(settings.write).expanduser()
     if target is not None:
         replace_table(target, soc.name, "")  # before hours of work: a file without the table's place is refused
     standin.load(soc, cache_directory(settings.cache_dir))
@@ -73,28 +74,24 @@ def statement() -> str:
     return f"Graphs are lowered and not run; times are estimates, not measured. torch_npu was loaded over {over}."
 
 
-def _lines(settings: Any) -> Iterator[str]:
+def _lines(settings: CompileMatrixSettings) -> Iterator[str]:
     yield _HEADER
     yield _RULE
     yield from rows(settings)
 
 
-def rows(settings: Any) -> Iterator[str]:
+def rows(settings: CompileMatrixSettings) -> Iterator[str]:
     """The table's rows. The last rank stands for all: their graphs are the same."""
     from graph_model.chips.registry import find_soc
-    from graph_model.config import DTYPES
     from graph_model.quantization.linears import SCHEMES
     from runners.backends.ascend.rank_graph import collective_counts
-    from runners.settings import NAMED_CONFIGS
 
     soc = find_soc(settings.soc)
     with_int8_cache = (f"{scheme}+{_INT8_CACHE}" for scheme in SCHEMES)
     schemes = (_FLOAT, *SCHEMES, _INT8_CACHE, *with_int8_cache)
-    known = {"models": NAMED_CONFIGS, "dtypes": DTYPES, "schemes": schemes}
-    for name, names in known.items():
-        unknown = [value for value in settings[name] if value not in names]
-        if unknown:
-            raise UserError(f"{name}: {unknown[0]!r} is not known; it must be one of {', '.join(names)}.")
+    unknown = next((scheme for scheme in settings.schemes if scheme not in schemes), None)
+    if unknown is not None:
+        raise UserError(f"schemes: {shown(unknown)} is not known; it must be one of {', '.join(schemes)}.")
     dtypes = [dtype for dtype in settings.dtypes if dtype in soc.dtypes]
     for case in itertools.product(settings.models, dtypes, settings.schemes, settings.world_sizes):
         decode, _ = (summarize(settings, *case, phase) for phase in ("decode", "prefill"))
@@ -107,7 +104,9 @@ def rows(settings: Any) -> Iterator[str]:
         )
 
 
-def summarize(settings: Any, model: str, dtype: str, scheme: str, world_size: int, phase: str) -> RankSummary:
+def summarize(
+    settings: CompileMatrixSettings, model: str, dtype: str, scheme: str, world_size: int, phase: str
+) -> RankSummary:
     """What the step of the last rank costs."""
     import torch
 
@@ -121,7 +120,7 @@ def summarize(settings: Any, model: str, dtype: str, scheme: str, world_size: in
     from passes.pipeline import build_kernel_options, build_passes
     from runners.backends.ascend.rank_graph import summarize_rank
     from runners.backends.torchair import AscendOptions, kernel_passes
-    from runners.settings import NAMED_CONFIGS
+    from runners.settings.model_settings import NAMED_CONFIGS
 
     soc, config = find_soc(settings.soc), NAMED_CONFIGS[model]
     check_world_size(config, world_size)
@@ -145,13 +144,12 @@ def summarize(settings: Any, model: str, dtype: str, scheme: str, world_size: in
     return summarize_rank(config, soc, getattr(torch, dtype), bucket, cache_config, passes, shard, quantization)
 
 
-def _keep_float(settings: Any, scheme: str) -> Any:
+def _keep_float(settings: CompileMatrixSettings, scheme: str) -> list[str]:
     """Linear layers that stay in floating point: as quant=SCHEME has it, unless the setting says otherwise."""
-    from omegaconf import OmegaConf
+    from runners.settings.declared.model import Quant
 
-    if settings.keep_float is not None:
-        return settings.keep_float
-    return OmegaConf.load(CONF / "quant" / f"{scheme}.yaml").keep_float
+    given = settings.keep_float
+    return list(Quant.options[scheme].values.get("keep_float", ()) if given is None else given)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from runners.command_line.entry import main, require
+from runners.command_line.entry import main
+
+if TYPE_CHECKING:
+    from runners.settings.declared.convert import ConvertSettings
 
 
-def convert(settings: Any) -> None:
+def convert(settings: ConvertSettings) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from graph_model.checkpoint.convert import convert_checkpoint
 
-    path = require(settings, "model.path", str, "the checkpoint's directory")
     written = convert_checkpoint(
-        Path(path).expanduser(),
-        overwrite=require(settings, "overwrite", bool, "true or false"),
-        max_shard_bytes=require(settings, "max_shard_bytes", int, "a number of bytes"),
+        Path(settings.model.path).expanduser(),
+        overwrite=settings.overwrite,
+        max_shard_bytes=settings.max_shard_bytes,
         report=print,
     )
     for file in written:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,17 +12,18 @@ from runners.command_line.entry import main
 
 if TYPE_CHECKING:
     from runners.evaluation.report import TaskReport
-    from runners.settings import ModelSettings
+    from runners.settings.declared.evaluate import EvaluateSettings
+    from runners.settings.model_settings import ModelSettings
 
 
-def evaluate(settings: Any) -> None:
+def evaluate(settings: EvaluateSettings) -> None:
     """Score what is asked for, write the reports."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from runners.evaluation.harness import check_installed
     from runners.llm.ranks import on_ranks
-    from runners.settings import resolve_settings, writable_directory
+    from runners.settings.model_settings import resolve_settings, writable_directory
 
-    tasks, limit = _tasks(settings.tasks), _limit(settings.limit)
+    tasks, limit = list(settings.tasks), settings.limit
     if tasks:
         check_installed()
     model = resolve_settings(settings)
@@ -56,20 +57,20 @@ def _measure(
     print(f"written to {directory}: {', '.join(file.name for file in files)}")
 
 
-def _local_jobs(settings: Any, limit: int | None, default: bool) -> list[Callable[[Any], list[TaskReport]]]:
+def _local_jobs(
+    settings: EvaluateSettings, limit: int | None, default: bool
+) -> list[Callable[[Any], list[TaskReport]]]:
     """What is asked for besides the harness's tasks; its data is read here. The demo's items if nothing else is."""
     from runners.evaluation.items import demo_items, read_items
     from runners.evaluation.local import boolq, perplexity
-    from runners.settings.values import text_or_none
 
     jobs: list[Callable[[Any], list[TaskReport]]] = []
-    dataset, perplexity_of = (text_or_none(name, settings[name]) for name in ("dataset", "perplexity"))
-    if dataset is not None:
-        file = Path(dataset).expanduser()
+    if settings.dataset is not None:
+        file = Path(settings.dataset).expanduser()
         items = read_items(file)[:limit]
         jobs.append(lambda llm: [boolq(llm, file.name, items)])
-    if perplexity_of is not None:
-        text = Path(perplexity_of).expanduser()
+    if settings.perplexity is not None:
+        text = Path(settings.perplexity).expanduser()
         jobs.append(lambda llm: [perplexity(llm, text)])
     if default and not jobs:
         held_out = demo_items()[:limit]
@@ -104,21 +105,6 @@ def _configuration(model: ModelSettings, backend: str, limit: int | None) -> dic
         **{name: getattr(model, name) for name in (*names, "max_prefill_tokens", "max_seq_len")},
     }
     return {"model": "graph_gemma", "model_args": arguments, "backend": backend, "limit": limit}
-
-
-def _tasks(value: Any) -> list[str]:
-    if value is None:
-        return []
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"tasks is {names!r}; it must be a list of names of lm-evaluation-harness, [boolq,lambada].")
-    return list(names)
-
-
-def _limit(value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise UserError(f"limit is {value!r}; it must be an integer of at least 1, or null.")
-    return value
 
 
 if __name__ == "__main__":

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from runners.command_line.entry import main, require
+from runners.command_line.entry import main
+
+if TYPE_CHECKING:
+    from runners.settings.declared.export import ExportSettings
 
 
-def export(settings: Any) -> None:
+def export(settings: ExportSettings) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from pathlib import Path
 
     from graph_model.checkpoint.writer import check_target
     from runners.llm.exporting import export_model
-    from runners.settings import require_torchair, resolve_settings
+    from runners.settings.model_settings import require_torchair, resolve_settings
 
-    directory = Path(require(settings, "export_dir", str, "the directory to write")).expanduser()
-    overwrite = require(settings, "overwrite", bool, "true or false")
-    sample = require(settings, "sample", bool, "true or false")
+    directory, overwrite = Path(settings.export_dir).expanduser(), settings.overwrite
     model_settings = resolve_settings(settings)
     source = model_settings.checkpoint_dir
     inputs = {} if source is None else {"model.path": source}
     check_target(directory, overwrite=overwrite, setting="export_dir", inputs=inputs)
     require_torchair(model_settings)
-    for bucket in export_model(model_settings, directory, sample=sample, overwrite=overwrite):
+    for bucket in export_model(model_settings, directory, sample=settings.sample, overwrite=overwrite):
         print(f"{directory / str(bucket)}.pb")
 
 

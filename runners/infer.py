@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.settings import ModelSettings
+    from runners.settings.declared.infer import InferSettings
+    from runners.settings.model_settings import ModelSettings
 
 
-def infer(settings: Any) -> None:
+def infer(settings: InferSettings) -> None:
     """Load the model, answer the prompts, report speed and memory. Ends with status 1 if a request failed."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from runners.llm.ranks import on_ranks
-    from runners.settings import resolve_settings
-    from runners.settings.values import boolean
+    from runners.settings.model_settings import resolve_settings
 
     model_settings = resolve_settings(settings)
-    check = boolean("check", settings.check)
-    on_ranks(model_settings, lambda: _answer(settings, model_settings, check))
+    on_ranks(model_settings, lambda: _answer(settings, model_settings))
 
 
-def _answer(settings: Any, model_settings: ModelSettings, check: bool) -> None:
+def _answer(settings: InferSettings, model_settings: ModelSettings) -> None:
     from runners.backends.base import Check
     from runners.io.files import output_file
     from runners.io.inputs import read_inputs
@@ -34,12 +33,12 @@ def _answer(settings: Any, model_settings: ModelSettings, check: bool) -> None:
     from runners.llm.report import print_report
 
     inputs = read_inputs(settings, model_settings)
-    checking: Check = "stop" if check else "no"
+    checking: Check = "stop" if settings.check else "no"
     with (
         OutputFile(output_file(settings, "output_file")) as output,
         LLM(model_settings, inputs.tokenizer, checking) as llm,
     ):
-        if check:
+        if settings.check:
             check_model_passes(llm.loaded)
         llm.warm_up([prompt.token_ids for prompt in inputs.prompts], inputs.sampling, once=True)
         results = answer(llm, inputs, output)
@@ -48,7 +47,7 @@ def _answer(settings: Any, model_settings: ModelSettings, check: bool) -> None:
         output.check()
         if failed:
             sys.exit(1)
-        if check:
+        if settings.check:
             report_checked_steps(llm.loaded)
             check_answers(llm.loaded, inputs, results)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from runners.command_line.entry import main
 
+if TYPE_CHECKING:
+    from runners.settings.declared.prune import PruneSettings
 
-def prune_cache(settings: Any) -> None:
+
+def prune_cache(settings: PruneSettings) -> None:
     from runners.cache import private_directory, prune
-    from runners.settings import cache_directory, cache_limit
+    from runners.settings.model_settings import cache_directory, cache_limit
 
     root = cache_directory(settings.cache_dir)
     limit = cache_limit(settings.cache_limit_gb)

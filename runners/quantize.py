@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from runners.command_line.entry import main, require
+from runners.command_line.entry import main
+
+if TYPE_CHECKING:
+    from runners.settings.declared.quantize import QuantizeSettings
 
 
-def quantize(settings: Any) -> None:
+def quantize(settings: QuantizeSettings) -> None:
     """Calibrate where the scheme asks for it, write the checkpoint, and show what was lost in each linear."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from rich.console import Console
@@ -23,49 +26,42 @@ def quantize(settings: Any) -> None:
     from graph_model.quantization.schemes import find_scheme
     from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
     from graph_model.quantizer.checkpoint import REPORT_NAME
-    from graph_model.quantizer.ranges import RANGE_METHODS
     from graph_model.quantizer.report import COLUMNS, table_rows
-    from runners import demo
     from runners.io.calibration import calibration_sequences
-    from runners.settings.values import group, text_list, text_or_none
+    from runners.settings.model_settings import model_directory
 
-    target = Path(require(settings, "output_dir", str, "the directory to write")).expanduser()
-    overwrite = require(settings, "overwrite", bool, "true or false")
-    quant = group("quant", settings)
-    scheme = quant.scheme
-    if quant.get("kv8", False):
+    target, overwrite = Path(settings.output_dir).expanduser(), settings.overwrite
+    quant = settings.quant
+    # One of the names that the declaration lists.
+    scheme, method, dialect = cast(Any, (quant.scheme, quant.range, settings.format))
+    if quant.kv8:
         way_out = "Leave it out here" if scheme in SCHEMES else f"Choose quant={', quant='.join(SCHEMES)} here"
         raise UserError(
             "quant.kv8 is true; keys and values are quantized when the model runs, a checkpoint holds none. "
             f"{way_out}, and give quant.kv8=true (or quant=kv8) to runners/infer.py."
         )
-    if scheme not in SCHEMES:
-        raise UserError(f"quant.scheme is {scheme!r}; choose quant={', quant='.join(SCHEMES)}.")
-    model = group("model", settings)
-    path = text_or_none("model.path", model.path)
-    if path is None and model.name != "demo":
+    if scheme is None:
+        raise UserError(f"quant.scheme is null; choose quant={', quant='.join(SCHEMES)}.")
+    if scheme != "w8a8" and (quant.anti_outlier != "none" or quant.range != "minmax"):
+        raise UserError(
+            f"quant.anti_outlier and quant.range have a meaning with quant=w8a8 only, which is {scheme}. Leave "
+            "them out."
+        )
+    source = model_directory(settings.model)
+    if source is None:
         raise UserError("model.path is not set. Give the directory of the floating-point checkpoint: model.path=DIR.")
-    source = demo.CHECKPOINT_DIR if path is None else Path(path).expanduser()
     inputs = {"model.path": source}
     if settings.calibration.file is not None:
         inputs["calibration.file"] = Path(settings.calibration.file).expanduser()
     check_target(target, overwrite=overwrite, setting="output_dir", inputs=inputs)
     config = read_config(source)
-    anti_outlier, method = quant.get("anti_outlier", "none"), quant.get("range", "minmax")
-    if anti_outlier not in ("smooth", "none"):
-        raise UserError(f"quant.anti_outlier is {anti_outlier!r}; it must be smooth or none.")
-    if method not in RANGE_METHODS:
-        raise UserError(f"quant.range is {method!r}; it must be one of {', '.join(RANGE_METHODS)}.")
-    if settings.format not in ("atb", "vllm_ascend"):
-        raise UserError(f"format is {settings.format!r}; it must be atb or vllm_ascend.")
-    keep_float = text_list("quant.keep_float", quant.keep_float)
     options = QuantizerOptions(
-        Quantization(scheme, select_linears(config, keep_float), stored=True),
-        smooth=anti_outlier == "smooth",
+        Quantization(scheme, select_linears(config, list(quant.keep_float)), stored=True),
+        smooth=quant.anti_outlier == "smooth",
         method=method,
-        dialect=settings.format,
+        dialect=dialect,
     )
-    sequences = calibration_sequences(settings, source, config) if find_scheme(scheme).calibrated else []
+    sequences = calibration_sequences(settings.calibration, source, config) if find_scheme(scheme).calibrated else []
     with tqdm(total=len(family_of(config).layers), unit="layer", dynamic_ncols=True) as bar:
         reports = quantize_checkpoint(
             source, target, options, sequences, overwrite=overwrite, progress=lambda stage: bar.update()

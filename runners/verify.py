@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
-from runners.command_line.entry import main, require
+from runners.command_line.entry import main
+
+if TYPE_CHECKING:
+    from runners.settings.declared.verify import VerifySettings
 
 
-def verify(settings: Any) -> None:
+def verify(settings: VerifySettings) -> None:
     """Print and write the report; exits with status 1 if anything differs."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from pathlib import Path
 
     from runners.io.files import check_not_there
-    from runners.settings import require_torchair, resolve_settings
+    from runners.settings.model_settings import require_torchair, resolve_settings
     from runners.verification.report import make_directory, write_report
     from runners.verification.run import run_verification
 
-    directory = Path(require(settings, "report_dir", str, "the directory for the report")).expanduser()
+    directory = Path(settings.report_dir).expanduser()
     model_settings = resolve_settings(settings)
     require_torchair(model_settings)
     make_directory(directory)

@@ -18,7 +18,7 @@ from runners.engine.engine import Engine
 from runners.engine.null_model import NullModel
 from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
-from runners.settings import ModelSettings
+from runners.settings.model_settings import ModelSettings
 
 
 def start(settings: ModelSettings, cases: Sequence[Case]) -> EngineRunner:

@@ -10,7 +10,7 @@ from runners.backends.ascend.roofline import estimate
 from runners.benchmarking.request import Request
 from runners.compile import CompiledModel
 from runners.llm import LLM
-from runners.settings import ModelSettings
+from runners.settings.model_settings import ModelSettings
 
 
 def on_standin(settings: ModelSettings) -> bool:

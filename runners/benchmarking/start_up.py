@@ -15,7 +15,7 @@ from runners.benchmarking.timed_backend import timed_recipe
 from runners.benchmarking.timing import Case
 from runners.benchmarking.worker import in_new_process
 from runners.llm import LLM
-from runners.settings import ModelSettings
+from runners.settings.model_settings import ModelSettings
 
 
 @dataclass(frozen=True)

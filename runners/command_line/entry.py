@@ -1,4 +1,4 @@
-"""What every command shares: Hydra settings, --help from the comments in conf/, and errors without tracebacks."""
+"""What every command shares: its settings, --help, and errors without tracebacks."""
 
 from __future__ import annotations
 
@@ -6,84 +6,128 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from graph_model.errors import UserError
+from graph_model.errors import UserError, shown
 from runners.command_line.parent_process import end_with_parent, is_rank
+from runners.settings.declared import settings_of
+from runners.settings.schema import Settings
 
 # Reasons that a place has, not the program: a file without permission, a disk that is full, read-only or broken.
 _PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
-CONF = Path(__file__).resolve().parents[2] / "conf"
+_RUNNERS = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # pathlib takes longer to import
+CONF = os.path.join(os.path.dirname(_RUNNERS), "conf")
+_S = TypeVar("_S", bound=Settings)
 
 
-def main(run: Callable[[Any], None], config_name: str, config_dir: Path = CONF) -> None:
-    """Call `run` with the settings of conf/<config_name>.yaml and the command line's overrides (a DictConfig).
+def main(run: Callable[[Any], None], command: str) -> None:
+    """Call `run` with the settings of conf/<command>.yaml and the command line's overrides, checked and typed.
 
     A UserError prints as one paragraph on stderr and exits with status 2, and so does a file or directory that cannot
-    be used; a ChildProcessError (a rank has died) exits with 1, Ctrl-C with 130. --help prints every setting with the
-    comment that conf/ gives it. Wrong overrides get Hydra's own message.
+    be used; a ChildProcessError (a rank has died) exits with 1, Ctrl-C with 130. --help prints every setting with its
+    declaration's help.
     """
+    run_command(run, settings_of(command), command, CONF)
+
+
+def run_command(run: Callable[[_S], None], settings: type[_S], config_name: str, config_dir: str) -> None:
+    """As `main`, with settings declared elsewhere and the config in another directory."""
     if is_rank():
         end_with_parent()
     # `python runners/NAME.py` puts runners/ first in the path, where its files would hide packages of their names.
-    here = Path(__file__).resolve().parents[1]
-    sys.path[:] = [entry for entry in sys.path if not entry or Path(entry).resolve() != here]
+    sys.path[:] = [entry for entry in sys.path if not entry or os.path.realpath(entry) != _RUNNERS]
+    given = sys.argv[1:]
     try:
-        if any(argument in ("--help", "-h") for argument in sys.argv[1:]):
+        if "--help" in given or "-h" in given:
             from runners.command_line.help_text import help_text
 
-            print(help_text(config_dir, config_name))
+            print(help_text(settings, config_name))
             return
-        import hydra
+        # --help need not wait for this.
+        from runners.settings.overrides import read
 
-        def task(settings: Any) -> None:
-            try:
-                run(settings)
-                sys.stdout.flush()
-            except UserError as error:
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-                sys.exit(2)
-            except ChildProcessError as error:
-                print(f"error: {error}", file=sys.stderr)
-                sys.exit(1)
-            except BrokenPipeError:
-                # The reader has gone (`... | head`). Python would complain again when it flushes at exit.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                sys.exit(141)  # what a shell reports for SIGPIPE
-            except OSError as error:
-                if error.filename is None or error.errno not in _PLACES:
-                    raise
-                print(f"error: {error.filename} cannot be used: {error.strerror}", file=sys.stderr)
-                sys.exit(2)
-
-        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(task)()
+        with _errors_reported():
+            arguments = read(settings, given).as_hydra()
+        _with_hydra(run, settings, given, arguments, config_name, config_dir)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def compose(config_name: str, overrides: Sequence[str] = (), config_dir: Path = CONF) -> Any:
-    """The settings that `main` would call its command with, for use from Python (a DictConfig). Raises UserError."""
+def _with_hydra(
+    run: Callable[[_S], None],
+    settings: type[_S],
+    given: list[str],
+    arguments: list[str],
+    config_name: str,
+    config_dir: str,
+) -> None:
+    import hydra
+
+    program = sys.argv[0]
+
+    def task(config: Any) -> None:
+        sys.argv[:] = [program, *given]  # ranks are started with it
+        with _errors_reported():
+            run(_typed(settings, config, given))
+            sys.stdout.flush()
+
+    sys.argv[:] = [program, *arguments]
+    hydra.main(version_base="1.3", config_path=config_dir, config_name=config_name)(task)()
+
+
+class _errors_reported:
+    """Ends the program with a message and a status at an error that is no programming mistake."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, UserError):
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sys.exit(2)
+        if isinstance(error, ChildProcessError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        if isinstance(error, BrokenPipeError):
+            # The reader has gone (`... | head`). Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)  # what a shell reports for SIGPIPE
+        if isinstance(error, OSError) and error.filename is not None and error.errno in _PLACES:
+            print(f"error: {error.filename} cannot be used: {error.strerror}", file=sys.stderr)
+            sys.exit(2)
+
+
+def compose(command: str, overrides: Sequence[str] = ()) -> Any:
+    """The settings that `main` would call the command with, for use from Python. Raises UserError."""
     import hydra
     from hydra.errors import HydraException
 
+    from runners.settings.overrides import read
+
     if isinstance(overrides, str):
-        raise UserError(f"The settings are {overrides!r}; they must be a list of texts like 'dtype=bfloat16'.")
-    with hydra.initialize_config_dir(str(config_dir), version_base="1.3"):
+        raise UserError(f"The settings are {shown(overrides)}; they must be a list of texts like 'dtype=bfloat16'.")
+    settings = settings_of(command)
+    arguments = read(settings, overrides).as_hydra()
+    with hydra.initialize_config_dir(CONF, version_base="1.3"):
         try:
-            return hydra.compose(config_name, list(overrides))
+            config = hydra.compose(command, arguments)
         except HydraException as error:
-            raise UserError(f"The settings {list(overrides)} cannot be applied: {error}") from error
+            raise UserError(f"The settings {shown(list(overrides))} cannot be applied: {error}") from error
+    return _typed(settings, config, overrides)
 
 
-def require(settings: Any, name: str, kind: type, meaning: str) -> Any:
-    """The setting `name` (dotted), which must be set and of type `kind`. Raises UserError saying its `meaning`."""
+def _typed(settings: type[_S], config: Any, given: Sequence[str]) -> _S:
+    """Hydra's config as the command's settings. Raises UserError."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    value = OmegaConf.select(settings, name)
-    if value is None:
-        raise UserError(f"{name} is not set; it is {meaning}. Give {name}=VALUE.")
-    if isinstance(value, bool) != (kind is bool) or not isinstance(value, kind):
-        raise UserError(f"{name} is {value!r}; it must be {meaning}.")
-    return value
+    from runners.settings.checking import typed
+
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"conf/: {error}. ${{...}} names another setting, or one of OmegaConf's resolvers.") from None
+    found = typed(settings, values)
+    found.given = tuple(given)
+    return found

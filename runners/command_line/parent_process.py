@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -15,6 +14,8 @@ def end_with_parent() -> None:
     """Leave no rank behind: an interruption ends it at once, and so does the end of the process that started it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
+        import ctypes  # --help need not wait for it
+
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
         os._exit(1)  # it ended before it could be watched

@@ -17,7 +17,7 @@ from graph_model.errors import NotFiniteError, UserError
 
 if TYPE_CHECKING:
     from runners.engine import SamplingParams, TokenEvent
-    from runners.settings import ModelSettings
+    from runners.settings.model_settings import ModelSettings
 
 TRANSFORMERS = "transformers"
 
@@ -74,7 +74,7 @@ def run_side(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> 
 def compute(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> tuple[Texts, Outcome]:
     """As `run_side`, in this process."""
     from runners.command_line.entry import compose
-    from runners.settings import resolve_settings
+    from runners.settings.model_settings import resolve_settings
 
     # The error of a side must not look like the other's.
     try:

@@ -18,7 +18,7 @@ from runners.command_line.parent_process import PARENT
 from runners.distributed.group import READY, Place, find_place, form_group, is_lost_contact
 from runners.distributed.heartbeat import describe_silence
 from runners.distributed.launch import describe_end, meeting_place, serve_store, threads_per_rank
-from runners.settings import ModelSettings, check_devices
+from runners.settings.model_settings import ModelSettings, check_devices
 
 _SHUTDOWN_S = 5.0  # from the end of the program to SIGTERM, from there to SIGKILL
 _POLL_S = 0.05

@@ -20,7 +20,7 @@ from graph_model.errors import UserError
 from runners.command_line.parent_process import is_rank
 from runners.compile.cache import source_digest
 from runners.distributed.heartbeat import Heartbeat, end_this_rank
-from runners.settings import ModelSettings, check_devices
+from runners.settings.model_settings import ModelSettings, check_devices
 
 # A rank that fails, or that sees another one gone, waits this long: the launcher stops it sooner if the fault is not
 # its own, and one message is printed, not one per rank.

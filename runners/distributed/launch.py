@@ -22,7 +22,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from graph_model.errors import UserError
 from runners.command_line.parent_process import PARENT
-from runners.settings import ModelSettings, check_devices
+from runners.settings.model_settings import ModelSettings, check_devices
 
 _MEETING = "graph_gemma"  # the name of our rendezvous among torch's
 _SHUTDOWN_S = 5  # from SIGTERM to SIGKILL

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -22,7 +21,8 @@ from runners.backends.ascend.roofline import estimate
 from runners.backends.torchair import TorchairBackend
 from runners.inspection.live import recipe_of
 from runners.inspection.text import ESTIMATE, quantity, table
-from runners.settings import ModelSettings, require_torchair, resolve_settings
+from runners.settings.declared.infer import InferSettings
+from runners.settings.model_settings import ModelSettings, require_torchair, resolve_settings
 
 _TOKENS = 512
 
@@ -39,7 +39,7 @@ class StepFigures:
     uncounted: int
 
 
-def compare_with_naive(settings: Any, context_length: int | None) -> str:
+def compare_with_naive(settings: InferSettings, context_length: int | None) -> str:
     """A table of both. settings: those of infer.py. context_length: tokens of the sequence; None: 512, or as many as
     fit. Raises UserError."""
     resolved = resolve_settings(settings)

@@ -11,7 +11,7 @@ from graph_model.errors import UserError
 from runners.demo.world import calibration_texts
 from runners.io.json_lines import read_json_lines
 from runners.io.tokenizer import load_tokenizer
-from runners.settings.values import at_least, group, text_or_none
+from runners.settings.declared.quantize import Calibration
 
 # Longer texts are cut: ranges are found long before.
 MAX_TOKENS = 512
@@ -24,11 +24,9 @@ _FORM = (
 )
 
 
-def calibration_sequences(settings: Any, directory: Path, config: GemmaConfig) -> list[list[int]]:
+def calibration_sequences(calibration: Calibration, directory: Path, config: GemmaConfig) -> list[list[int]]:
     """Token ids of `calibration.samples` texts. Raises UserError naming the file and the line at fault."""
-    given = group("calibration", settings)
-    samples = at_least("calibration.samples", given.samples, 1)
-    file = text_or_none("calibration.file", given.file)
+    samples, file = calibration.samples, calibration.file
     texts = calibration_texts(samples) if file is None else read_texts(Path(file).expanduser())[:samples]
     tokenizer = load_tokenizer(directory)
     sequences = [tokenizer(text)["input_ids"][:MAX_TOKENS] for text in texts]

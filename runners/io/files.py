@@ -7,25 +7,21 @@ import stat
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from graph_model.errors import UserError
-from runners.settings.values import boolean, text_or_none
-
-# The settings that name what a command reads, files or directories. None of it is ever replaced by a result.
-_INPUTS = ("model.path", "prompts_file", "chat_template", "calibration.file", "dataset", "perplexity", "graph")
+from runners.settings.schema import Settings, inputs
 
 
-def output_file(settings: Any, name: str, *, replaced: bool = False) -> Path | None:
+def output_file(settings: Settings, name: str, *, replaced: bool = False) -> Path | None:
     """The path in the setting `name`; None where it is not set. Raises UserError unless a file may be written there.
 
     The file is opened to find that out, and removed again if it is new. replaced: it is going to be written by
     `write_file`, which needs the right to write to its directory too.
     """
-    text = text_or_none(name, settings[name])
-    if text is None:
+    value = getattr(settings, name)
+    if value is None:
         return None
-    path = Path(text).expanduser()
+    path = Path(value).expanduser()
     if path.is_dir():
         raise UserError(f"{name}: {path} is a directory; name a file in it.")
     if not path.parent.is_dir():
@@ -40,7 +36,7 @@ def output_file(settings: Any, name: str, *, replaced: bool = False) -> Path | N
     return path
 
 
-def check_not_there(settings: Any, name: str, path: Path) -> None:
+def check_not_there(settings: Settings, name: str, path: Path) -> None:
     """Raise UserError if the result `path`, for which the setting `name` asks, is a file that must not be replaced.
 
     That is one that this run reads; and any other unless overwrite=true. Devices and pipes are written to.
@@ -50,16 +46,13 @@ def check_not_there(settings: Any, name: str, path: Path) -> None:
     for setting, source in _input_files(settings):
         if os.path.samefile(source, path):
             raise UserError(f"{name}: {path} is what this run reads ({setting}). Name another file.")
-    if not boolean("overwrite", settings.overwrite):
+    if not getattr(settings, "overwrite", False):
         raise UserError(f"{name}: {path} exists already. Name another file, or replace it with overwrite=true.")
 
 
-def _input_files(settings: Any) -> Iterator[tuple[str, str]]:
-    from omegaconf import OmegaConf
-
-    for name in _INPUTS:
-        value = OmegaConf.select(settings, name)
-        place = os.path.expanduser(value) if isinstance(value, str) else ""
+def _input_files(settings: Settings) -> Iterator[tuple[str, str]]:
+    for name, value in inputs(settings):
+        place = os.path.expanduser(value)
         inside = [os.path.join(place, entry) for entry in os.listdir(place)] if os.path.isdir(place) else []
         yield from ((name, file) for file in (place, *inside) if os.path.isfile(file))
 

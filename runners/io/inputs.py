@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from graph_model.errors import UserError
 from runners import demo
 from runners.engine.sampling_params import SamplingParams
 from runners.io.prompts import Prompt, read_prompts
 from runners.io.tokenizer import has_tokenizer, load_tokenizer
-from runners.settings import ModelSettings
-from runners.settings.values import boolean, group, text_list, text_or_none
+from runners.settings.declared.infer import InferSettings
+from runners.settings.model_settings import ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,24 +27,24 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase | None
 
 
-def read_inputs(settings: Any, model: ModelSettings) -> Inputs:
+def read_inputs(settings: InferSettings, model: ModelSettings) -> Inputs:
     """Check and tokenize what the settings ask for. Raises UserError."""
-    sampling = _sampling(settings)
+    sampling_params(settings)  # what is wrong with it is said before the prompts are read
     tokenizer = _tokenizer(settings, model)
     prompts = read_prompts(
         prompts=_prompts(settings, model),
-        prompts_file=text_or_none("prompts_file", settings.prompts_file),
+        prompts_file=settings.prompts_file,
         prompt_token_ids=settings.prompt_token_ids,
         tokenizer=tokenizer,
         config=model.config,
         max_seq_len=model.max_seq_len,
-        chat=boolean("chat", settings.chat),
-        chat_template=text_or_none("chat_template", settings.chat_template),
+        chat=settings.chat,
+        chat_template=settings.chat_template,
     )
-    return Inputs(prompts, [sampling(index) for index in range(len(prompts))], tokenizer)
+    return Inputs(prompts, [sampling_params(settings, index) for index in range(len(prompts))], tokenizer)
 
 
-def _prompts(settings: Any, model: ModelSettings) -> Any:
+def _prompts(settings: InferSettings, model: ModelSettings) -> Sequence[str] | None:
     sources = (settings.prompts, settings.prompts_file, settings.prompt_token_ids)
     if model.checkpoint_dir == demo.CHECKPOINT_DIR and all(source is None for source in sources):
         from runners.demo.world import demo_prompts
@@ -52,7 +53,7 @@ def _prompts(settings: Any, model: ModelSettings) -> Any:
     return settings.prompts
 
 
-def _tokenizer(settings: Any, model: ModelSettings) -> PreTrainedTokenizerBase | None:
+def _tokenizer(settings: InferSettings, model: ModelSettings) -> PreTrainedTokenizerBase | None:
     """The checkpoint's tokenizer; a run on token ids can do without."""
     has_one = model.checkpoint_dir is not None and has_tokenizer(model.checkpoint_dir)
     if settings.prompt_token_ids is not None and not has_one:
@@ -65,22 +66,15 @@ def _tokenizer(settings: Any, model: ModelSettings) -> PreTrainedTokenizerBase |
     return load_tokenizer(model.checkpoint_dir)
 
 
-def _sampling(settings: Any) -> Any:
-    """The sampling parameters of prompt number i, checked once."""
-    values = group("sampling", settings)
-    stop = text_list("stop", settings.stop)
-
-    def of(index: int) -> SamplingParams:
-        seed = values.seed
-        return SamplingParams(
-            temperature=values.temperature,
-            top_k=values.top_k,
-            top_p=values.top_p,
-            seed=seed + index if isinstance(seed, int) and not isinstance(seed, bool) and index else seed,
-            max_new_tokens=settings.max_new_tokens,
-            ignore_eos=settings.ignore_eos,
-            stop=tuple(stop),
-        )
-
-    of(0)
-    return of
+def sampling_params(settings: InferSettings, index: int = 0) -> SamplingParams:
+    """The sampling parameters of prompt number `index`, whose random numbers are its own."""
+    given = settings.sampling
+    return SamplingParams(
+        temperature=given.temperature,
+        top_k=given.top_k,
+        top_p=given.top_p,
+        seed=None if given.seed is None else given.seed + index,
+        max_new_tokens=settings.max_new_tokens,
+        ignore_eos=settings.ignore_eos,
+        stop=settings.stop,
+    )

@@ -23,7 +23,7 @@ from runners.backends.ascend.printer import writers
 from runners.engine.sampling_params import SamplingParams
 from runners.llm.load import LoadedModel, load_model
 from runners.llm.warm_up import reachable_buckets
-from runners.settings import ModelSettings
+from runners.settings.model_settings import ModelSettings
 
 
 def export_model(

@@ -15,7 +15,7 @@ from runners.distributed.group import join, steps_group
 from runners.distributed.leader import BUCKET_SIZE, Message, decode_bucket, receive
 from runners.llm.check import check_model_passes
 from runners.llm.load import load_model
-from runners.settings import ModelSettings
+from runners.settings.model_settings import ModelSettings
 
 
 def follow(settings: ModelSettings) -> None:

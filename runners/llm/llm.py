@@ -15,7 +15,7 @@ from runners.engine.sampling_params import SamplingParams
 from runners.io.tokenizer import has_tokenizer, load_tokenizer
 from runners.llm.load import load_model
 from runners.llm.warm_up import reachable_buckets
-from runners.settings import ModelSettings, resolve_settings
+from runners.settings.model_settings import ModelSettings, resolve_settings
 
 
 class LLM(EngineDriver):

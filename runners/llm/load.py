@@ -25,7 +25,8 @@ from runners.compile import CompileCache, CompiledModel, Recipe
 from runners.distributed.leader import LeadingModel, Message
 from runners.llm.random_weights import random_weights
 from runners.llm.sizes import num_blocks
-from runners.settings import SMALLEST_CHUNK, ModelSettings
+from runners.settings.declared.infer import SMALLEST_CHUNK
+from runners.settings.model_settings import ModelSettings
 
 # Block tables are not made narrower than this many tokens: attention over them costs nothing beside the weights.
 _NARROWEST_TABLE_TOKENS = 256

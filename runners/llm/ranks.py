@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runners.settings import ModelSettings
+    from runners.settings.model_settings import ModelSettings
 
 
 def on_ranks(settings: ModelSettings, lead: Callable[[], None]) -> None:
@@ -18,7 +18,7 @@ def on_ranks(settings: ModelSettings, lead: Callable[[], None]) -> None:
     """
     # Importing torch takes seconds, which the check of the settings need not wait for.
     from runners.distributed.group import find_place, join
-    from runners.settings import check_place
+    from runners.settings.model_settings import check_place
 
     place = find_place()
     if place is not None:

@@ -11,7 +11,7 @@ from graph_model.footprint import cache_token_bytes, weight_bytes
 from graph_model.tensor_parallel import Shard
 from runners.backends.memory import free_memory, on_host
 from runners.compile import num_scratch_blocks
-from runners.settings import ModelSettings
+from runners.settings.model_settings import ModelSettings
 
 
 def num_blocks(

@@ -1,29 +1,5 @@
-"""The settings that commands share, checked and resolved."""
+"""The settings of every command: declared once, read from conf/ and the command line, checked, and typed.
 
-from runners.settings.settings import (
-    NAMED_CONFIGS,
-    SMALLEST_CHUNK,
-    ModelSettings,
-    RankSettings,
-    cache_directory,
-    cache_limit,
-    check_devices,
-    check_place,
-    require_torchair,
-    resolve_settings,
-    writable_directory,
-)
-
-__all__ = [
-    "NAMED_CONFIGS",
-    "SMALLEST_CHUNK",
-    "ModelSettings",
-    "RankSettings",
-    "cache_directory",
-    "cache_limit",
-    "check_devices",
-    "check_place",
-    "require_torchair",
-    "resolve_settings",
-    "writable_directory",
-]
+declared/ has a class per command, `schema` checks values against it, `overrides` reads the command line, `conf_files`
+writes conf/, and `model_settings` fills in what depends on the checkpoint. Nothing here but the last imports torch.
+"""

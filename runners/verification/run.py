@@ -15,7 +15,8 @@ from runners.backends.torchair import TorchairBackend
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scoring import ScoreRequest
 from runners.llm import LLM
-from runners.settings import SMALLEST_CHUNK, ModelSettings
+from runners.settings.declared.infer import SMALLEST_CHUNK
+from runners.settings.model_settings import ModelSettings
 from runners.verification.report import Report, StepResult
 from runners.verification.representative_steps import representative_steps
 

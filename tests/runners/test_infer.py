@@ -17,7 +17,7 @@ from support.token_rule import ROUNDS_ONCE, check_greedy
 
 from runners.backends.inductor import cpp_compiler
 from runners.infer import infer
-from runners.settings import NAMED_CONFIGS
+from runners.settings.model_settings import NAMED_CONFIGS
 
 Run = Callable[..., CommandResult]
 

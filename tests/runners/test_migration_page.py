@@ -5,12 +5,13 @@ from pathlib import Path
 
 from graph_model.chips.registry import CHIPS
 from runners.backends.select import NAMES
-from runners.command_line.entry import CONF
-from runners.command_line.help_text import settings_of
+from runners.settings.declared import settings_of
+from runners.settings.mindie import FLAGS
+from runners.settings.schema import names
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "migration.md"
 COMMANDS = ("infer", "convert", "quantize", "evaluate", "benchmark")
-SETTINGS = {s.name for command in COMMANDS for s in settings_of(CONF, CONF / f"{command}.yaml")}
+SETTINGS = {name for command in COMMANDS for name in names(settings_of(command))}
 
 
 def test_settings_exist() -> None:
@@ -56,3 +57,13 @@ def test_every_setting_of_the_dialogue_command_that_the_reference_has_is_mapped(
     variables += "ATB_OPERATION_EXECUTE_ASYNC TASK_QUEUE_ENABLE ATB_CONVERT_NCHW_TO_ND ATB_WORKSPACE_MEM_ALLOC_GLOBAL "
     variables += "ATB_CONTEXT_WORKSPACE_SIZE"
     assert [name for name in variables.split() if f"`{name}" not in page] == []
+
+
+def test_what_an_error_calls_an_argument_is_what_the_page_calls_it() -> None:
+    rows = [line.split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    for argument, ours in FLAGS.items():
+        setting = re.match(r"[a-z_.0-9]+", ours)
+        assert setting is not None
+        assert setting[0] in SETTINGS
+        cells = [row[2:] for row in rows if re.search(rf"`-{{0,2}}{argument}\b| -{{1,2}}{argument}\b", row[1])]
+        assert any(re.search(rf"\b{re.escape(setting[0])}\b", cell) for row in cells for cell in row), argument

@@ -84,7 +84,7 @@ def load_torch_npu(chip: str) -> None:
     from graph_model.chips.registry import find_soc
     from runners.backends.ascend import standin
     from runners.backends.ascend.register import register_kernels
-    from runners.settings import cache_directory
+    from runners.settings.model_settings import cache_directory
 
     torch.set_num_threads(1)
     assert standin.load(find_soc(chip), cache_directory(None) / "cann_standin") == standin.is_standin()

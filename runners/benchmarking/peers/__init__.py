@@ -12,7 +12,7 @@ from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from runners.benchmarking.runner import Runner
 from runners.benchmarking.timing import Case
-from runners.settings import ModelSettings
+from runners.settings.model_settings import ModelSettings
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from graph_model.checkpoint import expected_tensors
 from graph_model.checkpoint.writer import save_checkpoint
 from runners.llm.load import open_weights
-from runners.settings import ModelSettings
+from runners.settings.model_settings import ModelSettings
 
 _SHARD_BYTES = 1_000_000_000  # as much is held at once
 _UNKNOWN = "<unk>"

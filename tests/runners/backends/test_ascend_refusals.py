@@ -14,7 +14,7 @@ from graph_model.errors import UserError
 from runners.backends import select_backend
 from runners.backends.ascend.standin import loader
 from runners.command_line.entry import compose
-from runners.settings import resolve_settings
+from runners.settings.model_settings import resolve_settings
 
 ONE_KV_HEAD = TINY_CONFIGS["one_kv_head"]
 

@@ -22,10 +22,10 @@ from graph_model.errors import UserError
 from passes.pipeline import build_kernel_options, build_passes
 from runners.backends.ascend import standin
 from runners.backends.transformers_import import import_transformers
-from runners.command_line.entry import CONF
+from runners.command_line.entry import compose
 from runners.demo import CHECKPOINT_DIR
 from runners.demo.world import demo_prompts
-from runners.settings import resolve_settings
+from runners.settings.model_settings import resolve_settings
 
 FUSED = "passes.ascend_matmul_all_reduce.enabled=true"
 ON_DUO = ("backend=torchair", f"soc={DUO}", "dtype=float16")
@@ -155,10 +155,7 @@ def test_slowly_on_the_standin(name: str, tmp_path: Path) -> None:
 
 
 def settings(*overrides: str) -> Any:
-    import hydra
-
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("infer", ["weights=random", "model=gemma_2b", *overrides])
+    return compose("infer", ["weights=random", "model=gemma_2b", *overrides])
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from runners.command_line.entry import compose
 from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
 from runners.llm.random_weights import random_weights
-from runners.settings import resolve_settings
+from runners.settings.model_settings import resolve_settings
 
 CASE = Case(batch=3, prompt=20, answer=8)
 # Rows of a multiple of 32 numbers, as llama.cpp's int8 wants them.

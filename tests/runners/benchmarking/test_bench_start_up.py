@@ -14,7 +14,7 @@ from runners.benchmarking.host import measure_host
 from runners.benchmarking.start_up import cold_and_warm, measure_start
 from runners.benchmarking.timing import Case
 from runners.command_line.entry import compose
-from runners.settings import ModelSettings, resolve_settings
+from runners.settings.model_settings import ModelSettings, resolve_settings
 
 CONFIG = TINY_CONFIGS["one_kv_head"]
 

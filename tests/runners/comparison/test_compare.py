@@ -20,7 +20,7 @@ from support.configs import TINY_CONFIGS
 from support.tokenizers import BOS, ids_of, make_tokenizer
 
 from graph_model.errors import UserError
-from runners.compare import compare, quote_sides
+from runners.compare import compare
 from runners.comparison import side
 
 CONFIG = TINY_CONFIGS["grouped_kv_heads"]
@@ -56,7 +56,7 @@ def run(
     def call(*arguments: str) -> CommandResult:
         settings = [f"model.path={reference[0]}", "backend=eager", "dtype=float32", "max_new_tokens=12"]
         settings += [f"prompts={PROMPTS}", f"cache_dir={tmp_path / 'cache'}", f"results_dir={tmp_path / 'results'}"]
-        return run_command(compare, "compare", quote_sides([*settings, *arguments]), capsys, monkeypatch)
+        return run_command(compare, "compare", [*settings, *arguments], capsys, monkeypatch)
 
     monkeypatch.setattr(side, "run_side", here)
     return call

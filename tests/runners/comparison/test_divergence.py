@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from graph_model.errors import UserError
-from runners.compare import quote_sides
 from runners.comparison.divergence import compare, kl_divergence
 
 
@@ -63,13 +62,3 @@ def test_the_rule(kl: list[float], passes: bool) -> None:
     found = compare(logprobs(1, 0), logprobs(1, 0), [1], [[]], [[]])
     found.kl = np.array(kl)
     assert found.passes is passes
-
-
-def test_settings_of_a_side_need_no_quotes() -> None:
-    assert quote_sides(["a=[dtype=float32, x=[1,2]]", "b=[]", "b=transformers", "dtype=float16"]) == [
-        'a=["dtype=float32","x=[1,2]"]',
-        "b=[]",
-        "b=transformers",
-        "dtype=float16",
-    ]
-    assert quote_sides(["a=['x=1']"]) == ["a=['x=1']"]

@@ -15,7 +15,8 @@ import pytest
 from graph_model.errors import UserError
 from runners.command_line.entry import compose
 from runners.distributed.launch import meeting_place, serve_store
-from runners.settings import ModelSettings, RankSettings, resolve_settings
+from runners.settings.declared.model import Ranks
+from runners.settings.model_settings import ModelSettings, resolve_settings
 
 TIMEOUT = 10
 # Rank R of 2 that meet at PORT. It ends by itself after a minute, or when it is told to by a line on its input.
@@ -33,7 +34,7 @@ heartbeat.stop()
 @pytest.fixture
 def settings() -> ModelSettings:
     resolved = resolve_settings(compose("infer", ["world_size=2", "ranks.master_port=null", "ranks.timeout=60"]))
-    assert resolved.ranks == RankSettings(None, "127.0.0.1", None, 60)
+    assert resolved.ranks == Ranks(devices=None, master_address="127.0.0.1", master_port=None, timeout=60)
     return resolved
 
 

@@ -32,7 +32,8 @@ from runners.engine.sampling_params import SamplingParams
 from runners.llm import LLM
 from runners.llm.load import load_model
 from runners.llm.ranks import on_ranks
-from runners.settings import ModelSettings, RankSettings, check_place, resolve_settings
+from runners.settings.declared.model import Ranks
+from runners.settings.model_settings import ModelSettings, check_place, resolve_settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 PROMPTS = [[5 + i % 90, 7, *range(3, 3 + i % 11)] for i in range(300)]
@@ -322,7 +323,7 @@ def test_another_number_of_ranks_than_the_launcher_started_is_refused(checkpoint
 
 
 def test_ranks_default_to_port_20030(checkpoint: Path) -> None:
-    assert settings(checkpoint).ranks == RankSettings(None, "127.0.0.1", 20030, 600)
+    assert settings(checkpoint).ranks == Ranks(devices=None, master_address="127.0.0.1", master_port=20030, timeout=600)
 
 
 def test_a_model_for_several_ranks_is_not_loaded_by_one(checkpoint: Path, tmp_path: Path) -> None:

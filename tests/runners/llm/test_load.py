@@ -47,7 +47,7 @@ def status(field):
 
 from runners.command_line.entry import compose
 from runners.llm import LLM
-from runners.settings import resolve_settings
+from runners.settings.model_settings import resolve_settings
 import runners.compile, torch._dynamo, torch._inductor.compile_fx, torch._inductor.standalone_compile
 from graph_model.bucket import Bucket
 

@@ -14,7 +14,7 @@ from graph_model.footprint import cache_token_bytes, weight_bytes
 from runners.command_line.entry import compose
 from runners.compile import num_scratch_blocks
 from runners.llm.load import bucket_table, load_model
-from runners.settings import resolve_settings
+from runners.settings.model_settings import resolve_settings
 
 BLOCK = 16
 ONE = 16  # blocks of a sequence of max_seq_len

@@ -24,7 +24,7 @@ from runners.backends.ascend import standin
 from runners.backends.ascend.rank_graph import measure_rank
 from runners.backends.ascend.register import register_kernels
 from runners.backends.torchair import AscendOptions, kernel_passes
-from runners.settings import NAMED_CONFIGS
+from runners.settings.model_settings import NAMED_CONFIGS
 
 BUCKETS = {
     "decode": Bucket("decode", 4, 1, 8),

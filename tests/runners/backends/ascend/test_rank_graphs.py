@@ -27,7 +27,7 @@ from graph_model.chips.registry import CHIPS
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from runners.compile_matrix import replace_table
-from runners.settings import NAMED_CONFIGS
+from runners.settings.model_settings import NAMED_CONFIGS
 
 pytestmark = [
     pytest.mark.ascend,

@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from graph_model.ascend.legality import check_model, check_quantization
 from graph_model.ascend.ops.collective import check_matmul_all_reduce
-from graph_model.bucket import BLOCK_SIZES
 from graph_model.checkpoint.quantized import read_quantization
 from graph_model.chips.chip import Chip
 from graph_model.chips.registry import find_soc
-from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
-from graph_model.errors import UserError
+from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
+from graph_model.errors import UserError, shown
 from graph_model.families import family_of
 from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
 from graph_model.quantization.schemes import find_scheme, scheme_of
 from graph_model.tensor_parallel import Shard, check_world_size
 from runners import demo
-from runners.settings.values import at_least, boolean, group, text_list, text_or_none
+from runners.settings.checking import typed
+from runners.settings.declared.infer import InferSettings
+from runners.settings.declared.model import Model, Ranks
 
-SMALLEST_CHUNK = 64
 _DEFAULT_MAX_SEQ_LEN = 4096
 _DEFAULT_SOC = "atlas_800i_a2"
 NAMED_CONFIGS = {"gemma_2b": GEMMA_2B, "gemma_7b": GEMMA_7B}
-
-
-@dataclass(frozen=True)
-class RankSettings:
-    """Where the ranks run and meet, see conf/infer.yaml. timeout: seconds."""
-
-    devices: tuple[int, ...] | None = None
-    master_address: str = "127.0.0.1"
-    master_port: int | None = 20030
-    timeout: int = 600
 
 
 @dataclass(frozen=True)
@@ -68,58 +57,44 @@ class ModelSettings:
     cache_dir: Path
     cache_limit: float | None = None
     world_size: int = 1
-    ranks: RankSettings = RankSettings()
+    ranks: Ranks = field(default_factory=lambda: typed(Ranks, {}))
 
 
-def resolve_settings(settings: Any) -> ModelSettings:
-    """Check the Hydra settings that concern the model. Raises UserError naming the setting."""
-    from omegaconf import OmegaConf
-
-    weights = settings.weights
-    if weights not in ("checkpoint", "random"):
-        raise UserError(f"weights is {weights!r}; it must be checkpoint or random.")
-    model = group("model", settings)
-    config, directory = _model(model.name, text_or_none("model.path", model.path), weights == "random")
-    if settings.dtype is not None and settings.dtype not in DTYPES:
-        raise UserError(f"dtype is {settings.dtype!r}; it must be one of {', '.join(DTYPES)}, or null.")
-    world_size = at_least("world_size", settings.world_size, 1)
-    check_world_size(config, world_size)
-    if settings.block_size not in BLOCK_SIZES:
-        sizes = ", ".join(map(str, BLOCK_SIZES))
-        raise UserError(f"block_size is {settings.block_size!r}; it must be one of {sizes}.")
+def resolve_settings(settings: InferSettings) -> ModelSettings:
+    """Fill in what depends on the checkpoint, the chip and the machine. Raises UserError naming the setting."""
+    random = settings.weights == "random"
+    config, directory = _model(settings.model, random)
+    check_world_size(config, settings.world_size)
     dtype = settings.dtype or config.dtype
-    stored = None if directory is None or weights == "random" else read_quantization(directory, config)
+    stored = None if directory is None or random else read_quantization(directory, config)
     quantization = _quantization(settings, config, stored)
-    soc = _soc(settings, config, dtype, Shard(0, world_size), quantization)
-    _check_matmul_all_reduce(settings, soc, world_size, quantization)
-    fraction = settings.memory_fraction
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
-        raise UserError(f"memory_fraction is {fraction!r}; it must be above 0 and at most 1.")
-    max_prefill_tokens = at_least("max_prefill_tokens", settings.max_prefill_tokens, SMALLEST_CHUNK)
-    if max_prefill_tokens % SMALLEST_CHUNK:
-        raise UserError(f"max_prefill_tokens is {max_prefill_tokens}; it must be a multiple of {SMALLEST_CHUNK}.")
+    soc = _soc(settings, config, dtype, Shard(0, settings.world_size), quantization)
+    _check_matmul_all_reduce(settings, soc, quantization)
+    devices = settings.ranks.devices
+    if devices is not None and len(set(devices)) < len(devices):
+        raise UserError(f"ranks.devices is {shown(list(devices))}; it must be a list of different device numbers.")
     return ModelSettings(
         config=config,
         checkpoint_dir=directory,
-        random_weights=weights == "random",
+        random_weights=random,
         quantization=quantization,
         dtype=dtype,
         backend=settings.backend,
         soc=soc,
         norm=settings.norm,
         block_size=settings.block_size,
-        max_batch_size=at_least("max_batch_size", settings.max_batch_size, 1),
-        max_prefill_batch_size=at_least("max_prefill_batch_size", settings.max_prefill_batch_size, 1),
+        max_batch_size=settings.max_batch_size,
+        max_prefill_batch_size=settings.max_prefill_batch_size,
         max_seq_len=_max_seq_len(settings, config),
-        max_prefill_tokens=max_prefill_tokens,
-        num_blocks=None if settings.num_blocks is None else at_least("num_blocks", settings.num_blocks, 1),
-        memory_fraction=float(fraction),
-        passes=OmegaConf.to_container(group("passes", settings)),  # type: ignore[arg-type]
+        max_prefill_tokens=settings.max_prefill_tokens,
+        num_blocks=settings.num_blocks,
+        memory_fraction=settings.memory_fraction,
+        passes=settings.passes,
         dump_dir=None if settings.dump_dir is None else writable_directory("dump_dir", settings.dump_dir),
         cache_dir=cache_directory(settings.cache_dir),
         cache_limit=cache_limit(settings.cache_limit_gb),
-        world_size=world_size,
-        ranks=_ranks(settings, world_size),
+        world_size=settings.world_size,
+        ranks=settings.ranks,
     )
 
 
@@ -161,49 +136,42 @@ def require_torchair(settings: ModelSettings) -> None:
         )
 
 
-def cache_directory(value: Any) -> Path:
+def cache_directory(value: str | None) -> Path:
     """What the setting cache_dir means; null: graph_gemma in the user's cache directory (XDG Base Directory)."""
-    text = text_or_none("cache_dir", value)
-    if text is not None:
-        return Path(text).expanduser()
+    if value is not None:
+        return Path(value).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "graph_gemma"
 
 
-def cache_limit(value: Any) -> float | None:
+def cache_limit(value: float | None) -> float | None:
     """The bytes that the setting cache_limit_gb allows the cache directory; null: any number."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise UserError(
-            f"cache_limit_gb is {value!r}; it must be a number of gigabytes from 0 on, or null for no limit."
-        )
-    return float(value) * 1e9
+    return None if value is None else value * 1e9
 
 
-def _model(name: Any, path: str | None, random_weights: bool) -> tuple[GemmaConfig, Path | None]:
-    if path is not None:
-        directory = Path(path).expanduser()
+def model_directory(model: Model) -> Path | None:
+    """The checkpoint that the group `model` names; None: a named shape without one."""
+    if model.path is not None:
+        return Path(model.path).expanduser()
+    return demo.CHECKPOINT_DIR if model.name == "demo" else None
+
+
+def _model(model: Model, random_weights: bool) -> tuple[GemmaConfig, Path | None]:
+    directory = model_directory(model)
+    if directory is not None:
         return read_config(directory), directory
-    if name == "demo":
-        return read_config(demo.CHECKPOINT_DIR), demo.CHECKPOINT_DIR
-    if name not in NAMED_CONFIGS:
-        raise UserError(f"model.name is {name!r}; it must be demo, {' or '.join(NAMED_CONFIGS)}.")
     if random_weights:
-        return replace(NAMED_CONFIGS[name]), None
+        return replace(NAMED_CONFIGS[model.name]), None
     raise UserError(
-        f"model.path is not set. model={name} needs the directory of its checkpoint: model.path=DIR. To try the shape "
-        "without a checkpoint, give weights=random."
+        f"model.path is not set. model={model.name} needs the directory of its checkpoint: model.path=DIR. To try the "
+        "shape without a checkpoint, give weights=random."
     )
 
 
-def _quantization(settings: Any, config: GemmaConfig, stored: Quantization | None) -> Quantization | None:
+def _quantization(settings: InferSettings, config: GemmaConfig, stored: Quantization | None) -> Quantization | None:
     """What `quant` asks for and what the checkpoint, of which `stored` is read, is: None where it is neither."""
-    quant = group("quant", settings)
-    scheme, kv8 = quant.scheme, boolean("quant.kv8", quant.kv8)
-    keep_float = text_list("quant.keep_float", quant.keep_float)
-    if scheme is not None and scheme not in SCHEMES:
-        raise UserError(f"quant.scheme is {scheme!r}; it must be one of {', '.join(SCHEMES)}.")
+    quant = settings.quant
+    scheme, kv8 = quant.scheme, quant.kv8
     if stored is not None:
         if scheme in (None, stored.scheme):
             return replace(stored, kv8=kv8)
@@ -221,15 +189,13 @@ def _quantization(settings: Any, config: GemmaConfig, stored: Quantization | Non
             f"quantized checkpoint with them: python runners/quantize.py model.path=DIR quant={scheme} output_dir=NEW, "
             f"then give model.path=NEW. Without such scales run {others}."
         )
-    return Quantization(scheme, select_linears(config, keep_float), stored=calibrated, kv8=kv8)
+    return Quantization(scheme, select_linears(config, list(quant.keep_float)), stored=calibrated, kv8=kv8)
 
 
 def _soc(
-    settings: Any, config: GemmaConfig, dtype: str, shard: Shard, quantization: Quantization | None
+    settings: InferSettings, config: GemmaConfig, dtype: str, shard: Shard, quantization: Quantization | None
 ) -> Chip | None:
     """The chip to lower for, which must be able to run the model; None unless the backend is torchair."""
-    if settings.norm not in ("exact", "fused"):
-        raise UserError(f"norm is {settings.norm!r}; it must be exact or fused.")
     if settings.backend != "torchair":
         if settings.soc is not None:
             raise UserError(f"soc is {settings.soc!r}, which has a meaning with backend=torchair only. Leave it out.")
@@ -245,17 +211,14 @@ def _soc(
     return soc
 
 
-def _check_matmul_all_reduce(
-    settings: Any, soc: Chip | None, world_size: int, quantization: Quantization | None
-) -> None:
-    options = group("passes", settings).get("ascend_matmul_all_reduce")
-    if not isinstance(options, Mapping) or not options.get("enabled"):
+def _check_matmul_all_reduce(settings: InferSettings, soc: Chip | None, quantization: Quantization | None) -> None:
+    if not settings.passes.get("ascend_matmul_all_reduce", {}).get("enabled"):
         return
     if soc is None:
         raise UserError(
             "passes.ascend_matmul_all_reduce is enabled, which has a meaning with backend=torchair only. Leave it out."
         )
-    check_matmul_all_reduce(soc, world_size)
+    check_matmul_all_reduce(soc, settings.world_size)
     scheme = scheme_of(quantization)
     if scheme is not None and scheme.exact_sums:
         raise UserError(
@@ -264,49 +227,21 @@ def _check_matmul_all_reduce(
         )
 
 
-def _ranks(settings: Any, world_size: int) -> RankSettings:
-    """The settings of the group `ranks`, which a command that runs on one device need not have."""
-    if "ranks" not in settings:
-        return RankSettings()
-    given = group("ranks", settings)
-    devices, port = given.devices, given.master_port
-    address = text_or_none("ranks.master_address", given.master_address)
-    if address is None:
-        raise UserError("ranks.master_address is not set; it is the address where the ranks meet, such as 127.0.0.1.")
-    if devices is not None:
-        numbers = list(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else [None]
-        if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in numbers) or len(set(numbers)) < len(
-            numbers
-        ):
-            raise UserError(f"ranks.devices is {devices!r}; it must be a list of different device numbers, or null.")
-        devices = tuple(numbers)
-    if port is not None and (isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535):
-        raise UserError(f"ranks.master_port is {port!r}; it must be a port from 1 to 65535, or null for a free one.")
-    timeout = given.timeout
-    if isinstance(timeout, bool) or not isinstance(timeout, int) or timeout < 1:
-        raise UserError(f"ranks.timeout is {timeout!r}; it must be a whole number of seconds, at least 1.")
-    return RankSettings(devices, address, port, timeout)
-
-
-def _max_seq_len(settings: Any, config: GemmaConfig) -> int:
+def _max_seq_len(settings: InferSettings, config: GemmaConfig) -> int:
     limit = config.max_position_embeddings
     if settings.max_seq_len is None:
         return min(limit, _DEFAULT_MAX_SEQ_LEN)
-    value = at_least("max_seq_len", settings.max_seq_len, 2)
-    if value > limit:
+    if settings.max_seq_len > limit:
         raise UserError(
-            f"max_seq_len is {value}, but the model has positions for {limit} tokens (max_position_embeddings in "
-            f"config.json). Give at most {limit}."
+            f"max_seq_len is {settings.max_seq_len}, but the model has positions for {limit} tokens "
+            f"(max_position_embeddings in config.json). Give at most {limit}."
         )
-    return value
+    return settings.max_seq_len
 
 
-def writable_directory(name: str, value: Any) -> Path:
+def writable_directory(name: str, value: str) -> Path:
     """The directory that setting `name` names, created if it is not there. Raises UserError."""
-    text = text_or_none(name, value)
-    if text is None:
-        raise UserError(f"{name} is not set; it is a directory to write to. Give {name}=DIR.")
-    path = Path(text).expanduser()
+    path = Path(value).expanduser()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

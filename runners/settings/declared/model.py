@@ -1,0 +1,149 @@
+"""Groups of settings that several commands have: the model, its quantization, the passes, the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from runners.settings.schema import Option, Settings, setting
+
+
+def schemes() -> Iterable[str]:
+    """Names of the quantization schemes, which --help need not import."""
+    from graph_model.quantization.linears import SCHEMES
+
+    return tuple(SCHEMES)
+
+
+def dtypes() -> Iterable[str]:
+    """Names of the dtypes, which --help need not import."""
+    from graph_model.config import DTYPES
+
+    return tuple(DTYPES)
+
+
+def block_sizes() -> Iterable[int]:
+    """Tokens per block of the KV cache, which --help need not import."""
+    from graph_model.bucket import BLOCK_SIZES
+
+    return BLOCK_SIZES
+
+
+class Model(Settings):
+    """Which model."""
+
+    name: str = setting(
+        "demo",
+        "Which model; a named shape where there is no checkpoint to read it from.",
+        choices=("demo", "gemma_2b", "gemma_7b"),
+    )
+    path: str | None = setting(
+        None,
+        "Directory of a Hugging Face checkpoint; null: the demo's, which comes with the package. The named sizes need "
+        "none with weights=random.",
+        reads=True,
+    )
+
+    options: ClassVar[dict[str, Option]] = {
+        "demo": Option("The small Gemma that is shipped with the package."),
+        "gemma_2b": Option("Gemma-2B: 18 layers, hidden 2048, 8 heads over one KV head.", {"name": "gemma_2b"}),
+        "gemma_7b": Option("Gemma-7B: 28 layers, hidden 3072, 16 heads of 256.", {"name": "gemma_7b"}),
+    }
+
+
+_SENSITIVE = ["down_proj", "lm_head"]
+
+
+class Quant(Settings):
+    """How linear layers and the KV cache are quantized."""
+
+    scheme: str | None = setting(None, "w8a8, w8a8_dynamic or w8a16; null: none.", choices=schemes)
+    keep_float: tuple[str, ...] = setting(
+        [], "Linear layers that stay in floating point: paths or their ends, * for any text."
+    )
+    kv8: bool = setting(False, "When the model runs, keep keys and values in int8, with a scale per token and head.")
+    anti_outlier: str = setting(
+        "none",
+        "Before quantize.py makes w8a8, move outliers of activations into the weights before them: smooth, or none.",
+        choices=("smooth", "none"),
+    )
+    range: str = setting(
+        "minmax",
+        "Range of an activation that int8 covers when quantize.py makes w8a8: minmax; percentile, the middle 99.98 %; "
+        "mse, the least squared error.",
+        choices=("minmax", "percentile", "mse"),
+    )
+
+    options: ClassVar[dict[str, Option]] = {
+        "none": Option("Floating point; a quantized checkpoint runs as it is quantized, without this setting."),
+        "w8a8": Option(
+            "int8 weights per output channel; activations to int8 with one calibrated scale and offset per tensor. Its "
+            "scales come with a checkpoint that runners/quantize.py writes.",
+            {"scheme": "w8a8", "keep_float": _SENSITIVE, "anti_outlier": "smooth", "range": "mse"},
+        ),
+        "w8a8_dynamic": Option(
+            "int8 weights per output channel; activations to int8 per token, at run time. No calibration.",
+            {"scheme": "w8a8_dynamic", "keep_float": _SENSITIVE},
+        ),
+        "w8a16": Option(
+            "int8 weights per output channel, the head's too; activations in floating point. No calibration.",
+            {"scheme": "w8a16"},
+        ),
+        "kv8": Option(
+            "Only the KV cache in int8, with a scale per token and head. With another scheme: quant.kv8=true.",
+            {"kv8": True},
+        ),
+    }
+
+
+class Ranks(Settings):
+    """Where these processes run and meet."""
+
+    devices: tuple[int, ...] | None = setting(
+        None,
+        "Numbers of the devices to use, in the order of the ranks; null: from 0 on. An Atlas 300I DUO card has two.",
+        least=0,
+    )
+    master_address: str = setting("127.0.0.1", "Where the ranks meet; under torchrun, its own setting counts.")
+    master_port: int | None = setting(
+        20030,
+        "The port there; null: a free one.",
+        least=1,
+        most=65535,
+        must="a port from 1 to 65535, or null for a free one",
+    )
+    timeout: int = setting(
+        600, "Seconds that a rank waits for the others, which may still be loading or compiling.", least=1
+    )
+
+
+# Of every pass, in the order in which they run: whether it is on, and what it does.
+PASSES = {
+    "canonicalize": (True, "One spelling for each operation; no-ops and unused weights dropped. Cannot be left out."),
+    "fold_inv_freq": (True, "The rotary frequencies become a weight."),
+    "rms_norm": (True, "Float32 norm arithmetic becomes one op, with its factor 1 + w computed when weights load."),
+    "rotary": (True, "Slices, negation and concatenation become one rotary op."),
+    "merge_qkv": (True, "One linear for query, key and value."),
+    "merge_gate_up": (True, "One linear for gate and up."),
+    "gelu_and_mul": (True, "GELU and product become one op."),
+    "paged_attention": (
+        True,
+        "Attention becomes paged attention; adds caches, block table and lengths. Cannot be left out.",
+    ),
+    "last_token": (True, "After the last attention only each row's last token is computed. Cannot be left out."),
+    "quantize_cache": (True, "With quant.kv8 the KV cache becomes int8. Cannot be left out."),
+    "insert_quantization": (
+        True,
+        "Quantize and dequantize around the linears that `quant` or the checkpoint names. Cannot be left out.",
+    ),
+    "fold_dequantize": (True, "Dequantize becomes part of the integer linear."),
+    "add_rms_norm": (True, "Residual sum and norm become one op."),
+    "fold_quantize": (True, "Quantize becomes part of the norm before it."),
+    "select_token": (True, "Logits become token ids. Cannot be left out."),
+    "ascend_matmul_all_reduce": (
+        False,
+        "With several ranks on an Atlas 800I A2, in steps of prompts: a matrix product and its all-reduce become one "
+        "kernel.",
+    ),
+}
+ABOUT_PASSES = "Every pass, in the order in which they run. passes.NAME.enabled=false leaves one out."
