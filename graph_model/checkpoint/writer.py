@@ -81,7 +81,7 @@ def check_target(
     """
     target = resolve_target(directory)
     for name, path in (inputs or {}).items():
-        for file in (path, *(path.iterdir() if path.is_dir() else ())):
+        for file in (path, *(filter(Path.is_file, path.iterdir()) if path.is_dir() else ())):
             if file.resolve().is_relative_to(target):
                 raise UserError(
                     f"{setting} is {directory} and {name} is {path}: the result would replace what it is made from. "

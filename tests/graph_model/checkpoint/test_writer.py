@@ -137,6 +137,9 @@ def test_target_that_holds_the_source_is_refused(tensors: dict[str, Any], tmp_pa
                 writer.check_target(
                     tmp_path / target, overwrite=True, setting="output_dir", inputs={"model.path": tmp_path / source}
                 )
+    save_checkpoint(tmp_path / "a" / "c" / "inside", tensors, CONFIG.to_json())
+    inputs = {"model.path": tmp_path / "a" / "c"}
+    writer.check_target(tmp_path / "a" / "c" / "inside", overwrite=True, setting="output_dir", inputs=inputs)
 
 
 class Interrupt(BaseException):
