@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from graph_model.errors import UserError
 from runners.command_line.parent_process import PARENT
 from runners.distributed.group import READY, Place, find_place, form_group, is_lost_contact
 from runners.distributed.heartbeat import describe_silence
-from runners.distributed.launch import describe_end, meeting_place, serve_store, threads_per_rank
+from runners.distributed.launch import describe_end, gloo_environment, meeting_place, serve_store, threads_per_rank
 from runners.settings.model_settings import ModelSettings, check_devices
 
 _SHUTDOWN_S = 5.0  # from the end of the program to SIGTERM, from there to SIGKILL
@@ -41,7 +42,9 @@ def lead_followers(settings: ModelSettings, follower: str) -> Iterator[None]:
     world_size = settings.world_size
     threads = torch.get_num_threads()
     with contextlib.ExitStack() as stack:
-        store = serve_store(settings, meeting_place(settings))
+        listener = meeting_place(settings)
+        stack.enter_context(mock.patch.dict(os.environ, gloo_environment(listener)))
+        store = serve_store(settings, listener)
         torch.set_num_threads(threads_per_rank(world_size))
         stack.callback(torch.set_num_threads, threads)
         followers: dict[int, subprocess.Popen[bytes]] = {}

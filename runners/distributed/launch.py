@@ -38,6 +38,7 @@ def start_ranks(settings: ModelSettings) -> None:
     check_devices(settings, settings.world_size)
     listener = meeting_place(settings)
     port = int(listener.getsockname()[1])
+    os.environ.update(gloo_environment(listener))
     rendezvous_handler_registry.register(_MEETING, _Meeting)
     # The agent's warnings and tracebacks say less than the message below.
     logging.disable(logging.CRITICAL)
@@ -86,8 +87,7 @@ def threads_per_rank(world_size: int) -> int:
 def meeting_place(settings: ModelSettings) -> socket.socket:
     """A socket that listens at the ranks' address and port, a free one if the setting is null, and nowhere else.
 
-    Gloo, which would choose an interface by the host's name, is told to stay on the loopback interface where the
-    address is of that. Raises UserError if the port is in use.
+    Raises UserError if the port is in use.
     """
     address, port = settings.ranks.master_address, settings.ranks.master_port
     listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
@@ -101,9 +101,17 @@ def meeting_place(settings: ModelSettings) -> socket.socket:
             f"ranks.master_port: {address}:{port} cannot be used ({error.strerror}); another run may have it. "
             "Give another port, or ranks.master_port=null for a free one."
         ) from None
-    if sys.platform == "linux" and ipaddress.ip_address(listener.getsockname()[0]).is_loopback:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     return listener
+
+
+def gloo_environment(listener: socket.socket) -> dict[str, str]:
+    """What the ranks' environment needs so that gloo stays on the loopback interface where the ranks meet there.
+
+    Gloo would choose an interface by the host's name.
+    """
+    loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    needed = sys.platform == "linux" and loopback and "GLOO_SOCKET_IFNAME" not in os.environ
+    return {"GLOO_SOCKET_IFNAME": "lo"} if needed else {}
 
 
 def serve_store(settings: ModelSettings, listener: socket.socket) -> dist.TCPStore:

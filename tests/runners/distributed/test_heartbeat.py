@@ -14,7 +14,7 @@ import pytest
 
 from graph_model.errors import UserError
 from runners.command_line.entry import compose
-from runners.distributed.launch import meeting_place, serve_store
+from runners.distributed.launch import gloo_environment, meeting_place, serve_store
 from runners.settings.declared.model import Ranks
 from runners.settings.model_settings import ModelSettings, resolve_settings
 
@@ -88,6 +88,7 @@ def test_a_rank_that_has_finished_is_not_missed(settings: ModelSettings) -> None
 def test_the_ranks_meet_at_the_address_that_is_set_and_nowhere_else(settings: ModelSettings) -> None:
     listener = meeting_place(settings)
     port = int(listener.getsockname()[1])
+    environment = gloo_environment(listener)
     store = serve_store(settings, listener)
     listening = []
     for table in ("tcp", "tcp6"):
@@ -97,7 +98,7 @@ def test_the_ranks_meet_at_the_address_that_is_set_and_nowhere_else(settings: Mo
                 listening.append(address.partition(":")[0])
     assert listening == ["0100007F"]
     assert store.add("key", 1) == 1
-    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert environment == {"GLOO_SOCKET_IFNAME": "lo"}
 
 
 def test_a_port_in_use_is_told(settings: ModelSettings) -> None:
