@@ -23,8 +23,7 @@ def private_directory(root: Path) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True, mode=0o700)
         root = root.resolve()
-        entries = [root, *_below(root)]
-        found = [(path, path.lstat()) for path in entries]
+        found = [(root, root.lstat()), *_below(root)]
     except OSError as error:
         raise UserError(
             f"cache_dir: {error.filename or root} cannot be used ({error.strerror}). Name a directory that you can "
@@ -48,13 +47,15 @@ def _refuse(root: Path, path: Path, what: str) -> None:
     )
 
 
-def _below(directory: Path) -> Iterator[Path]:
+def _below(directory: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """All paths below it; what another process removes meanwhile is left out."""
     with contextlib.suppress(FileNotFoundError):
         for entry in os.scandir(directory):
-            yield Path(entry.path)
-            if entry.is_dir(follow_symlinks=False):
-                yield from _below(Path(entry.path))
+            with contextlib.suppress(FileNotFoundError):
+                status = entry.stat(follow_symlinks=False)
+                yield Path(entry.path), status
+                if stat.S_ISDIR(status.st_mode):
+                    yield from _below(Path(entry.path))
 
 
 def prune(root: Path, limit: float) -> tuple[int, int]:
@@ -65,11 +66,9 @@ def prune(root: Path, limit: float) -> tuple[int, int]:
     """
     remove_leftovers(root)
     files = []
-    for path in _below(root):
-        with contextlib.suppress(FileNotFoundError):
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode) and not any(map(is_staging, path.relative_to(root).parts)):
-                files.append((status.st_mtime, status.st_size, path))
+    for path, status in _below(root):
+        if stat.S_ISREG(status.st_mode) and not any(map(is_staging, path.relative_to(root).parts)):
+            files.append((status.st_mtime, status.st_size, path))
     excess = sum(size for _, size, _ in files) - limit
     removed = total = 0
     for _, size, path in sorted(files):

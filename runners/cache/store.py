@@ -31,24 +31,26 @@ class FileStore:
         self._files = self.root / "files"
         self._known: set[str] = set()  # paths in the workspace that `root` holds
 
-    def fetch(self, prefix: str) -> None:
+    def fetch(self, prefix: str, wanted: Callable[[Path], bool] = lambda path: True) -> None:
         """Copy what is kept under paths that begin with `prefix` to the workspace; what is damaged is removed."""
         for stored in self._files.glob("*"):
             digest, _, quoted = stored.name.partition("-")
             path = unquote(quoted)
-            if not path.startswith(prefix) or path in self._known or not _is_plain(path):
+            if not path.startswith(prefix) or path in self._known or not _is_plain(path) or not wanted(Path(path)):
                 continue
-            with contextlib.suppress(OSError):  # another process has removed it
+            try:
                 content = stored.read_bytes()
-                if hashlib.sha256(content).hexdigest() != digest:
+            except OSError:  # another process has removed it
+                continue
+            if hashlib.sha256(content).hexdigest() != digest:
+                with contextlib.suppress(OSError):
                     stored.unlink()
-                    continue
-                mark_used(stored)
-                self._known.add(path)
-                target = self.workspace / path
-                if not target.exists():
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(content)
+                continue
+            mark_used(stored)
+            self._known.add(path)
+            target = self.workspace / path
+            if not target.exists():
+                _write_whole(target, content)
 
     def keep(self, prefix: str, wanted: Callable[[Path], bool] = lambda path: True) -> None:
         """Keep the workspace's files under paths that begin with `prefix`. Raises UserError if it cannot write."""
@@ -64,6 +66,15 @@ class FileStore:
             except OSError as error:
                 raise UserError(unwritable(self.root, error)) from None
             self._known.add(str(path))
+
+
+def _write_whole(target: Path, content: bytes) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise UserError(unwritable(target.parent, error)) from None
 
 
 def unwritable(root: Path, error: OSError) -> str:
