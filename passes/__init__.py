@@ -43,6 +43,9 @@ ascend_last_token   exact     a row's only token is taken without a gather
 ascend_matmul_...   tolerant  matrix product and all-reduce -> MatmulAllReduce, in steps of prompts; off by default
 ==================  ========  ==========================================================================
 
+A pass declares how often it must match, mostly by what the family counts, and what it comes after; the manager checks
+both. Where another pass is off that makes what it matches, it is skipped, and dumps and check=true say so.
+
 Exact passes keep every bit; tolerant ones change the order of sums and stay within rounding; quantizing ones stay
 within the budget that they declare (passes.check). The quantizing passes
 are left out where nothing is quantized.

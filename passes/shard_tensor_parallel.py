@@ -52,10 +52,8 @@ class ShardTensorParallel(Pass):
     def prepare(self, graph: ModelGraph) -> None:
         check_world_size(graph.config, self.shard.world_size)
         graph.shard = self.shard
-        layers = enumerate(graph.family.layers)
-        attentions = {f"{graph.family.layer_path(index)}.{layer.attention.path}" for index, layer in layers}
         for node in graph.calls(aten.reshape.default):
-            if node.meta["layer"] in attentions:
+            if node.meta["layer"] in graph.family.attention_modules:
                 _infer_heads(node)
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:

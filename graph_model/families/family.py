@@ -108,6 +108,12 @@ class Family(ABC):
         """The kinds of attention that the layers have, each once."""
         return tuple(dict.fromkeys(layer.attention for layer in self.layers))
 
+    @cached_property
+    def attention_modules(self) -> frozenset[str]:
+        """The module paths of attention, one per layer."""
+        layers = enumerate(self.layers)
+        return frozenset(f"{self.layer_path(index)}.{layer.attention.path}" for index, layer in layers)
+
     @property
     def final_norm(self) -> Norm:
         """The norm before the head, of the kind of the layers' norms."""

@@ -31,13 +31,16 @@ class _Search(fx.Interpreter):
         super().__init__(graph.module)
         self.found: dict[int, fx.Node] = {}
         self._rows = rows
+        self._attention = graph.family.attention_modules
         self._batch, self._tokens = graph.bucket.batch, graph.bucket.batch * graph.bucket.chunk
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n.op == "call_function" and isinstance(value, Tensor) and value.is_floating_point():
             missing = [row for row in self._rows if row not in self.found]
-            self.found.update({row: n for row in missing if _is_broken(n, self._part(value, row))})
+            # Attention's masked scores are minus infinity, and meant to be.
+            masked = n.meta.get("layer") in self._attention
+            self.found.update({row: n for row in missing if _is_broken(self._part(value, row), masked)})
         return value
 
     def _part(self, value: Tensor, row: int) -> Tensor:
@@ -49,9 +52,7 @@ class _Search(fx.Interpreter):
         return value[row * chunk : (row + 1) * chunk] if size == self._tokens else value
 
 
-def _is_broken(node: fx.Node, value: Tensor) -> bool:
-    """Attention's masked scores are minus infinity, and meant to be."""
-    masked = str(node.meta.get("layer", "")).endswith("self_attn")
+def _is_broken(value: Tensor, masked: bool) -> bool:
     return not bool((value < torch.inf if masked else value.isfinite()).all())
 
 
