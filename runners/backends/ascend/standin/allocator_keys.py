@@ -33,8 +33,9 @@ struct AcceleratorAllocatorConfig {
 std::unordered_set<std::string>& AcceleratorAllocatorConfig::getMutableKeys() {
   static std::unordered_set<std::string> own;
   Dl_info caller{};
-  if (dladdr(__builtin_return_address(0), &caller) && caller.dli_fname && strstr(caller.dli_fname, "torch_npu")) {
-    return own;
+  if (dladdr(__builtin_return_address(0), &caller) && caller.dli_fname) {
+    const char* slash = strrchr(caller.dli_fname, '/');
+    if (strstr(slash ? slash : caller.dli_fname, "torch_npu")) return own;
   }
   using Get = std::unordered_set<std::string>& (*)();
   static const Get of_c10 = [] {
