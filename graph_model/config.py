@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from graph_model.errors import UserError, shown
 from graph_model.foreign import check_adapter, check_other_files, check_quantization_config
 from graph_model.json_file import read_json_object
+from graph_model.stated import LARGEST_ID, ends_by_file, stated_dtype, token_ids
 
 DTYPES = ("float16", "bfloat16", "float32")
 # Far above any Gemma's: what is above is a damaged file, and would take the machine's memory before it is found out.
@@ -25,7 +26,6 @@ _LARGEST = {
     "head_dim": 1 << 16,
     "max_position_embeddings": 1 << 31,
 }
-_LARGEST_ID = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,10 @@ GEMMA_7B = GemmaConfig()
 
 
 def read_config(checkpoint_dir: Path) -> GemmaConfig:
-    """Read ``config.json`` of a checkpoint directory. Raises UserError naming the file and the field."""
+    """Read the config of a checkpoint directory: ``config.json``, and what else says dtype and ends of answers.
+
+    Raises UserError naming the file and the field.
+    """
     path = checkpoint_dir / "config.json"
     if not checkpoint_dir.is_dir():
         raise UserError(
@@ -107,7 +110,10 @@ def read_config(checkpoint_dir: Path) -> GemmaConfig:
     raw = read_json_object(path)
     if "model_type" not in raw:
         check_other_files(checkpoint_dir)
-    return from_json(raw, source=str(path))
+    dtype, _ = stated_dtype(checkpoint_dir)
+    config = from_json({**raw, "dtype": dtype}, source=str(path))
+    ends = dict.fromkeys(i for ids in ends_by_file(checkpoint_dir).values() for i in ids)
+    return replace(config, eos_token_ids=tuple(ends))
 
 
 def from_json(raw: dict[str, Any], source: str) -> GemmaConfig:
@@ -148,7 +154,7 @@ def from_json(raw: dict[str, Any], source: str) -> GemmaConfig:
         tie_word_embeddings=reader.flag("tie_word_embeddings", default.tie_word_embeddings),
         dtype=_dtype(raw, source),
         bos_token_id=_bos(raw, source, default.bos_token_id),
-        eos_token_ids=_eos(raw, source),
+        eos_token_ids=token_ids(raw.get("eos_token_id", default.eos_token_ids[0]), source),
         quantize=_quantize(raw, source),
     )
 
@@ -216,7 +222,7 @@ def _rope_theta(reader: _FieldReader, default: float) -> float:
 
 
 def _dtype(raw: dict[str, Any], source: str) -> str:
-    """transformers 4 writes torch_dtype, transformers 5 dtype; without either, weights are fp32."""
+    """transformers 4 writes torch_dtype, transformers 5 dtype; without either, and without weights, it is float32."""
     value = raw.get("dtype", raw.get("torch_dtype")) or "float32"
     if value not in DTYPES:
         raise UserError(f"{source}: dtype is {shown(value)}; it must be one of {', '.join(DTYPES)}.")
@@ -225,17 +231,9 @@ def _dtype(raw: dict[str, Any], source: str) -> str:
 
 def _bos(raw: dict[str, Any], source: str, default: int | None) -> int | None:
     value = raw.get("bos_token_id", default)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST_ID):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST_ID):
         raise UserError(f"{source}: bos_token_id is {shown(value)}; it must be an id or null.")
     return value
-
-
-def _eos(raw: dict[str, Any], source: str) -> tuple[int, ...]:
-    value = raw.get("eos_token_id", 1)
-    ids = [] if value is None else value if isinstance(value, list) else [value]
-    if not all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < _LARGEST_ID for i in ids):
-        raise UserError(f"{source}: eos_token_id is {shown(value)}; it must be an id, a list of ids or null.")
-    return tuple(ids)
 
 
 def _quantize(raw: dict[str, Any], source: str) -> str | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from statistics import mean
 
+from graph_model.stated import ends_by_file, stated_dtype
 from runners.backends.memory import peak_memory
 from runners.engine.result import RequestResult
 from runners.llm import LLM
+from runners.settings import ModelSettings
 
 
 def print_report(llm: LLM, results: list[RequestResult]) -> None:
@@ -18,6 +20,8 @@ def print_report(llm: LLM, results: list[RequestResult]) -> None:
     peak = peak_memory(model.recipe.backend.device)
     lines = [
         ("backend", llm.loaded.backend),
+        ("dtype", _dtype(llm.settings)),
+        ("answers end at", _ends(llm.settings)),
         ("steps", f"{compiled.compiled} compiled, {compiled.from_cache} from the cache, in {compiled.seconds:.1f} s"),
         ("time to first token", f"{mean(ttft) * 1e3:.1f} ms" if ttft else "-"),
         ("prefill", f"{statistics.prefill_tokens} tokens, {statistics.prefill_tokens_per_s:.1f} tokens/s"),
@@ -28,3 +32,20 @@ def print_report(llm: LLM, results: list[RequestResult]) -> None:
     print()
     for name, value in lines:
         print(f"{name + ':':21}{value}")
+
+
+def _dtype(settings: ModelSettings) -> str:
+    """The dtype, and where it comes from."""
+    directory = settings.checkpoint_dir
+    if settings.dtype != settings.config.dtype:
+        return f"{settings.dtype} (the setting dtype)"
+    where = "" if directory is None else stated_dtype(directory)[1]
+    return f"{settings.dtype} ({where or 'the default'})"
+
+
+def _ends(settings: ModelSettings) -> str:
+    """The token ids that end an answer, with the files that name them."""
+    if settings.checkpoint_dir is None:
+        return " ".join(map(str, settings.config.eos_token_ids))
+    found = {file: ids for file, ids in ends_by_file(settings.checkpoint_dir).items() if ids}
+    return ", ".join(f"{' '.join(map(str, ids))} ({file})" for file, ids in found.items()) or "no token"

@@ -18,6 +18,8 @@ Run = Callable[..., CommandResult]
 KIND = "One day Clara took a red kite to the meadow."
 FIGURES = r"""
 backend:             eager on cpu
+dtype:               bfloat16 \(config.json\)
+answers end at:      1 5 \(config.json\)
 steps:               (\d+) compiled, 0 from the cache, in \d+\.\d s
 time to first token: \d+\.\d ms
 prefill:             (\d+) tokens, \d+\.\d tokens/s
