@@ -59,15 +59,18 @@ def loglikelihoods(llm: EngineDriver, pairs: Sequence[Pair], description: str, m
     return [Likelihood(*both) for both in zip(logprobs, greedy, strict=True)]
 
 
-def windows(token_ids: list[int], size: int) -> Iterator[Pair]:
+def windows(token_ids: list[int], size: int, bos: int | None = None) -> Iterator[Pair]:
     """Pairs that predict every token but the first once, each from at most `size` tokens.
 
     The windows of lm-evaluation-harness: each begins with the last token of the one before it; the last one reaches
-    back as far as it can.
+    back as far as it can. bos: a token that every window begins with, of its `size` too; None: only what
+    `token_ids` begins with.
     """
-    for first in range(1, len(token_ids), size):
-        end = min(first + size, len(token_ids))
-        yield token_ids[max(0, end - 1 - size) : first], token_ids[first:end]
+    step = size if bos is None else size - 1
+    for first in range(1, len(token_ids), step):
+        end = min(first + step, len(token_ids))
+        context = token_ids[max(0, end - 1 - step) : first]
+        yield context if bos in (None, context[0]) else [bos, *context], token_ids[first:end]  # type: ignore[list-item]
 
 
 def _cut(pair: Pair, max_seq_len: int) -> Pair:

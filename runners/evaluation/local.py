@@ -58,14 +58,19 @@ def boolq(llm: LLM, name: str, items: list[BoolQItem]) -> TaskReport:
 def perplexity(llm: LLM, path: Path) -> TaskReport:
     """exp of the mean negative log-likelihood per token, in windows of max_seq_len; also per word and per byte.
 
-    A word is what white space separates, as lm-evaluation-harness counts. The text is scored behind the special
-    token that the tokenizer puts before it. Raises UserError.
+    A word is what white space separates, as lm-evaluation-harness counts. Every window begins with the <bos> that the
+    tokenizer puts before the text: Gemma needs it. Raises UserError.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"perplexity: {path} cannot be read ({error}). Give a text file in UTF-8.") from None
-    pairs = list(windows(llm.encode(text), llm.settings.max_seq_len - 1))
+    token_ids, bos = llm.encode(text), llm.tokenizer.bos_token_id
+    if llm.settings.max_seq_len < 3:
+        raise UserError(
+            "perplexity: a window has <bos>, a token before and one that is predicted: max_seq_len=3 at least."
+        )
+    pairs = list(windows(token_ids, llm.settings.max_seq_len - 1, bos if token_ids[:1] == [bos] else None))
     words = len(text.split())
     if not pairs or not words:
         raise UserError(f"perplexity: {path} has no text to score. Give a file with at least one word.")

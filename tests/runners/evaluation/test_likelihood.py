@@ -66,3 +66,15 @@ def test_windows_are_those_of_lm_evaluation_harness() -> None:
             for pair in utils.get_rolling_token_windows(ids, prefix_token=2, max_seq_len=5, context_len=1)
         ]
         assert list(windows([2, *ids], 5)) == expected
+
+
+@pytest.mark.parametrize("length", [2, 5, 6, 7, 30, 31])
+def test_every_window_begins_with_bos(length: int) -> None:
+    ids, size = [2, *range(10, 9 + length)], 6
+    pairs = list(windows(ids, size, bos=2))
+    assert [token for _, continuation in pairs for token in continuation] == ids[1:]
+    for context, continuation in pairs:
+        assert context[0] == 2
+        assert len(context) + len(continuation) <= size + 1
+        place = ids.index(continuation[0])
+        assert context[1:] == ids[max(1, place - len(context) + 1) : place]
