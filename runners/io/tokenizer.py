@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from graph_model.errors import UserError
 from graph_model.json_file import read_json_object
+from runners.io.bounded import run_bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,11 +97,13 @@ def chat_prompt(
             "Give one with chat_template=TEXT or chat_template=FILE, or leave chat off."
         )
     try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
+        text = run_bounded(
+            lambda: tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+            )
         )
     except Exception as error:  # whatever the template's author let it raise
         source = "the tokenizer's chat template" if chat_template is None else f"chat_template {chat_template!r}"
