@@ -15,6 +15,7 @@ LARGEST_WORLD_SIZE = 64
 class Shard:
     """Rank `rank` of `world_size`. Every rank has as many query heads, MLP columns and vocabulary rows as any other.
 
+    The last rank's rows of the vocabulary may reach past its end: there are zeros, which no token reads or becomes.
     Key heads are split where there are enough; otherwise each rank has one, and neighbours hold the same.
     """
 
@@ -30,8 +31,8 @@ class Shard:
         return max(1, attention.kv_heads // self.world_size)
 
     def part(self, size: int) -> tuple[int, int]:
-        """[start, stop) of this rank in a dimension that is split evenly."""
-        each = size // self.world_size
+        """[start, stop) of this rank in a dimension of `size` that all share alike; the last may reach past its end."""
+        each = -(-size // self.world_size)
         return self.rank * each, (self.rank + 1) * each
 
     def kv_part(self, attention: Attention) -> tuple[int, int]:
@@ -73,11 +74,12 @@ def _problem(config: GemmaConfig, world_size: int) -> str | None:
     split = {
         "num_attention_heads": config.num_attention_heads,
         "intermediate_size": config.intermediate_size,
-        "vocab_size": config.vocab_size,
     }
     for name, size in split.items():
         if size % world_size:
             return f"{name} {size} is not a multiple of it"
+    if Shard(world_size - 1, world_size).part(config.vocab_size)[0] >= config.vocab_size:
+        return f"vocab_size {config.vocab_size} leaves no token to the last of them"
     kv_heads = config.num_key_value_heads
     if kv_heads % world_size and world_size % kv_heads:
         return f"num_key_value_heads {kv_heads} is neither a multiple nor a divisor of it"

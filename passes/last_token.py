@@ -21,6 +21,7 @@ aten = torch.ops.aten
 TOKEN_WISE = {
     aten.add.Tensor: 2,
     aten.linear.default: 1,
+    aten.slice.Tensor: 1,  # of logits, whose last dimension a rank may have to cut
     aten.split_with_sizes.default: 1,
     aten.to.dtype: 1,
     operator.getitem: 1,
@@ -58,7 +59,7 @@ class LastToken(Pass):
             graph.add_placeholder("score_positions", "input", positions)
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        if candidate.target not in (aten.linear.default, ops.all_gather):
+        if candidate.target not in (aten.linear.default, ops.all_gather, aten.slice.Tensor):
             raise NearMiss(candidate, "the graph does not end in the head's linear")
         barriers = _attention_and_before(graph)
         graph.set_outputs(self._take(graph, candidate, barriers, {}))

@@ -29,6 +29,9 @@ class ShardTensorParallel(Pass):
         embedding(w, ids)                     ->  all_reduce(sharded_embedding(w[rows of the rank], ids))
         linear(x, w)       the head           ->  all_gather(linear(x, w[rows of the rank]))
 
+    A vocabulary that does not divide is filled up with rows of zeros, whose logits are cut off:
+    slice(all_gather(linear(x, w[rows of the rank])), -1, 0, vocab_size).
+
     With a scheme of exact sums, the shares of a row-parallel layer in floating point are summed in float32 and rounded
     once, (all_reduce(float32_linear(x, w[...])) + b).to(dtype), as one rank's are: shares that are rounded to 16 bit
     move the integers of the layers behind.
@@ -71,7 +74,9 @@ class ShardTensorParallel(Pass):
             return
         candidate.args = (x, weight, *(_part(graph, candidate, 2, *part) for _ in bias))
         if split == "vocab":
-            _append(graph, candidate, ops.all_gather, self.shard.world_size)
+            joined = _append(graph, candidate, ops.all_gather, self.shard.world_size)
+            if graph.config.vocab_size % self.shard.world_size:
+                _append(graph, joined, aten.slice.Tensor, -1, 0, graph.config.vocab_size)
 
     def apply(self, graph: ModelGraph) -> Outcome:
         outcome = super().apply(graph)

@@ -6,13 +6,17 @@ import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
+from graph_model.weights import PaddingMask
 from passes.framework.contract import Matches, Pass, Tier, argument, require
 from passes.framework.matches import Counted
 from passes.shard_tensor_parallel import rank_weight
+
+aten = torch.ops.aten
 
 _SHARDED = {
     ops.greedy_token: ops.sharded_greedy_token,
@@ -33,6 +37,9 @@ class ShardTokenSelection(Pass):
         token_logprobs(all_gather(x), ids, n)   ->  sharded_token_logprobs(x, ids, n, rank)
         target_logprobs(all_gather(x), ids)     ->  sharded_target_logprobs(x, ids, rank)
         log_probabilities(all_gather(x))        ->  sharded_log_probabilities(x)
+
+    Where the vocabulary is filled up, x becomes x + padding_mask, -inf for rows past its end, and what was cut off
+    behind the gathering is cut off behind sharded_log_probabilities.
 
     A greedy choice is the same; a draw sums probabilities in another order. A sampling step also returns which rows
     could not be drawn, and the rank's logits for them: see `ops.redraw`.
@@ -55,9 +62,13 @@ class ShardTokenSelection(Pass):
         return graph.calls(*_SELECTIONS)
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        gathered = argument(candidate, 0, ops.all_gather)
+        padded = graph.config.vocab_size % graph.shard.world_size > 0
+        joined = argument(candidate, 0, aten.slice.Tensor) if padded else candidate
+        gathered = argument(joined, 0, ops.all_gather)
         logits, world_size = gathered.args
         require(world_size == graph.shard.world_size, gathered, f"gathers from {world_size} ranks")
+        if padded:
+            logits = graph.insert(aten.add.Tensor, logits, _padding_mask(graph), at=candidate)
         rank = rank_weight(graph)
         options = candidate.args[1:]
         if candidate.target == ops.sample_token:
@@ -67,7 +78,16 @@ class ShardTokenSelection(Pass):
             graph.set_outputs(*graph.outputs, missed, logits)  # type: ignore[arg-type]
         elif candidate.target == ops.log_probabilities:
             result = graph.insert(ops.sharded_log_probabilities, logits, world_size, at=candidate)
+            if padded:
+                result = graph.insert(aten.slice.Tensor, result, -1, 0, graph.config.vocab_size, at=candidate)
         else:
             sharded = _SHARDED[candidate.target]  # type: ignore[index]
             result = graph.insert(sharded, logits, *options, rank, world_size, at=candidate)
         candidate.replace_all_uses_with(result)
+
+
+def _padding_mask(graph: ModelGraph) -> fx.Node:
+    """What keeps logits of rows past the vocabulary's end from being chosen and from having probability."""
+    start, stop = graph.shard.part(graph.config.vocab_size)
+    real = min(stop, graph.config.vocab_size) - start
+    return graph.add_weight("padding_mask", PaddingMask(stop - start, real, graph.dtype))

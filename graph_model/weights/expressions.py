@@ -109,7 +109,7 @@ class CheckpointTensor(Expression):
 
 @dataclass(frozen=True)
 class Slice(Expression):
-    """The part [start, stop) of an expression along `dim`."""
+    """The part [start, stop) of an expression along `dim`; 0 past its end, where a vocabulary's last part may reach."""
 
     x: Expression
     dim: int
@@ -125,7 +125,11 @@ class Slice(Expression):
         return self.x.dtype
 
     def write(self, out: Tensor, read: Read) -> None:
-        self.x.write_part(out, self.dim, self.start, self.stop, read)
+        end = max(self.start, min(self.stop, self.x.shape[self.dim]))
+        if end < self.stop:
+            out.narrow(self.dim, end - self.start, self.stop - end).zero_()
+        if end > self.start:
+            self.x.write_part(out.narrow(self.dim, 0, end - self.start), self.dim, self.start, end, read)
 
     def __str__(self) -> str:
         return f"{self.x}[{':, ' * self.dim}{self.start}:{self.stop}]"
@@ -147,6 +151,26 @@ class Constant(Expression):
 
     def __str__(self) -> str:
         return str(list(self.values))
+
+
+@dataclass(frozen=True)
+class PaddingMask(Expression):
+    """0 for the first `real` of `size` rows of a vocabulary and -inf for the rest: what is added to their logits."""
+
+    size: int
+    real: int
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.size,)
+
+    def write(self, out: Tensor, read: Read) -> None:
+        out[: self.real] = 0
+        out[self.real :] = -torch.inf
+
+    def __str__(self) -> str:
+        return f"padding_mask({self.real} of {self.size})"
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from graph_model.errors import UserError
 from graph_model.families import family_of
 from graph_model.footprint import num_parameters
 from graph_model.graph import ModelGraph
+from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.tensor_parallel import WHOLE, Shard, check_world_size, legal_world_sizes
-from graph_model.weights import Constant, evaluate
+from graph_model.weights import Constant, PaddingMask, evaluate
+from graph_model.weights.expressions import from_json, to_json
 from passes.check import Comparison, PassChecker
 from passes.framework.contract import Pass
 from passes.framework.manager import run_passes
@@ -35,6 +37,8 @@ from runners.engine.scoring import ScoreRequest
 
 SETTINGS: dict[str, dict[str, bool]] = {cls.name: {} for cls in DEFAULT_PASSES}
 BIASED = Case(replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2), torch.float32)  # two key heads
+# Neither 2 nor 3 divides the vocabulary: the last rank's part is filled up.
+ODD = replace(TINY_CONFIGS["odd_vocabulary"], num_hidden_layers=1, num_attention_heads=6, tie_word_embeddings=False)
 ONE_KV_HEAD = Case(replace(TINY_CONFIGS["one_kv_head"], num_hidden_layers=1), torch.float32)
 
 
@@ -97,6 +101,10 @@ def test_the_parts_of_all_ranks_are_the_model() -> None:
 
 @pytest.mark.parametrize(("case", "world_size"), [(BIASED, 2), (ONE_KV_HEAD, 4)], ids=["biased-2", "one_kv_head-4"])
 def test_every_pass_keeps_its_tier_on_every_rank(case: Case, world_size: int) -> None:
+    check_tiers(case, world_size)
+
+
+def check_tiers(case: Case, world_size: int) -> None:
     steps: dict[int, list[tuple[Pass, ModelGraph, ModelGraph]]] = {rank: [] for rank in range(world_size)}
     for rank, found in steps.items():
         for bucket in (BUCKETS["extend"], BUCKETS["sample"]):
@@ -192,6 +200,45 @@ def test_log_probabilities_are_those_of_one_rank() -> None:
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-6)
 
 
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_vocabulary_that_does_not_divide_is_filled_up(world_size: int) -> None:
+    assert ODD.vocab_size % world_size
+    reference = make_model(ODD)
+    whole = build(ODD, reference, WHOLE)
+    expected_tokens = tokens([whole], ODD.vocab_size)[0]
+    expected_scores = scores([whole], ODD.vocab_size)[0]
+    models = [build(ODD, reference, Shard(rank, world_size)) for rank in range(world_size)]
+    for model in models:
+        model.warm_up(list(whole._loaded))
+    for found in tokens(models, ODD.vocab_size):
+        assert found == expected_tokens
+    for found in scores(models, ODD.vocab_size):
+        for ours, theirs in zip(found, expected_scores, strict=True):
+            assert ours.shape == theirs.shape
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-6)
+
+
+def test_every_pass_keeps_its_tier_where_the_vocabulary_is_filled_up() -> None:
+    check_tiers(Case(ODD, torch.float32), 2)
+
+
+def test_an_int8_head_is_filled_up_too() -> None:
+    config = replace(ODD, dtype="float32")
+    quantization = Quantization("w8a16", select_linears(config, []))
+    graph = Case(config, torch.float32, quantization).captured("sample")
+    run_passes(graph, build_passes(SETTINGS, Shard(1, 2)))
+    plan = list(graph.weight_plan.values())
+    (head,) = [e for e in plan if e.dtype == torch.int8 and e.shape[0] == 126]
+    (mask,) = [e for e in plan if isinstance(e, PaddingMask)]
+    read = part_reader(Case(config, torch.float32).read)
+    tensors = evaluate([head, mask], read, torch.device("cpu"))
+    assert tensors[head].shape == (126, config.hidden_size)
+    assert not tensors[head][125:].any()
+    assert tensors[head][:125].any()
+    assert tensors[mask].tolist() == [0.0] * 125 + [-torch.inf]
+    assert from_json(to_json(mask)) == mask
+
+
 def test_weights_of_a_rank_are_read_as_parts() -> None:
     """No tensor that is shared out is asked for as a whole."""
     wholes: list[str] = []
@@ -211,8 +258,9 @@ def test_world_sizes_that_do_not_fit_are_refused() -> None:
     assert legal_world_sizes(GEMMA_7B) == [1, 2, 4, 8, 16]
     with pytest.raises(UserError, match=r"num_attention_heads 8 is not a multiple of it\. .* 1, 2, 4, 8\."):
         check_world_size(GEMMA_2B, 3)
-    with pytest.raises(UserError, match="vocab_size 251"):
-        check_world_size(TINY_CONFIGS["odd_vocabulary"], 2)
+    check_world_size(TINY_CONFIGS["odd_vocabulary"], 2)
+    with pytest.raises(UserError, match="vocab_size 9 leaves no token to the last of them"):
+        check_world_size(replace(TINY_CONFIGS["odd_vocabulary"], vocab_size=9), 4)
     three = replace(GEMMA_7B, num_attention_heads=12, num_key_value_heads=3)
     with pytest.raises(UserError, match="num_key_value_heads 3 is neither a multiple nor a divisor"):
         check_world_size(three, 2)
