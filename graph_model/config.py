@@ -20,7 +20,7 @@ _LARGEST = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 24,
-    "num_hidden_layers": 10_000,
+    "num_hidden_layers": 1024,
     "num_attention_heads": 1 << 16,
     "num_key_value_heads": 1 << 16,
     "head_dim": 1 << 16,
