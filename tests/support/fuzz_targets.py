@@ -1,0 +1,301 @@
+"""What reads files of others, each with a way to damage such files: for tests/fuzz.py and a short run of it in tests.
+
+A target takes hypothesis's `data` and a directory, writes files there, and reads them. Nothing but a UserError may come
+out of the reading, within `SECONDS` of the processor's time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from hypothesis import strategies as st
+
+from graph_model.checkpoint import open_checkpoint
+from graph_model.config import GemmaConfig, read_config
+from graph_model.errors import UserError
+from graph_model.quantization.linears import select_linears
+from runners.io.calibration import read_texts
+from runners.io.prompts import read_prompts
+from runners.io.tokenizer import chat_prompt, load_tokenizer
+from support.checkpoints import write_random_checkpoint
+from support.configs import TINY_CONFIGS
+from support.modelslim import quantized_tensors, write_checkpoint
+from support.tokenizers import CHAT_TEMPLATE, make_tokenizer
+
+SECONDS = 5.0
+CONFIG: GemmaConfig = TINY_CONFIGS["one_kv_head"]
+
+Target = Callable[[Any, Path], object]
+
+# JSON that a config may hold by accident or by malice: numbers of any size, deep nesting, long and odd texts.
+_TEXT = st.text(max_size=8) | st.sampled_from(["", "\x1b[31m", "\ud800", "../x", "a" * 5000, "gemma", "W8A8", "FLOAT"])
+_NUMBER = st.integers() | st.sampled_from([0, -1, 1, 2**31, 2**63, 10**12, 10**400, 10**4299]) | st.floats()
+_SCALAR = st.none() | st.booleans() | _NUMBER | _TEXT
+VALUES = st.recursive(
+    _SCALAR, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXT, inner, max_size=4), max_leaves=12
+)
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8", errors="surrogatepass")
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Each container within a JSON value, with each of its keys."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from _places(value[key])
+
+
+def damaged(data: Any, value: Any) -> Any:
+    """A copy of a JSON value with one to three places replaced, removed, renamed or repeated."""
+    copy = json.loads(json.dumps(value))
+    for _ in range(data.draw(st.integers(1, 3))):
+        places = list(_places(copy))
+        if not places:
+            return data.draw(VALUES)
+        container, key = places[data.draw(st.integers(0, len(places) - 1))]
+        change = data.draw(st.sampled_from(["replace", "remove", "add", "swap"]))
+        if change == "replace":
+            container[key] = data.draw(VALUES)
+        elif change == "remove":
+            del container[key]
+        elif change == "add" and isinstance(container, dict):
+            container[data.draw(_TEXT)] = data.draw(VALUES)
+        elif change == "swap":
+            other, place = places[data.draw(st.integers(0, len(places) - 1))]
+            container[key] = json.loads(json.dumps(other[place]))
+    return copy
+
+
+def damaged_bytes(data: Any, content: bytes) -> bytes:
+    """A copy with bytes changed, cut off or repeated; mostly near the beginning, where headers are."""
+    changed = bytearray(content)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, min(len(changed), 4096)))
+        change = data.draw(st.sampled_from(["byte", "cut", "insert"]))
+        if change == "byte" and place < len(changed):
+            changed[place] = data.draw(st.integers(0, 255))
+        elif change == "cut":
+            del changed[place : place + data.draw(st.integers(1, 64))]
+        else:
+            changed[place:place] = data.draw(st.binary(max_size=16))
+    return bytes(changed)
+
+
+@cache
+def _model() -> Path:
+    """A whole small checkpoint in one file, with its tokenizer. Shared, and read only."""
+    directory = Path(_folder().name) / "model"
+    write_random_checkpoint(directory, CONFIG)
+    make_tokenizer(directory)
+    return directory
+
+
+@cache
+def _quantized() -> Path:
+    directory = Path(_folder().name) / "quantized"
+    with open_checkpoint(_model(), CONFIG) as checkpoint:
+        weights = {name: checkpoint.read(name) for name in checkpoint.names}
+    made = quantized_tensors(
+        weights, select_linears(CONFIG, ["down_proj", "lm_head"]), "w8a8", next(iter(weights.values())).dtype
+    )
+    write_checkpoint(directory, CONFIG.to_json(), made, "w8a8")
+    return directory
+
+
+@cache
+def _folder() -> TemporaryDirectory[str]:
+    return TemporaryDirectory(prefix="fuzz-")
+
+
+def _read(directory: Path) -> None:
+    with open_checkpoint(directory, read_config(directory)) as checkpoint:
+        for name in checkpoint.names:
+            checkpoint.read(name).sum()
+
+
+def _json_file(name: str, origin: Callable[[], Path], read: Callable[[Path], object]) -> Target:
+    """The JSON file `name` of a directory is damaged as a value or as bytes, and the directory read."""
+
+    def target(data: Any, directory: Path) -> None:
+        shutil.copytree(origin(), directory, dirs_exist_ok=True)
+        path = directory / name
+        content = path.read_bytes()
+        if data.draw(st.booleans()):
+            write_json(path, damaged(data, json.loads(content)))
+        else:
+            path.write_bytes(damaged_bytes(data, content))
+        read(directory)
+
+    return target
+
+
+def weights_header(data: Any, directory: Path) -> None:
+    shutil.copytree(_model(), directory, dirs_exist_ok=True)
+    path = directory / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    if data.draw(st.booleans()):
+        header = json.dumps(damaged(data, json.loads(content[8 : 8 + length]))).encode("utf-8", "surrogatepass")
+        size = data.draw(st.sampled_from([len(header), len(header) + 1, 0, 2**63]))
+        path.write_bytes(size.to_bytes(8, "little") + header + content[8 + length :])
+    else:
+        path.write_bytes(damaged_bytes(data, content))
+    _read(directory)
+
+
+def index(data: Any, directory: Path) -> None:
+    shutil.copytree(_model(), directory, dirs_exist_ok=True)
+    shard = directory / "model-00001-of-00001.safetensors"
+    (directory / "model.safetensors").rename(shard)
+    with open_checkpoint(_model(), CONFIG) as checkpoint:
+        weight_map = dict.fromkeys(checkpoint.names, shard.name)
+    write_json(directory / "model.safetensors.index.json", damaged(data, {"metadata": {}, "weight_map": weight_map}))
+    _read(directory)
+
+
+def adapter(data: Any, directory: Path) -> None:
+    (directory / "adapter_model.safetensors").write_bytes(b"")
+    raw = {"peft_type": "LORA", "base_model_name_or_path": "google/gemma-2b", "r": 4}
+    write_json(directory / "adapter_config.json", damaged(data, raw))
+    read_config(directory)
+
+
+def recipe(data: Any, directory: Path) -> None:
+    shutil.copytree(_quantized(), directory, dirs_exist_ok=True)
+    text = "spec:\n  process:\n  - type: linear_quant\n    include: ['*']\n"
+    (directory / "Gemma_best_practice.yaml").write_bytes(damaged_bytes(data, text.encode()))
+    _read(directory)
+
+
+def _tokenizer(directory: Path) -> None:
+    tokenizer = load_tokenizer(directory)
+    tokenizer.decode(tokenizer("Hello, world: \u4f60 \x00").input_ids)
+
+
+_PIECES = st.sampled_from(
+    [
+        *(
+            "{{ bos_token }}",
+            "{{ messages }}",
+            "{% for m in messages %}",
+            "{{ m.content }}",
+            "{% endfor %}",
+            "{{ m.x.y }}",
+        ),
+        *(
+            "{% if m %}",
+            "{% endif %}",
+            "{{ raise_exception('no') }}",
+            "{{ 1 / 0 }}",
+            "{{ ''.__class__.__mro__ }}",
+            "{%",
+        ),
+        *(
+            "{{ range(9**9) }}",
+            "{{ 'x' * 9**7 }}",
+            "{% set x = [] %}",
+            "{{ x.append(x) }}",
+            "{{ x }}",
+            "{{ m | tojson }}",
+        ),
+        *(
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{% include 'x' %}",
+            "{{ 'a' | e | trim }}",
+            "text",
+            "\x1b",
+        ),
+    ]
+)
+
+
+def template(data: Any, directory: Path) -> None:
+    text = "".join(data.draw(st.lists(_PIECES, max_size=8))) if data.draw(st.booleans()) else CHAT_TEMPLATE
+    chat_prompt(_loaded_tokenizer(), [{"role": "user", "content": data.draw(_TEXT)}], text + "{{ '' }}")
+
+
+@cache
+def _loaded_tokenizer() -> Any:
+    return load_tokenizer(_model())
+
+
+def prompts_file(data: Any, directory: Path) -> None:
+    lines = [{"prompt": "Hi"}, {"messages": [{"role": "user", "content": "Hi"}]}, [{"role": "user", "content": "Hi"}]]
+    path = directory / "prompts.jsonl"
+    text = "\n".join(json.dumps(damaged(data, line)) for line in lines)
+    path.write_bytes(
+        damaged_bytes(data, text.encode("utf-8", "surrogatepass")) if data.draw(st.booleans()) else text.encode()
+    )
+    read_prompts(prompts_file=path, tokenizer=_loaded_tokenizer(), config=CONFIG, max_seq_len=64)
+
+
+def calibration_file(data: Any, directory: Path) -> None:
+    suffix = data.draw(st.sampled_from([".json", ".jsonl"]))
+    path = directory / f"texts{suffix}"
+    items = damaged(
+        data, [{"prompt": "A"}, {"inputs_pretokenized": "B"}, {"passage": "C", "question": "D", "answer": True}]
+    )
+    items = items if isinstance(items, list) else [items]
+    write_json(path, items) if suffix == ".json" else path.write_text("\n".join(map(json.dumps, items)))
+    read_texts(path)
+
+
+TARGETS: dict[str, Target] = {
+    "config.json": _json_file("config.json", _model, _read),
+    "safetensors header": weights_header,
+    "safetensors index": index,
+    "ModelSlim description": _json_file("quant_model_description_w8a8.json", _quantized, _read),
+    "ModelSlim recipe": recipe,
+    "config.json of a quantized checkpoint": _json_file("config.json", _quantized, _read),
+    "adapter_config.json": adapter,
+    "tokenizer.json": _json_file("tokenizer.json", _model, _tokenizer),
+    "tokenizer_config.json": _json_file("tokenizer_config.json", _model, _tokenizer),
+    "chat template": template,
+    "prompts file": prompts_file,
+    "calibration file": calibration_file,
+}
+
+
+class TooSlowError(AssertionError):
+    """An input took more than `SECONDS`."""
+
+
+def attempt(target: Target, data: Any) -> bool:
+    """Let a target read damaged files; whether it took them. Everything but a UserError is raised."""
+    _quantized(), _loaded_tokenizer()  # made, and what they need imported, before the clock runs
+    with TemporaryDirectory(prefix="fuzz-") as folder, _limited():
+        try:
+            target(data, Path(folder))
+        except UserError:
+            return False
+    return True
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    expired = []
+
+    def stop(*unused: object) -> None:
+        expired.append(True)
+        raise TooSlowError(f"more than {SECONDS:g} s")
+
+    # Of the processor: what else the machine does is no fault of the reader.
+    previous = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
+        if expired:  # readers that turn every exception into a UserError have caught it
+            raise TooSlowError(f"more than {SECONDS:g} s")
