@@ -51,7 +51,8 @@ class LeftOver:
         total = linear_calls(graph, quantized=False)
         if dequantizes_weights(graph):
             total += linear_calls(graph, quantized=True)
-        reason = f"of {total} floating-point linears {taken} went to other kernels, {left_to_others} are left to them"
+        taken_by_others = f"other kernels take the {total} linears in floating point"
+        reason = taken_by_others if total else "every linear is quantized"
         return Expected(total - taken - left_to_others, reason)
 
 
