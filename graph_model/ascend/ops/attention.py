@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc, byte_count, element_count
-from graph_model.ascend.ops.op import AscendOp, shape_of
+from graph_model.ascend.ops.op import AscendOp, ge, shape_of
 from graph_model.ascend.work import SOFTMAX, Operands, Work
 from graph_model.bucket import BLOCK_SIZES
 from graph_model.chips.chip import Chip, Limits
@@ -105,13 +105,11 @@ def _fake_incre_flash_attention(
 def _convert_incre_flash_attention(
     query: Any, key: Any, value: Any, actual_seq_lengths: Any, *, scale: float, **options: Any
 ) -> Any:
-    from torchair._ge_concrete_graph import ge_apis as ge
-
     for_quantized_caches = ("dequant_scale1", "quant_scale1", "dequant_scale2", "quant_scale2", "quant_offset2")
     unused = ("pse_shift", "antiquant_scale", "antiquant_offset", "kv_padding_size", *for_quantized_caches)
     options = {"atten_mask": None, "block_table": None, "input_layout": "BSH", "block_size": 0, **options}
     lengths = {"actual_seq_lengths": actual_seq_lengths}
-    return ge.IncreFlashAttention(
+    return ge().IncreFlashAttention(
         query, [key], [value], **lengths, scale_value=scale, **options, **dict.fromkeys(unused)
     )
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc, element_count
-from graph_model.ascend.ops.op import AscendOp, insert_node, shape_of
+from graph_model.ascend.ops.op import AscendOp, ge, insert_node, shape_of
 from graph_model.ascend.ops.quantize import to_int8
 from graph_model.ascend.work import Operands, Work, update
 from graph_model.chips.chip import Chip
@@ -83,9 +83,7 @@ def _dynamic_quant_scatter_(cache: Tensor, scales: Tensor, places: Tensor, rows:
 
 def _convert_dynamic_quant_scatter(cache: Any, scales: Any, places: Any, rows: Any) -> Any:
     """Source of the prototype: ops-nn quant/dynamic_quant_update_scatter/op_graph, *_proto.h."""
-    from torchair._ge_concrete_graph import ge_apis as ge
-
-    written = {"var": ge.TensorMove(cache), "var_scale": ge.TensorMove(scales)}
+    written = {"var": ge().TensorMove(cache), "var_scale": ge().TensorMove(scales)}
     return insert_node(
         "DynamicQuantUpdateScatter",
         {**written, "indices": places, "updates": rows},

@@ -12,7 +12,7 @@ from torch import Tensor
 from graph_model import ops  # noqa: F401  (defines gemma.all_reduce)
 from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc, byte_count, element_count, group_size
 from graph_model.ascend.ops.linear import fake_linear
-from graph_model.ascend.ops.op import AscendOp
+from graph_model.ascend.ops.op import AscendOp, ge
 from graph_model.ascend.work import Operands, Uncountable, Work, product
 from graph_model.chips.chip import Chip
 from graph_model.errors import UserError
@@ -41,7 +41,6 @@ def _matmul_all_reduce(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _convert_matmul_all_reduce(x: Any, weight: Any) -> Any:
-    from torchair._ge_concrete_graph import ge_apis as ge
     from torchair._ge_concrete_graph.hcom_utils import get_group_name_and_record
 
     group = torch.distributed.distributed_c10d._get_default_group()
@@ -50,7 +49,7 @@ def _convert_matmul_all_reduce(x: Any, weight: Any) -> Any:
     name = get_group_name_and_record(tag, ranks, len(ranks))
     of_quantized_products = ("antiquant_scale", "antiquant_offset", "dequant_scale", "pertoken_scale")
     unused = ("bias", "x3", *of_quantized_products, "comm_quant_scale_1", "comm_quant_scale_2")
-    return ge.MatmulAllReduce(x, weight, **dict.fromkeys(unused), group=name, is_trans_b=True)
+    return ge().MatmulAllReduce(x, weight, **dict.fromkeys(unused), group=name, is_trans_b=True)
 
 
 def _check_matmul_all_reduce(node: Node, inputs: dict[str, TensorDesc], chip: Chip) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graph_model.ascend.ops.op import AscendOp, insert_node
+from graph_model.ascend.ops.op import AscendOp, ge, insert_node
 from graph_model.ascend.work import product
 
 
@@ -17,16 +17,6 @@ def fake_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     torch._check(x.dim() == 2 and weight.dim() == 2, lambda: "linear: x and weight must be matrices")
     torch._check(x.shape[1] == weight.shape[1], lambda: "linear: inner sizes differ")
     return x.new_empty(x.shape[0], weight.shape[0])
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return F.linear(x, weight, bias)
-
-
-def _convert_linear(x: Any, weight: Any, bias: Any = None) -> Any:
-    from torchair._ge_concrete_graph import ge_apis as ge
-
-    return ge.MatMulV2(x, weight, bias, None, transpose_x2=True)
 
 
 def _fake_gemm(x: Tensor, weight: Tensor, one: Tensor, total: Tensor) -> Tensor:
@@ -47,11 +37,9 @@ def _gemm(x: Tensor, weight: Tensor, one: Tensor, total: Tensor) -> Tensor:
 
 def _convert_gemm(x: Any, weight: Any, one: Any, total: Any) -> Any:
     """Source of the prototype: ops-nn matmul/gemm_v2/op_graph/gemm_v2_proto.h."""
-    from torchair._ge_concrete_graph import ge_apis as ge
-
     return insert_node(
         "GemmV2",
-        {"a": x, "b": weight, "alpha": one, "beta": one, "c": ge.TensorMove(total)},
+        {"a": x, "b": weight, "alpha": one, "beta": one, "c": ge().TensorMove(total)},
         ["c"],
         {"transpose_b": True},
         defaults={"transpose_a": False, "transpose_b": False},
@@ -63,20 +51,14 @@ def _batch_matmul(x1: Tensor, x2: Tensor, adj_x2: bool = False) -> Tensor:
     return torch.matmul(x1, x2.mT if adj_x2 else x2)
 
 
-def _convert_batch_matmul(x1: Any, x2: Any, adj_x2: bool = False) -> Any:
-    from torchair._ge_concrete_graph import ge_apis as ge
-
-    return ge.BatchMatMul(x1, x2, adj_x1=False, adj_x2=adj_x2)
-
-
 OPS = (
     AscendOp(
         "ascend::linear",
         "MatMulV2",
         schema="(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor",
         fake=fake_linear,
-        convert=_convert_linear,
-        cpu=_linear,
+        convert=lambda x, weight, bias=None: ge().MatMulV2(x, weight, bias, None, transpose_x2=True),
+        cpu=lambda x, weight, bias=None: F.linear(x, weight, bias),
         work=product("x1", "x2"),
     ),
     AscendOp(
@@ -93,7 +75,7 @@ OPS = (
         "BatchMatMul",
         schema="(Tensor x1, Tensor x2, bool adj_x2=False) -> Tensor",
         fake=_batch_matmul,
-        convert=_convert_batch_matmul,
+        convert=lambda x1, x2, adj_x2=False: ge().BatchMatMul(x1, x2, adj_x1=False, adj_x2=adj_x2),
         cpu=_batch_matmul,
         work=product("x1", "x2"),
     ),

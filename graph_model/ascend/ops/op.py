@@ -52,6 +52,21 @@ class AscendOp:
             _LIBRARY.impl(self.torch_name.removeprefix("ascend::"), self.functionalize, "Functionalize")
 
 
+def ge() -> Any:
+    """torchair's functions that add a node, one for each GE op; torchair must be loaded."""
+    from torchair._ge_concrete_graph import ge_apis
+
+    return ge_apis
+
+
+def ge_dtype(dtype: torch.dtype) -> int:
+    """GE's number of a dtype; torchair must be loaded."""
+    from torchair.ge._ge_graph import torch_type_to_ge_type
+
+    number: int = torch_type_to_ge_type(dtype)
+    return number
+
+
 def insert_node(
     ge_type: str,
     inputs: Mapping[str, Any],

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc
-from graph_model.ascend.ops.op import AscendOp, shape_of
+from graph_model.ascend.ops.op import AscendOp, ge, ge_dtype, shape_of
 from graph_model.ascend.work import per_element, product
 from graph_model.chips.chip import Chip
 from graph_model.quantization.int8 import decode_scale
@@ -51,11 +51,8 @@ def _quant_matmul(
 
 
 def _convert_quant_matmul(x: Any, weight: Any, scale: Any, bias: Any, pertoken_scale: Any, dtype: Any) -> Any:
-    from torchair._ge_concrete_graph import ge_apis as ge
-    from torchair.ge._ge_graph import torch_type_to_ge_type
-
-    output = torch_type_to_ge_type(dtype)
-    return ge.QuantBatchMatmulV3(x, weight, scale, None, bias, pertoken_scale, dtype=output, transpose_x2=True)
+    rest = {"dtype": ge_dtype(dtype), "transpose_x2": True}
+    return ge().QuantBatchMatmulV3(x, weight, scale, None, bias, pertoken_scale, **rest)
 
 
 def _check_quant_matmul(node: Node, inputs: dict[str, TensorDesc], chip: Chip) -> None:
@@ -74,17 +71,6 @@ def _fake_dequantize(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(x, dtype=dtype)
 
 
-def _dequantize(x: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    return (x.float() * scale).to(dtype)
-
-
-def _convert_dequantize(x: Any, scale: Any, dtype: Any) -> Any:
-    from torchair._ge_concrete_graph import ge_apis as ge
-    from torchair.ge._ge_graph import torch_type_to_ge_type
-
-    return ge.dequant_bias(x, scale, None, None, output_dtype=torch_type_to_ge_type(dtype))
-
-
 def _fake_weight_quant_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """x [rows, in] @ (weight [out, in] * scale [out, 1]) transposed; scale has x's dtype."""
     torch._check(weight.dtype == torch.int8, lambda: "weight_quant_matmul: weight must be int8")
@@ -97,10 +83,8 @@ def _weight_quant_matmul(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _convert_weight_quant_matmul(x: Any, weight: Any, scale: Any) -> Any:
-    from torchair._ge_concrete_graph import ge_apis as ge
-
     unused = dict.fromkeys(("antiquant_offset", "quant_scale", "quant_offset", "bias"))
-    return ge.WeightQuantBatchMatmulV2(x, weight, scale, **unused, transpose_weight=True)
+    return ge().WeightQuantBatchMatmulV2(x, weight, scale, **unused, transpose_weight=True)
 
 
 def _check_weight_quant_matmul(node: Node, inputs: dict[str, TensorDesc], chip: Chip) -> None:
@@ -126,8 +110,8 @@ OPS = (
         "DequantBias",
         schema="(Tensor x, Tensor scale, ScalarType dtype) -> Tensor",
         fake=_fake_dequantize,
-        convert=_convert_dequantize,
-        cpu=_dequantize,
+        convert=lambda x, scale, dtype: ge().dequant_bias(x, scale, None, None, output_dtype=ge_dtype(dtype)),
+        cpu=lambda x, scale, dtype: (x.float() * scale).to(dtype),
         work=per_element(1),
     ),
     AscendOp(
