@@ -243,11 +243,12 @@ def test_nothing_is_a_standin_before_it_is_loaded() -> None:
 @needs_compiler
 def test_importing_torch_npu_first_is_refused(tmp_path: Path) -> None:
     script = (
-        "import sys, types; from pathlib import Path; from runners.backends.ascend import soc, standin; import torch; "
+        "import sys, types; from pathlib import Path; from graph_model.chips.registry import find_soc; "
+        "from runners.backends.ascend import standin; import torch; "
         "sys.modules['torch_npu'] = types.ModuleType('torch_npu'); "
         "from importlib.machinery import ModuleSpec; "
         "sys.modules['torch_npu'].__spec__ = ModuleSpec('torch_npu', None); "
-        "standin.load(soc.ATLAS_800I_A2, Path(sys.argv[1]))"
+        "standin.load(find_soc('atlas_800i_a2'), Path(sys.argv[1]))"
     )
     result = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert "torch_npu was imported before the CANN stand-in" in result.stderr
