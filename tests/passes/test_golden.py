@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.data import DUMPS
 
-GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parents[2]
 
 # Every dump of every bucket, in a process of its own.
@@ -76,12 +76,12 @@ def golden_texts(dumps: dict[str, str]) -> dict[str, str]:
 def test_dumps_equal_the_golden_ones(dumps: dict[str, str], request: pytest.FixtureRequest) -> None:
     texts = golden_texts(dumps)
     if request.config.getoption("--update-golden"):
-        GOLDEN.mkdir(exist_ok=True)
-        for path in GOLDEN.glob("*.txt"):
+        DUMPS.mkdir(exist_ok=True)
+        for path in DUMPS.glob("*.txt"):
             path.unlink()
         for name, text in texts.items():
-            (GOLDEN / name).write_text(text, encoding="utf-8")
-    golden = {path.name: path.read_text(encoding="utf-8") for path in sorted(GOLDEN.glob("*.txt"))}
+            (DUMPS / name).write_text(text, encoding="utf-8")
+    golden = {path.name: path.read_text(encoding="utf-8") for path in sorted(DUMPS.glob("*.txt"))}
     assert sorted(texts) == sorted(golden)
     for name, text in texts.items():
         assert text == golden[name], f"{name} changed; review it after pytest tests/passes --update-golden"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from support.cli import CommandResult, run_command
+from support.data import REAL_DUMP
 from support.pbtxt import pbtxt
 
 from runners.backends.ascend.standin import BANNER
 from runners.inspect_graph import inspect_graph
 
-REAL_DUMP = Path(__file__).parent / "dump"
 pytest.importorskip("google.protobuf")
 Run = Callable[..., CommandResult]
 
@@ -66,7 +66,7 @@ def test_a_dump_folder_is_shown_with_its_chip_and_notes(run: Run, dump: Path) ->
     assert "estimate" in shown.stdout
 
 
-def test_the_page_needs_nothing_else_and_shows_what_passes_changed(run: Run, dump: Path, tmp_path: Path) -> None:
+def test_the_page_stands_alone_and_shows_what_passes_changed(run: Run, dump: Path, tmp_path: Path) -> None:
     page, picture = tmp_path / "page.html", tmp_path / "plots.svg"
     assert run(f"graph={dump}", f"page={page}", f"picture={picture}", "overwrite=true").status == 0
     html = page.read_text()

@@ -13,6 +13,7 @@ from graph_model.capture import capture
 from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.graph import KVCacheConfig, ModelGraph
+from graph_model.numerics import TOLERANCE
 from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.weights import Part, Read, evaluate
 from passes.framework.manager import run_passes
@@ -24,6 +25,12 @@ from support.configs import TINY_CONFIGS
 from support.modelslim import quantized_tensors
 
 BASE = replace(TINY_CONFIGS["one_kv_head"], num_hidden_layers=2, head_dim=64, num_attention_heads=4)
+DECOMPOSED = replace(BASE, num_attention_heads=8, num_key_value_heads=1, head_dim=256)
+GROUPED = replace(BASE, num_attention_heads=4, num_key_value_heads=2, head_dim=256)
+WIDE_GROUPS = replace(BASE, num_attention_heads=8, num_key_value_heads=2, head_dim=144)
+ONE_TO_ONE = replace(BASE, num_attention_heads=2, num_key_value_heads=2, head_dim=256)
+BIASED = replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2)
+UNTIED = replace(TINY_CONFIGS["untied_head"], num_hidden_layers=2)
 CHUNK, WIDTH = 16, 2
 
 
@@ -53,6 +60,15 @@ class StepCase:
             return Quantization(None, kv8=True) if self.kv8 else None
         linears = select_linears(self.config, [] if self.scheme == "w8a16" else ["down_proj", "lm_head"])
         return Quantization(self.scheme, linears, stored=self.scheme == "w8a8", kv8=self.kv8)  # type: ignore[arg-type]
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference that rounding may make, relative to the largest logit."""
+        if self.scheme in (None, "w8a16") and not self.kv8:
+            return TOLERANCE[self.dtype]
+        # One unit of an int8 activation moves logits of a small random model by more than rounding does; a fused norm
+        # in bfloat16 rounds 1 + w to as few bits as an int8 has, and so moves many by one.
+        return 0.15 if (self.dtype, self.norm) == (torch.bfloat16, "fused") else 0.1
 
     def canonical(self) -> ModelGraph:
         """The graph before kernels are selected."""

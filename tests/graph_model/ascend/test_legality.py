@@ -47,7 +47,7 @@ def test_illegal_models_are_refused_with_the_rule(soc: Chip, changes: dict[str, 
         check_model(soc, **model)  # type: ignore[arg-type]
 
 
-def test_block_sizes_depend_on_the_query_tokens_and_the_caches_dtype() -> None:
+def test_block_sizes_depend_on_query_tokens_and_cache_dtype() -> None:
     check_block_size(ATLAS_800I_A2, 48)
     check_block_size(ATLAS_800I_A2, 384, query_tokens=5)
     with pytest.raises(UserError, match="multiples of 128 up to 512"):
@@ -60,7 +60,7 @@ def test_block_sizes_depend_on_the_query_tokens_and_the_caches_dtype() -> None:
     ("rule", "sizes"),
     [({}, "16, 32, 64, 128"), ({"int8_cache": True}, "32, 64, 128"), ({"query_tokens": 5}, "128")],
 )
-def test_the_block_sizes_that_a_refusal_names_are_settings_and_legal(rule: dict[str, Any], sizes: str) -> None:
+def test_the_block_sizes_that_a_refusal_names_are_legal(rule: dict[str, Any], sizes: str) -> None:
     with pytest.raises(UserError, match=rf"Set block_size={sizes}\.$|Set block_size to one of {sizes}\.$"):
         check_block_size(ATLAS_800I_A2, 24, **rule)
     for size in map(int, sizes.split(", ")):
@@ -136,13 +136,13 @@ def test_the_reason_on_the_300i_duo_is_the_one_that_holds(heads: tuple[int, int]
 
 
 @pytest.mark.parametrize(("phase", "passes"), [("prefill", (1, 5, 17)), ("extend", (3, 7, 19))])
-def test_key_heads_repeated_for_prefill_on_the_300i_duo_are_counted(phase: str, passes: tuple[int, ...]) -> None:
+def test_key_heads_repeated_for_prefill_on_the_duo_are_counted(phase: str, passes: tuple[int, ...]) -> None:
     """One, two and eight query heads per key head."""
     found = (choose_attention(ATLAS_300I_DUO, phase, 64, heads, 1, 256, 1) for heads in (1, 2, 8))  # type: ignore[arg-type]
     assert tuple(choice.cache_passes for choice in found) == passes
 
 
-def test_prefill_on_the_300i_duo_gathers_only_after_earlier_context() -> None:
+def test_prefill_on_the_duo_gathers_only_after_earlier_context() -> None:
     prefill, extend = (
         choose_attention(ATLAS_300I_DUO, phase, 64, 16, 16, 256, batch=1) for phase in ("prefill", "extend")
     )
@@ -174,7 +174,7 @@ def test_what_a_chip_cannot_quantize_is_refused(
         check_quantization(soc, quantization, **model | changes)
 
 
-def test_products_join_all_reduces_on_the_a2_alone_and_for_devices_of_one_server() -> None:
+def test_products_join_all_reduces_within_one_a2_server() -> None:
     for world_size in (1, 2, 4, 8):
         check_matmul_all_reduce(ATLAS_800I_A2, world_size)
     with pytest.raises(UserError, match="world_size is 16; MatmulAllReduce joins 1, 2, 4, 8 devices"):

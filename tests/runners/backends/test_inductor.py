@@ -60,9 +60,7 @@ def prompts() -> list[list[int]]:
     return [torch.randint(3, 251, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-def test_tokens_equal_transformers_over_many_lengths_and_nothing_compiles_after_warm_up(
-    kernel_dir: Path, tmp_path: Path
-) -> None:
+def test_tokens_of_many_lengths_equal_and_compile_nothing_more(kernel_dir: Path, tmp_path: Path) -> None:
     reference = make_model(CONFIG)
     model = build(InductorBackend(CPU, kernel_dir), reference, tmp_path)
     assert (model.report.compiled, model.report.from_cache) == (3, 0)
@@ -120,9 +118,7 @@ def test_tokens_follow_the_token_rule_in_every_dtype(
     assert model.report.compiled == len(WARM), "a step was compiled after warm-up"
 
 
-def test_a_sampled_step_and_its_log_probabilities_equal_those_of_the_reference_kernels(
-    kernel_dir: Path, tmp_path: Path
-) -> None:
+def test_a_sampled_step_equals_that_of_the_reference_kernels(kernel_dir: Path, tmp_path: Path) -> None:
     bucket = Bucket("prefill", 4, 32, 0, "sample", logprobs=3)
     reference = make_model(CONFIG)
     outputs = []
@@ -178,7 +174,7 @@ def decode_all(model: CompiledModel, ids: torch.Tensor) -> list[StepOutput]:
     ("schemes", "dtype"),
     [("w8a8", torch.float32), ("w8a16+kv8", torch.bfloat16), ("w8a8_dynamic+kv8", torch.bfloat16)],
 )
-def test_quantized_steps_choose_the_tokens_of_the_reference_kernels(
+def test_quantized_steps_choose_the_reference_kernels_tokens(
     schemes: str, dtype: torch.dtype, kernel_dir: Path, tmp_path: Path
 ) -> None:
     """All linears of each scheme, the int8 cache written and read. A token may differ where the best two are a tie."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rank_processes as ranks
 import torch
 import torch.distributed as dist
+from support import rank_processes as ranks
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 
@@ -85,7 +85,7 @@ def test_a_rank_that_is_killed_is_named(settings: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_a_program_may_let_its_ranks_wait_longer_than_their_timeout(settings: list[str]) -> None:
+def test_a_program_may_let_ranks_wait_beyond_their_timeout(settings: list[str]) -> None:
     with LLM([*settings, "world_size=2", "ranks.timeout=5"]) as llm:
         first = [result.token_ids for result in llm.generate(PROMPTS, ANSWER)]
         time.sleep(8)

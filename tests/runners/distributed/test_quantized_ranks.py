@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import world_sizes
+from support import world_sizes
 
 from graph_model.config import read_config
 from graph_model.quantization.linears import Quantization, select_linears

@@ -97,9 +97,7 @@ def load(directory: Path, scheme: str, place: str) -> list[tuple[int, int, int]]
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("scheme", "place"), [("w8a8", "last"), ("w8a8", "first"), ("w8a8_dynamic", "last")])
-def test_a_quantized_models_memory_falls_too_and_reads_but_for_whole_rows(
-    tmp_path: Path, scheme: str, place: str
-) -> None:
+def test_a_quantized_models_memory_falls_and_reads_whole_rows(tmp_path: Path, scheme: str, place: str) -> None:
     """w8a8 is read from a quantized checkpoint, of which rank 0 reads row-parallel layers whole, for their bias;
     w8a8_dynamic is made at load, where scales of row-parallel layers are those of whole rows."""
     directory = tmp_path / "model"

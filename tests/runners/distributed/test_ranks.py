@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import rank_processes as ranks
 import torch
+from support import rank_processes as ranks
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 from support.ranks import run_ranks
@@ -57,7 +57,7 @@ def answers_of_one(checkpoint: Path, tmp_path: Path, indices: list[int], new_tok
     ("world_size", "victim"),
     [(2, 1), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
 )
-def test_a_rank_killed_in_decode_ends_all_and_leaves_the_finished_answers(
+def test_a_rank_killed_in_decode_leaves_the_finished_answers(
     checkpoint: Path, tmp_path: Path, world_size: int, victim: int
 ) -> None:
     arguments = ranks.arguments(checkpoint, tmp_path, PROMPTS, f"world_size={world_size}", "max_new_tokens=24")
@@ -286,7 +286,7 @@ def test_fewer_devices_than_ranks_are_refused(checkpoint: Path) -> None:
         (["backend=torchair", "soc=atlas_300i_duo", "dtype=float16"], "An Atlas 300I DUO card is 2"),
     ],
 )
-def test_fewer_devices_than_ranks_are_refused_before_a_rank_is_started(
+def test_fewer_devices_than_ranks_are_refused_before_starting(
     overrides: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where ranks share the host: on a CPU, and on the CANN stand-in."""
@@ -316,7 +316,7 @@ def test_wrong_settings_are_refused(checkpoint: Path, override: str, message: st
         settings(checkpoint, override)
 
 
-def test_another_number_of_ranks_than_the_launcher_started_is_refused(checkpoint: Path) -> None:
+def test_another_number_of_ranks_than_launched_is_refused(checkpoint: Path) -> None:
     check_place(settings(checkpoint), 2)
     with pytest.raises(UserError, match=r"world_size is 2, and the launcher \(torchrun\) started 4 ranks"):
         check_place(settings(checkpoint), 4)

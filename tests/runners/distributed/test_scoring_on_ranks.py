@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import rank_processes as ranks
+from support import rank_processes as ranks
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 COMMON = ["backend=eager", "dtype=float32", "ranks.master_port=null"]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import world_sizes
+from support import world_sizes
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 

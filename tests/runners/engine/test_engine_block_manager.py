@@ -86,14 +86,14 @@ def test_a_block_is_not_found_after_another_beginning() -> None:
     assert len(manager.match(array("q", [3, 4, 5]))[0]) == 0
 
 
-def test_the_last_block_of_a_wholly_cached_prompt_is_computed_again() -> None:
+def test_a_wholly_cached_prompts_last_block_is_computed_again() -> None:
     manager = BlockManager(8, 0, 2)
     blocks = fill(manager, [1, 2, 3, 4])
     assert manager.match(array("q", [1, 2, 3, 4]))[0] == blocks[:1]
     assert manager.match(array("q", [1, 2, 3, 4, 5]))[0] == blocks
 
 
-def test_freed_blocks_are_evicted_oldest_first_and_ends_before_beginnings() -> None:
+def test_freed_blocks_are_evicted_oldest_and_ends_first() -> None:
     manager = BlockManager(4, 0, 2)
     first, second = fill(manager, [1, 1, 2, 2]), fill(manager, [3, 3, 4, 4])
     manager.release(first)

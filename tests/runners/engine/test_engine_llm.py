@@ -9,7 +9,14 @@ import threading
 import time
 
 import pytest
-from engine_fakes import FakeModel, assert_nothing_held, byte_level_tokenizer, expected_tokens, scripted, small_buckets
+from support.engine_fakes import (
+    FakeModel,
+    assert_nothing_held,
+    byte_level_tokenizer,
+    expected_tokens,
+    scripted,
+    small_buckets,
+)
 
 from graph_model.errors import UserError
 from runners.engine import Engine, EngineDriver, SamplingParams, TokenEvent

@@ -6,12 +6,12 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from arrivals import Request, serve
-from engine_fakes import byte_level_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.arrivals import Request, serve
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
+from support.engine_fakes import byte_level_tokenizer
 from support.models import build_model
 
 from graph_model.bucket import BucketTable

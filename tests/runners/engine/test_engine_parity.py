@@ -146,7 +146,7 @@ def build(reference: torch.nn.Module, num_blocks: int) -> CompiledModel:
     return build_model(BACKEND, reference, CONFIG, buckets, num_blocks=num_blocks)
 
 
-def test_a_sampled_request_gets_the_same_tokens_alone_and_among_others(reference: torch.nn.Module) -> None:
+def test_a_sampled_request_gets_its_tokens_among_others_too(reference: torch.nn.Module) -> None:
     prompts = [random_ids(length, length) for length in (3, 17, 40, 29, 64)]
     settings = [
         SamplingParams(temperature=1.0, seed=1, max_new_tokens=16, ignore_eos=True),

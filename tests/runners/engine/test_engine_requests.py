@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from arrivals import Request, serve
-from engine_fakes import FakeModel, assert_nothing_held, expected_tokens, small_buckets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.arrivals import Request, serve
+from support.engine_fakes import FakeModel, assert_nothing_held, expected_tokens, small_buckets
 
 from runners.engine import Engine, SamplingParams
 
@@ -53,7 +53,7 @@ def test_each_request_gets_the_tokens_it_gets_alone(mixture: tuple[Any, ...]) ->
 @pytest.mark.slow
 @settings(max_examples=3000, deadline=None)
 @given(mixtures)
-def test_each_request_gets_the_tokens_it_gets_alone_in_many_mixtures(mixture: tuple[Any, ...]) -> None:
+def test_each_request_gets_its_lone_tokens_in_many_mixtures(mixture: tuple[Any, ...]) -> None:
     serve_and_check(*mixture)
 
 

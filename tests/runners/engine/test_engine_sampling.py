@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from engine_fakes import FakeModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.engine_fakes import FakeModel
 
 from graph_model.errors import UserError
 from runners.engine import Engine, SamplingParams
@@ -52,7 +52,7 @@ def test_values_at_the_edge_of_the_range_are_taken() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 200))
-def test_a_number_is_the_word_at_its_position_in_the_seed_s_stream(seed: int, index: int) -> None:
+def test_a_number_is_the_word_at_its_place_in_a_seeds_stream(seed: int, index: int) -> None:
     words = np.random.Philox(key=seed).advance(index * CHUNK // 4).random_raw(CHUNK)
     numbers = uniform_chunk(seed, index)
     assert numbers.dtype == np.float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from engine_fakes import FakeModel, assert_nothing_held, expected_tokens, small_buckets
+from support.engine_fakes import FakeModel, assert_nothing_held, expected_tokens, small_buckets
 
 from graph_model.bucket import BucketTable, powers_of_two
 from runners.engine import Engine, RequestResult, SamplingParams
@@ -116,7 +116,7 @@ def test_the_youngest_is_preempted_and_loses_nothing() -> None:
     assert_nothing_held(engine)
 
 
-def test_a_request_that_has_to_wait_for_blocks_waits_and_then_runs() -> None:
+def test_a_request_that_waits_for_blocks_runs_later() -> None:
     model = FakeModel(usable_blocks=8, max_seq_len=32)
     engine = Engine(model)
     prompts = [[base] * 27 for base in (1, 2)]  # 7 blocks each
@@ -151,7 +151,7 @@ def test_a_prompt_being_computed_gives_way_to_those_older() -> None:
     finish(engine)
 
 
-def test_prompts_of_like_length_share_a_step_and_unlike_ones_do_not() -> None:
+def test_only_prompts_of_like_length_share_a_step() -> None:
     model = FakeModel(large_buckets(8), block_size=16, usable_blocks=400, max_seq_len=512)
     engine = Engine(model)
     for index in range(4):
@@ -162,7 +162,7 @@ def test_prompts_of_like_length_share_a_step_and_unlike_ones_do_not() -> None:
     assert [(rows, tokens) for _, rows, tokens in model.steps] == [(4, 400), (1, 20), (1, 400)]
 
 
-def test_sampling_and_logprobs_buckets_are_used_only_when_a_row_asks() -> None:
+def test_sampling_and_logprobs_buckets_run_when_a_row_asks() -> None:
     model = FakeModel()
     engine = Engine(model)
     engine.add_request([1, 2, 3], SamplingParams(max_new_tokens=8))
@@ -209,7 +209,7 @@ def test_the_decode_batch_stays_full_while_work_waits(batch: int) -> None:
     assert_nothing_held(engine)
 
 
-def test_a_request_that_arrives_while_all_decode_gets_its_first_token_soon() -> None:
+def test_a_request_that_arrives_in_decode_soon_gets_a_token() -> None:
     """The place ahead of the decode batch is also for those that come late."""
     model = FakeModel(small_buckets(batch=2, prefill_batch=2))
     engine = Engine(model)

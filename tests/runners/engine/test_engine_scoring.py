@@ -50,7 +50,7 @@ def assert_scores(reference: torch.nn.Module, requests: list[ScoreRequest], scor
         np.testing.assert_allclose(found.logprobs, rows.numpy(), atol=1e-4)
 
 
-def test_short_answers_whole_texts_and_choices_behind_shared_contexts(reference: torch.nn.Module) -> None:
+def test_scores_of_short_answers_whole_texts_and_choices(reference: torch.nn.Module) -> None:
     context = random_ids(53, 1)
     requests = [ScoreRequest.continuation(context, random_ids(n, n)) for n in (1, 2, 5, 60)]
     requests += [ScoreRequest.continuation(random_ids(1, n), random_ids(n, n + 1)) for n in (7, 24, 90)]

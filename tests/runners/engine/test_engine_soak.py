@@ -6,7 +6,7 @@ import gc
 import sys
 
 import numpy as np
-from engine_fakes import FakeModel, assert_nothing_held, byte_level_tokenizer, small_buckets
+from support.engine_fakes import FakeModel, assert_nothing_held, byte_level_tokenizer, small_buckets
 
 from runners.engine import Engine, SamplingParams
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from engine_fakes import FakeModel, byte_level_tokenizer, scripted
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.engine_fakes import FakeModel, byte_level_tokenizer, scripted
 from tokenizers import Tokenizer, decoders, models
 
 from runners.engine import EngineDriver, RequestResult, SamplingParams, TokenEvent
@@ -99,7 +99,7 @@ def test_a_valid_character_survives_invalid_bytes_after_it() -> None:
     assert "".join(stream(decode, token_ids)) == "a€\ufffdb"
 
 
-def test_a_character_that_begins_after_many_invalid_bytes_is_whole() -> None:
+def test_a_character_after_many_invalid_bytes_is_whole() -> None:
     decode = make_decode(sentencepiece_tokenizer(False))
     token_ids = [*[2 + 0xFF] * 8, *encode_pieces("€b")]
     assert "".join(stream(decode, token_ids)) == "\ufffd" * 8 + "€b"

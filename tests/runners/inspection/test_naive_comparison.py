@@ -1,4 +1,4 @@
-"""inspect_graph.py compare=naive: what it refuses. What it measures: tests/runners/backends/budget_cases.py."""
+"""inspect_graph.py compare=naive: what it refuses. What it measures: test_ascend_budgets.py."""
 
 from __future__ import annotations
 

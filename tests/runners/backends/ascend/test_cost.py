@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ge_graphs import const, data, graph, node
+from support.ge_graphs import const, data, graph, node
 
 from graph_model.ascend.ge_graph import Node, TensorDesc
 from graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
@@ -48,7 +48,7 @@ def test_a_product_of_skinny_takes_the_time_of_its_weight() -> None:
     assert half_the_bandwidth.seconds == pytest.approx(2 * cost.seconds)
 
 
-def test_a_product_of_many_rows_takes_the_time_of_its_operations_at_the_rate_of_its_dtype() -> None:
+def test_a_product_of_many_rows_is_bound_by_its_dtypes_rate() -> None:
     operations = 2 * 4096 * 4096 * 4096
     cost = estimate_one(*product(4096, 4096, 4096))
     assert (cost.bound, cost.seconds) == ("matrix", pytest.approx(operations / 295e12))
@@ -94,7 +94,7 @@ def test_paged_attention_reads_the_context_and_not_the_cache() -> None:
     assert cost.work.vector == 14 * 8 * 8 * 500
 
 
-def test_without_a_context_attention_reads_all_that_the_block_table_addresses_and_never_more() -> None:
+def test_attention_without_a_context_reads_its_whole_block_table() -> None:
     everything = estimate_one(*paged_attention(8, 8, 1, 16))
     assert everything.work == estimate_one(*paged_attention(8, 8, 1, 16), context_length=1024).work
     assert everything.work == estimate_one(*paged_attention(8, 8, 1, 16), context_length=5000).work
@@ -129,7 +129,7 @@ def test_a_causal_chunk_counts_only_the_scores_that_it_may_see() -> None:
     assert cost.work.read == 3 * 512 * 128 * 2 + 8 + 512 * 512
 
 
-def test_attention_without_lengths_reads_all_keys_and_its_whole_mask() -> None:
+def test_attention_without_lengths_reads_all_keys_and_its_mask() -> None:
     made = node("PromptFlashAttention", "a", {"query": "q", "key": "k", "value": "k", "atten_mask": "m"}, num_heads=2)
     cost = estimate_one(
         data("q", 0, HALF, (2, 16, 128)),
@@ -176,7 +176,7 @@ def test_a_gather_reads_what_it_gathers() -> None:
     assert (cost.work.read, cost.work.written) == (8 * 8 + 8 + 8 * 2048 * 2, 8 * 2048 * 2)
 
 
-def test_views_cost_nothing_and_undeclared_inner_tensors_are_derived() -> None:
+def test_views_are_free_and_undeclared_tensors_are_derived() -> None:
     g = graph(
         data("x", 0, HALF, (4, 64)),
         const("shape", torch.tensor([64, 4])),
@@ -218,7 +218,7 @@ def test_collectives_take_the_time_of_one_link(op: str, per_link: float) -> None
     assert cost.seconds == pytest.approx(per_link / 56e9)
 
 
-def test_a_product_with_its_all_reduce_takes_the_longer_of_the_two_and_moves_its_result_once() -> None:
+def test_a_fused_all_reduce_takes_the_longer_of_both_times() -> None:
     made = node("MatmulAllReduce", "p", {"x1": "x", "x2": "w"}, group="tag=ptd:0;rank_list=0,1,2,3", is_trans_b=True)
     nodes = [data("x", 0, HALF, (512, 4096)), data("w", 1, HALF, (2048, 4096)), typed(made, (HALF, (512, 2048)))]
     cost = estimate_one(*nodes)

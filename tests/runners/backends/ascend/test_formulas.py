@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from support.data import LISTINGS
 
 from runners.backends.ascend import oracle as formulas
 from runners.backends.ascend.oracle import FORMULAS
-
-LISTINGS = Path(__file__).parents[1] / "golden"
 
 
 def test_every_op_of_the_reviewed_graphs_has_a_formula() -> None:

@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from ge_graphs import assert_rounded, covers, run_op
+from support.ge_graphs import assert_rounded, covers, run_op
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError
@@ -177,7 +177,7 @@ def test_scatters_over_each_axis() -> None:
 
 
 @covers("OneHot")
-def test_one_hot_on_every_axis_and_for_positions_that_do_not_exist() -> None:
+def test_one_hot_on_every_axis_and_beyond_the_depth() -> None:
     x = torch.tensor([[0, 2], [3, -1]])
     on, off = torch.tensor([2.5]), torch.tensor([-1.0])
 

@@ -132,7 +132,7 @@ def test_an_int8_cache_that_the_kernel_does_not_take_is_refused(change: dict[str
         int8_decode(**arguments | change)  # type: ignore[arg-type]
 
 
-def test_a_padded_chunk_after_earlier_context_equals_the_unpadded_one() -> None:
+def test_a_padded_chunk_after_context_equals_the_unpadded_one() -> None:
     torch.manual_seed(2)
     heads, kv_heads, block = 4, 2, 128
     table = torch.tensor([[1, 3], [2, 0]], dtype=torch.int32)
@@ -272,9 +272,7 @@ def test_unused_entries_of_a_block_table_are_not_read() -> None:
         ({"softmax_lse_flag": True}, "softmax_lse"),
     ],
 )
-def test_what_the_chip_leaves_undefined_or_the_interpreter_does_not_know_is_refused(
-    changes: dict[str, object], message: str
-) -> None:
+def test_undefined_and_unknown_attention_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(GeGraphError, match=message):
         decode(**changes)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ge_graphs import run_op
+from support.ge_graphs import run_op
 
 from graph_model.ascend.ge_graph import GeGraphError
 from runners.backends.ascend.interpreter.registry import OPS
@@ -99,7 +99,7 @@ def test_scales_of_quantize_lie_along_its_axis() -> None:
         )
 
 
-def test_decode_and_prompt_attention_take_both_ways_to_round_within() -> None:
+def test_decode_and_prompt_attention_take_both_inner_precisions() -> None:
     for op in ("IncreFlashAttention", "PromptFlashAttention"):
         inputs, outputs, legal = OPS_WITH_LEGAL_ATTRS[op]
         precise, fast = (run_op(op, inputs, outputs, **{**legal, "inner_precise": mode})[0] for mode in (0, 1))

@@ -17,7 +17,7 @@ from runners.backends.ascend.interpreter.ops.cache import (
 )
 
 
-def test_scatter_pa_writes_each_token_to_its_slot_and_nothing_else() -> None:
+def test_scatter_pa_writes_each_token_to_its_slot_only() -> None:
     key_cache, value_cache = torch.zeros(3, 4, 2, 5), torch.zeros(3, 4, 2, 6)
     key, value = torch.randn(3, 2, 5), torch.randn(3, 2, 6)
     slots = torch.tensor([11, 0, 5], dtype=torch.int32)
@@ -60,7 +60,7 @@ def test_scatter_nd_update_addresses_leading_dimensions(depth: int) -> None:
     assert torch.equal(var, expected)
 
 
-def test_dynamic_quant_update_scatter_quantizes_rows_and_writes_them_with_their_scales() -> None:
+def test_dynamic_quant_update_scatter_writes_rows_and_scales() -> None:
     var, scales = torch.full((6, 1, 64), 9, dtype=torch.int8), torch.full((6, 1, 1), 9.0)
     rows = (torch.randn(3, 1, 64, generator=torch.Generator().manual_seed(0)) * 3).half()
     rows[2] = 0
@@ -78,7 +78,7 @@ def test_dynamic_quant_update_scatter_quantizes_rows_and_writes_them_with_their_
     assert bool((var[1:4] == 9).all() and (scales[1:4] == 9).all())
 
 
-def test_dynamic_quant_update_scatter_addresses_the_first_axis_and_the_last_but_one() -> None:
+def test_dynamic_quant_update_scatter_addresses_two_axes() -> None:
     var, scales = torch.zeros(2, 3, 5, 32, dtype=torch.int8), torch.zeros(2, 3, 5, 1)
     updates = torch.ones(1, 3, 2, 32).bfloat16()
     dynamic_quant_update_scatter(var, scales, torch.tensor([[1, 3]]), updates, reduce="update", axis=-2)
@@ -97,7 +97,7 @@ def test_dynamic_quant_update_scatter_addresses_the_first_axis_and_the_last_but_
         ([[1, 0], [2, 0]], {"reduce": "add"}, "'add'"),
     ],
 )
-def test_dynamic_quant_update_scatter_refuses_what_the_chip_leaves_undefined(
+def test_dynamic_quant_update_scatter_refuses_what_is_undefined(
     indices: list[list[int]], options: dict[str, Any], message: str
 ) -> None:
     var, scales = torch.zeros(4, 1, 32, dtype=torch.int8), torch.zeros(4, 1, 1)

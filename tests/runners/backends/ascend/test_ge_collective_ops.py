@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from ge_graphs import covers
+from support.ge_graphs import covers
 
 from graph_model.ascend.ge_graph import GeGraphError
 from runners.backends.ascend.interpreter.ops.collective import process_group

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from ge_graphs import assert_rounded, covers, edge_values, run_op
+from support.ge_graphs import assert_rounded, covers, edge_values, run_op
 
 from graph_model.ascend.ge_graph import GeGraphError
 

@@ -44,7 +44,7 @@ def test_matmul_rounds_once(dtype: torch.dtype, transpose_x1: bool, transpose_x2
         assert ulps(got, expected) < 0.51
 
 
-def test_matmul_accumulates_beyond_the_range_of_fp16_and_overflows_to_infinity() -> None:
+def test_matmul_accumulates_beyond_fp16_and_then_overflows() -> None:
     ones = torch.full((1, 3), 300.0).half()
     weight = torch.tensor([[300.0, 300.0], [300.0, 300.0], [-300.0, 300.0]]).half()
     got = matmul.mat_mul(ones, weight)
@@ -130,7 +130,7 @@ def test_gemma_rms_norm_adds_one_in_fp32_and_rounds_once(dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_add_rms_norm_rounds_the_sum_the_quotient_and_the_product(dtype: torch.dtype) -> None:
+def test_add_rms_norm_rounds_sum_quotient_and_product(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x1, x2, gamma = (torch.randn(*shape).to(dtype) for shape in ((4, 200), (4, 200), (200,)))
     y, _, total = norm.add_rms_norm(x1, x2, gamma)
@@ -183,7 +183,7 @@ def test_gelu_is_the_tanh_form() -> None:
     torch.testing.assert_close(activation.gelu(x).double(), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_cast_overflows_to_infinity_truncates_to_integers_and_refuses_what_does_not_fit() -> None:
+def test_cast_overflows_truncates_and_refuses_what_does_not_fit() -> None:
     assert elementwise.cast(torch.tensor([70000.0, -70000.0]), dst_type=1).tolist() == [math.inf, -math.inf]
     assert elementwise.cast(torch.tensor([2.9, -2.9]), dst_type=3).tolist() == [2, -2]
     assert elementwise.cast(torch.tensor([127.9, -128.9]), dst_type=2).tolist() == [127, -128]

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from ge_graphs import const, data, graph, node
+from support.ge_graphs import const, data, graph, node
 
 from graph_model.ascend.ge_graph import GeGraphError, TensorDesc
 from runners.backends.ascend.interpreter import Program
@@ -16,7 +16,7 @@ from runners.backends.ascend.interpreter.registry import OPS
 X, Y = torch.arange(4.0), torch.full((4,), 10.0)
 
 
-def test_nodes_run_in_the_order_of_their_edges_whatever_their_place() -> None:
+def test_nodes_run_in_the_order_of_their_edges() -> None:
     g = graph(
         node("Add", "sum", {"x1": "product", "x2": "y"}),
         node("Mul", "product", {"x1": "x", "x2": "x"}),
@@ -139,7 +139,7 @@ def test_what_is_not_known_is_refused_when_the_graph_is_loaded(bad: object, mess
         Program(graph(data("x", 0), bad, output=("n",)))  # type: ignore[arg-type]
 
 
-def test_private_attributes_and_absent_optional_inputs_are_no_matter() -> None:
+def test_private_attributes_and_absent_inputs_are_ignored() -> None:
     weight = data("w", 1, shape=(4, 4))
     product = node("MatMul", "n", {"x1": "x", "x2": "w", "bias": ""}, _input_name_key=["x1"])
     product.inputs[-1] = dataclasses.replace(product.inputs[-1], index=-1)
@@ -159,7 +159,7 @@ def test_results_that_differ_from_the_declared_ones_are_refused() -> None:
 
 @pytest.mark.parametrize("layout", ["FRACTAL_NZ", "NCHW", ""])
 @pytest.mark.parametrize("name", ["x", "n"])
-def test_layouts_other_than_nd_are_refused_when_the_graph_is_loaded(name: str, layout: str) -> None:
+def test_layouts_other_than_nd_are_refused_on_loading(name: str, layout: str) -> None:
     g = graph(data("x", 0), node("Neg", "n", {"x": "x"}), output=("n",))
     Program(g)
     changed = g.by_name()[name]
@@ -170,7 +170,7 @@ def test_layouts_other_than_nd_are_refused_when_the_graph_is_loaded(name: str, l
 
 
 @pytest.mark.parametrize("name", ["x", "n"])
-def test_declared_dtypes_that_are_not_known_are_refused_when_the_graph_is_loaded(name: str) -> None:
+def test_unknown_declared_dtypes_are_refused_on_loading(name: str) -> None:
     g = graph(data("x", 0), node("Neg", "n", {"x": "x"}), output=("n",))
     changed = g.by_name()[name]
     changed.outputs = [dataclasses.replace(changed.outputs[0], dtype=None, unknown_dtype="DT_INT4")]

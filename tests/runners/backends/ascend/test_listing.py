@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ge_graphs import const, data, graph, node
+from support.ge_graphs import const, data, graph, node
 
 from graph_model.ascend.ge_graph import Edge, GeGraph, GeGraphError, Node, TensorDesc
 from graph_model.ascend.legality import check_graph
@@ -34,7 +34,7 @@ def small_graph() -> GeGraph:
     return g
 
 
-def test_listing_shows_edges_shapes_by_reference_marks_and_origins() -> None:
+def test_a_listing_shows_edges_shapes_references_and_origins() -> None:
     assert list_graph(small_graph()).splitlines() == [
         "graph: 4 inputs (1 on the host), 1 constants, 4 compute nodes, 1 copies of weights",
         "ops: Cast 1, MatMulV2 1, ScatterNdUpdate 1, Transpose 1",

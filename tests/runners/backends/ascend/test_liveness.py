@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from ge_graphs import const, data, graph, node
+from support.ge_graphs import const, data, graph, node
 
 from graph_model.ascend.ge_graph import GeGraph, Node, TensorDesc
 from runners.backends.ascend.liveness import profile_memory
@@ -50,7 +50,7 @@ def test_views_share_memory_and_keep_what_they_view_alive() -> None:
     assert "b" not in profile.at_peak
 
 
-def test_a_cache_written_by_reference_is_an_input_and_nothing_more() -> None:
+def test_a_cache_written_by_reference_is_an_input_only() -> None:
     cache = (torch.float32, (1000, 256))
     scatter = node("ScatterNdUpdate", "scatter", {"var": "cache", "indices": "rows", "updates": "x"})
     profile = profile_memory(
@@ -67,7 +67,7 @@ def test_a_cache_written_by_reference_is_an_input_and_nothing_more() -> None:
     assert profile.peak == 1024
 
 
-def test_outputs_live_to_the_end_and_outputs_that_nobody_reads_while_their_node_runs() -> None:
+def test_outputs_live_to_the_end_and_unread_ones_for_one_node() -> None:
     glu = typed(node("GeGluV2", "glu", {"x": "x"}), KB, KB)
     g = graph(data("x", 0, *KB), glu, unary("b", "x"), unary("c", "b"), output=("glu:0", "c"))
     live = dict(zip(*(lambda p: (p.order, p.live))(profile_memory(g)), strict=True))

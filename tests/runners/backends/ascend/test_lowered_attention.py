@@ -62,7 +62,7 @@ def test_one_graph_serves_eighty_decode_steps_of_two_sequences() -> None:
 
 
 @pytest.mark.chip(A2)
-def test_a_padded_chunk_after_earlier_chunks_equals_an_unpadded_one() -> None:
+def test_a_lowered_padded_chunk_equals_an_unpadded_one() -> None:
     block, blocks = 128, 4
 
     def step(q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, slots: Tensor, q_lens: Tensor, kv_lens: Tensor,
@@ -104,7 +104,7 @@ def test_a_padded_chunk_after_earlier_chunks_equals_an_unpadded_one() -> None:
 
 
 @pytest.mark.chip(A2)
-def test_an_illegal_block_size_is_refused_when_the_graph_is_loaded() -> None:
+def test_an_illegal_block_size_is_refused_on_loading() -> None:
     def step(
         q: Tensor, k: Tensor, v: Tensor, kc: Tensor, vc: Tensor, slots: Tensor, lens: Tensor, table: Tensor
     ) -> Tensor:

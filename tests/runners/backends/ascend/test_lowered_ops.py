@@ -23,7 +23,7 @@ HEADS, KV_HEADS, DIM, HIDDEN = 4, 2, 64, 96
 
 
 @pytest.mark.chip(A2)
-def test_torchairs_view_optimization_miscompiles_and_is_right_when_off() -> None:
+def test_torchairs_view_optimization_miscompiles() -> None:
     def views(x: Tensor, c: Tensor) -> Tensor:
         heads = x.view(1, 8, 4, 16).transpose(1, 2) * c
         return heads.transpose(1, 2).reshape(1, 8, 64)
@@ -187,7 +187,7 @@ def test_elementwise_and_shape_ops_match() -> None:
 
 
 @pytest.mark.chip(A2)
-def test_an_assigned_output_is_written_after_all_results_are_read() -> None:
+def test_an_assigned_output_is_written_after_results_are_read() -> None:
     def swap(a: Tensor, b: Tensor) -> Tensor:
         old = a.clone()
         a.copy_(b)
@@ -212,7 +212,7 @@ def test_the_other_chips_name_is_what_cann_says() -> None:
 
 
 @pytest.mark.chip(A2)
-def test_lowered_steps_are_compiled_without_the_view_optimization() -> None:
+def test_steps_are_lowered_without_the_view_optimization() -> None:
     """Which miscompiles, as another case shows; its default is on."""
     from torchair import CompilerConfig
 

@@ -7,35 +7,42 @@ test made again.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import rank_graph_cases
+import torch
+from support.chip_processes import ROOT, on_each_chip
 
+from graph_model.bucket import Bucket
 from graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
 from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
-from graph_model.chips.registry import CHIPS
+from graph_model.chips.chip import Chip
+from graph_model.chips.registry import CHIPS, find_soc
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from graph_model.graph import KVCacheConfig
+from graph_model.quantization.linears import Quantization, select_linears
+from graph_model.tensor_parallel import Shard
+from passes.pipeline import DEFAULT_PASSES, build_passes
+from runners.backends.ascend.rank_graph import RankStep, measure_rank
+from runners.backends.torchair import AscendOptions, kernel_passes
 from runners.compile_matrix import replace_table
 from runners.settings.model_settings import NAMED_CONFIGS
 
-pytestmark = [
-    pytest.mark.ascend,
-    pytest.mark.skipif(importlib.util.find_spec("torch_npu") is None, reason="torch_npu is not installed"),
-    pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="there is no C compiler"),
-]
-ROOT = Path(__file__).parents[4]
 MODELS = ("gemma_2b", "gemma_7b")
+BUCKETS = {
+    "decode": Bucket("decode", 4, 1, 8),
+    "sample": Bucket("decode", 4, 1, 8, "sample", 2),
+    "prefill": Bucket("prefill", 1, 128, 0),
+    "extend": Bucket("extend", 1, 128, 8),
+    "score": Bucket("extend", 2, 64, 8, "score", scored=16),
+}
+KEPT = ["down_proj", "lm_head"]  # in floating point where others are quantized
 Case = tuple[str, int, str, str, str, int]  # model, world size, dtype, scheme, phase, layers
 
 PAIRWISE: dict[str, list[Case]] = {
@@ -76,13 +83,16 @@ MATRIX: dict[str, list[Case]] = {
 }
 
 
-def measure(soc: str, cases: list[Case], cache_dir: Path) -> list[dict[str, Any]]:
-    script = Path(rank_graph_cases.__file__)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), soc, str(cache_dir), json.dumps(cases)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
-    assert run.returncode == 0, run.stderr
-    return [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+def measure(soc: Chip, case: Case) -> RankStep:
+    model, world_size, dtype, scheme, phase, layers = case
+    shard = Shard(world_size - 1, world_size)
+    passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, shard) + kernel_passes(AscendOptions(soc, "exact"))
+    config = replace(NAMED_CONFIGS[model], num_hidden_layers=layers)
+    quantization = None
+    if scheme != "none":
+        quantization = Quantization(scheme, select_linears(config, KEPT), stored=scheme == "w8a8")  # type: ignore[arg-type]
+    step_of = (BUCKETS[phase], KVCacheConfig(64, 64), tuple(passes), shard, quantization)
+    return measure_rank(config, soc, getattr(torch, dtype), *step_of)
 
 
 def ideal_bytes(config: GemmaConfig, world_size: int, scheme: str) -> float:
@@ -99,9 +109,8 @@ def ideal_bytes(config: GemmaConfig, world_size: int, scheme: str) -> float:
     return layers * per_layer + 2 * hidden + 2 * config.vocab_size * hidden / world_size
 
 
-def check(soc: str, case: Case, found: dict[str, Any]) -> None:
+def check(soc: str, case: Case, found: RankStep) -> None:
     model, world_size, _, scheme, phase, layers = case
-    assert "error" not in found, (case, found)
     config = replace(NAMED_CONFIGS[model], num_hidden_layers=layers)
     expected = {}
     if world_size > 1:
@@ -109,14 +118,14 @@ def check(soc: str, case: Case, found: dict[str, Any]) -> None:
         # gathers for the draw and for log-probabilities, and says which.
         sampled = phase == "sample"
         expected = {"HcomAllReduce": 2 * layers + 1 + sampled, "HcomAllGather": 1 + (sampled or phase == "score")}
-    assert found["collectives"] == expected, case
+    assert found.collectives == expected, case
     # Of a few kilobytes of zeros, to which a product is added in place.
     zeros = layers * (soc == ATLAS_800I_A2.name and scheme == "w8a8" and world_size > 1)
-    assert found["copies"] == zeros, case
+    assert found.copies == zeros, case
     causal_mask = 2048 * 2048 if soc == ATLAS_800I_A2.name and phase in ("prefill", "extend", "score") else 0
-    assert found["weight_bytes"] - causal_mask == pytest.approx(ideal_bytes(config, world_size, scheme), rel=0.02), case
+    assert found.weight_bytes - causal_mask == pytest.approx(ideal_bytes(config, world_size, scheme), rel=0.02), case
     kv_heads = max(1, config.num_key_value_heads // world_size)
-    assert found["kv_bytes"] == 2 * layers * kv_heads * config.head_dim * 2, case
+    assert found.kv_bytes == 2 * layers * kv_heads * config.head_dim * 2, case
 
 
 def nodes_per_layer(soc: str, model: str, world_size: int, scheme: str) -> int:
@@ -135,12 +144,13 @@ def nodes_per_layer(soc: str, model: str, world_size: int, scheme: str) -> int:
     return 35 + 9 * (group > 3) - 5 * w8a8 + 2 * several
 
 
-def check_all(soc: str, cases: list[Case], cache_dir: Path) -> None:
+def check_all(soc: str, cases: list[Case]) -> None:
     """Each case keeps its budgets, and so does the second layer of those that were lowered with one and with two."""
     nodes = {}
-    for case, found in zip(cases, measure(soc, cases, cache_dir), strict=True):
+    for case in cases:
+        found = measure(find_soc(soc), case)
         check(soc, case, found)
-        nodes[case] = found["nodes"]
+        nodes[case] = found.nodes
     twice = [case for case in nodes if case[-1] == 2 and (*case[:-1], 1) in nodes]
     assert twice
     for case in twice:
@@ -148,9 +158,9 @@ def check_all(soc: str, cases: list[Case], cache_dir: Path) -> None:
         assert nodes[case] - nodes[(*case[:-1], 1)] == nodes_per_layer(soc, model, world_size, scheme), case
 
 
-@pytest.mark.parametrize("soc", PAIRWISE)
-def test_a_subset_of_the_matrix_lowers(soc: str, tmp_path: Path) -> None:
-    check_all(soc, [*PAIRWISE[soc], *OTHERS[soc]], tmp_path)
+@on_each_chip
+def test_a_subset_of_the_matrix_lowers(soc: str) -> None:
+    check_all(soc, [*PAIRWISE[soc], *OTHERS[soc]])
 
 
 def pairs(cases: list[tuple[object, ...]]) -> set[tuple[object, ...]]:
@@ -167,9 +177,9 @@ def test_the_subset_has_every_pair_of_the_matrix() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("soc", MATRIX)
-def test_the_whole_matrix_lowers(soc: str, tmp_path: Path) -> None:
-    check_all(soc, MATRIX[soc], tmp_path)
+@on_each_chip
+def test_the_whole_matrix_lowers(soc: str) -> None:
+    check_all(soc, MATRIX[soc])
 
 
 def documented() -> dict[str, list[dict[str, str]]]:
@@ -209,6 +219,7 @@ def test_the_tables_in_docs_keep_the_budgets() -> None:
             assert int(row["KV tokens that fit"].replace(",", "")) == pytest.approx(room / kv_bytes, rel=0.01), row
 
 
+@pytest.mark.ascend
 @pytest.mark.slow
 @pytest.mark.parametrize("soc", MATRIX)
 def test_the_tables_in_docs_are_what_the_command_prints(soc: str, tmp_path: Path) -> None:

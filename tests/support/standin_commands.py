@@ -1,22 +1,22 @@
-"""What cases of commands over the stand-in share: running a command in this process, and small checkpoints."""
+"""What tests of commands over the stand-in share: running a command in this process, and small checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import graph_model  # noqa: F401  (before torch)
-
-import torch  # isort: skip
-from support import torchair_steps as steps  # isort: skip
-from support.checkpoints import make_checkpoint
+import torch
 
 from runners.command_line.entry import main as run_command
+from runners.infer import infer
+from support import torchair_steps as steps
+from support.checkpoints import make_checkpoint
 
 TINY = replace(steps.BASE, num_hidden_layers=1)
 PROMPTS = [[5, 6, 7], list(range(3, 80))]
@@ -36,6 +36,20 @@ def command(run: Callable[[Any], None], name: str, *arguments: str) -> tuple[int
     finally:
         sys.argv = before
     return status, out.getvalue(), err.getvalue()
+
+
+def run_infer(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
+    """What the command printed, and its answers."""
+    output = folder / "out.jsonl"
+    settings = [f"cache_dir={folder / 'cache'}", f"output_file={output}", "overwrite=true", *arguments]
+    status, printed, errors = command(infer, "infer", *settings)
+    assert status == 0, errors
+    return printed, answers_in(output)
+
+
+def answers_in(file: Path) -> list[dict[str, Any]]:
+    """The answers of an output file in the order of their prompts."""
+    return sorted(map(json.loads, file.read_text().splitlines()), key=lambda answer: answer["index"])
 
 
 def checkpoint(folder: Path) -> list[str]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine_fakes import assert_nothing_held
-
 from runners.engine import Engine, RequestResult, SamplingParams
+from support.engine_fakes import assert_nothing_held
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Listings of lowered graphs, which are compared with reviewed ones, and the messages that dumps are read with."""
+"""Listings of lowered graphs are those that were reviewed; dumps are read with the messages that wrote them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import graph_model  # noqa: F401  (before torch)
-
-import torch  # isort: skip
-from rank_cases import lower_rank  # isort: skip
-from support import torchair_steps as steps  # isort: skip
-from support.standin_cases import A2, DUO, Cases
+import pytest
+import torch
+from support import torchair_steps as steps
+from support.chip_processes import A2, DUO, on_each_chip
+from support.data import LISTINGS
+from support.rank_graphs import lower_rank
 
 from graph_model.ascend.ge_proto import messages
 from graph_model.ascend.graph_file import read_graph_file
@@ -22,7 +22,6 @@ from runners.backends.ascend.lower import LoweredStep, lower
 from runners.backends.ascend.printer import list_graph
 from runners.backends.ascend.provenance import Target, target_of
 
-CASES = Cases()
 HALF, BRAIN = torch.float16, torch.bfloat16
 TINY = replace(steps.BASE, num_hidden_layers=1)
 LISTED: dict[str, dict[str, steps.StepCase]] = {
@@ -58,26 +57,33 @@ def lowered_steps(soc: str) -> Iterator[tuple[str, LoweredStep]]:
         yield name, lower_rank(soc, step, Shard(1, 2)).step
 
 
-def write_listings(soc: str, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
+@on_each_chip
+def test_listings_are_those_that_were_reviewed(soc: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """`pytest tests/runners/backends --update-golden` rewrites them."""
+    written = {}
     for name, lowered in lowered_steps(soc):
-        text = list_graph(lowered.graph)
-        (folder / f"{soc}-{name}.txt").write_text(text, encoding="utf-8")
-        (folder / "dump.pbtxt").write_text(lowered.pbtxt, encoding="utf-8")
-        assert list_graph(read_graph_file(folder / "dump.pbtxt")) == text
+        written[f"{soc}-{name}.txt"] = list_graph(lowered.graph)
+        (tmp_path / "dump.pbtxt").write_text(lowered.pbtxt, encoding="utf-8")
+        assert list_graph(read_graph_file(tmp_path / "dump.pbtxt")) == written[f"{soc}-{name}.txt"]
+    if request.config.getoption("--update-golden"):
+        for path in LISTINGS.glob(f"{soc}-*.txt"):
+            path.unlink()
+        for name, text in written.items():
+            (LISTINGS / name).write_text(text, encoding="utf-8")
+    assert written == {path.name: path.read_text(encoding="utf-8") for path in LISTINGS.glob(f"{soc}-*.txt")}
 
 
-@CASES.add(A2)
-def what_torchair_itself_writes_says_stand_in(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_what_torchair_itself_writes_says_stand_in(tmp_path: Path) -> None:
     lowered = lower(DECODE.selected(find_soc(A2)))
-    lowered.concrete.dump(str(folder / "torchairs.pbtxt"))
-    (folder / "model.pb").write_bytes(lowered.serialized)
+    lowered.concrete.dump(str(tmp_path / "torchairs.pbtxt"))
+    (tmp_path / "model.pb").write_bytes(lowered.serialized)
     for name in ("torchairs.pbtxt", "model.pb"):
-        assert target_of(read_graph_file(folder / name)) == Target(A2, standin.BANNER)
+        assert target_of(read_graph_file(tmp_path / name)) == Target(A2, standin.BANNER)
 
 
-@CASES.add(A2)
-def graphs_are_read_with_the_messages_that_torchair_writes(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_graphs_are_read_with_the_messages_that_torchair_writes() -> None:
     from google.protobuf.descriptor_pb2 import FileDescriptorProto
     from torchair._ge_concrete_graph import ge_ir_pb2
 

@@ -1,4 +1,4 @@
-"""Faults planted into graphs whose kernels were selected, each with the check that must notice it.
+"""Faults planted into graphs whose kernels were selected are noticed, each by the check that it names.
 
 attributes: the model's attributes are followed to the final graph. copies: caches and weights that the lowered graph
 copies. interpreter: the GE interpreter refuses. numbers: results differ from the canonical graph's by more than
@@ -9,17 +9,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cache
 
+import pytest
 import torch
 from support import torchair_steps as steps
+from support.ascend_budgets import check_lean
+from support.chip_processes import A2, DUO
 from torch import fx
 
+from graph_model.ascend.ge_graph import GeGraphError
+from graph_model.chips.registry import find_soc
 from graph_model.config import GemmaConfig
 from graph_model.graph import ModelGraph
+from passes.framework.attributes import check_attributes
+from passes.framework.contract import PassError
+from runners.backends.ascend.lower import lower
+from runners.backends.ascend.printer import count_nodes
 
 Mutation = Callable[[ModelGraph], None]
-A2, DUO = "atlas_800i_a2", "atlas_300i_duo"
+CATCHERS = {"attributes", "copies", "interpreter", "numbers", "kernels"}
 aten = torch.ops.aten
 
 
@@ -192,8 +202,6 @@ def halved(value: object) -> object:
 FUSED, SCATTER = "air::npu_fused_infer_attention_score", "npu::npu_scatter_pa_kv_cache"
 INCREMENTAL, PROMPT = "ascend::incre_flash_attention", "npu::npu_prompt_flash_attention"
 
-WIDE_HEADS = replace(steps.BASE, num_attention_heads=2, num_key_value_heads=2, head_dim=256)
-
 
 @dataclass(frozen=True)
 class Fault:
@@ -246,6 +254,68 @@ MUTATIONS: dict[str, dict[str, Fault]] = {
         "keys for values in prefill": Fault("prefill", "numbers", swap_arguments(PROMPT, 1, 2)),
         "caches swapped": Fault("decode", "numbers", swap_scattered_caches),
         "wrong head count": Fault("decode", "interpreter", _CHANGED_HEADS),
-        "rotation the other way": Fault("decode", "numbers", rotate_the_other_way, WIDE_HEADS),
+        "rotation the other way": Fault("decode", "numbers", rotate_the_other_way, steps.ONE_TO_ONE),
     },
 }
+
+
+def caught(soc: str, step: steps.StepCase, mutate: Mutation) -> str:
+    """Which check notices a mutation of the graph that is lowered; "" if none does."""
+    graph, expected = step.selected(find_soc(soc)), step.canonical()
+    inputs = steps.step_inputs(step)
+    caches = steps.filled_caches(step, expected, inputs)
+    reference = steps.run_on_cpu(expected, step, inputs, caches)
+    mutate(graph)
+    graph.clean()
+    try:
+        check_attributes(graph, "mutation")
+    except PassError:
+        return "attributes"
+    lowered = lower(graph)
+    counts = count_nodes(lowered.graph)
+    try:
+        check_lean(counts, "mutation")
+    except AssertionError:
+        return "copies"
+    try:
+        found = steps.run_lowered(lowered, graph, step, inputs, caches)
+    except GeGraphError:
+        return "interpreter"
+    if steps.difference(reference, found) > step.tolerance:
+        return "numbers"
+    return "kernels" if counts.compute > budget(soc, step) else ""
+
+
+@cache
+def budget(soc: str, step: steps.StepCase) -> int:
+    """Kernels of the step without a fault."""
+    return count_nodes(lower(step.selected(find_soc(soc))).graph).compute
+
+
+@pytest.mark.chip
+@pytest.mark.parametrize(
+    ("soc", "fault"),
+    [
+        pytest.param(soc, fault, marks=[pytest.mark.slow] if soc == DUO else [], id=f"{name}-{soc}")
+        for soc, faults in MUTATIONS.items()
+        for name, fault in faults.items()
+    ],
+)
+def test_a_planted_fault_is_noticed_by_its_check(soc: str, fault: Fault) -> None:
+    step = steps.StepCase(fault.config, torch.float16, 64, fault.phase)
+    assert caught(soc, step, fault.mutate) == fault.noticed_by
+
+
+@pytest.mark.parametrize("soc", MUTATIONS)
+def test_every_check_notices_some_fault(soc: str) -> None:
+    assert {fault.noticed_by for fault in MUTATIONS[soc].values()} >= CATCHERS
+
+
+@pytest.mark.chip(A2)
+def test_scales_of_keys_taken_for_values_are_noticed() -> None:
+    def swap(graph: ModelGraph) -> None:
+        for call in graph.calls(torch.ops.air.npu_fused_infer_attention_score.default):
+            names = ("key_antiquant_scale", "value_antiquant_scale")
+            call.kwargs = {**call.kwargs, **dict(zip(names, (call.kwargs[name] for name in names[::-1]), strict=True))}
+
+    assert caught(A2, steps.StepCase(steps.BASE, torch.float16, 64, "decode", kv8=True), swap) == "numbers"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -11,55 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import graph_model  # noqa: F401  (before torch)
-
-import torch  # isort: skip
-from level_2_cases import BIASED, DECOMPOSED, GROUPED, ONE_TO_ONE, UNTIED  # isort: skip
-from support import torchair_steps as steps  # isort: skip
+import pytest
+import torch
+from support import torchair_steps as steps
 from support.checkpoints import make_checkpoint, make_model
+from support.chip_processes import A2, DUO, ROOT
 from support.modelslim import quantized_tensors
-from support.standin_cases import A2, DUO, ROOT, Case, Cases
+from support.standin_commands import answers_in, command, run_infer
 from support.token_rule import check_greedy
 
 from graph_model.ascend.graph_file import read_graph_file
 from graph_model.chips.registry import find_soc
+from graph_model.config import GemmaConfig
 from passes.check import BUCKETS, check_passes
 from passes.pipeline import DEFAULT_PASSES
 from runners.backends.ascend import standin
 from runners.backends.ascend.printer import count_nodes
 from runners.backends.ascend.provenance import Target, target_of
 from runners.backends.torchair import AscendOptions, kernel_passes
-from runners.command_line.entry import main
 from runners.demo.world import demo_prompts, held_out_items, held_out_stories
-from runners.infer import infer
 from runners.quantize import quantize
 
-CASES = Cases()
 HALF, BRAIN = torch.float16, torch.bfloat16
-
-
-def run_command(command: Any, name: str, *arguments: str) -> str:
-    """What the command printed."""
-    out, err, before = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = [f"{name}.py", *arguments]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main(command, name)
-    except SystemExit as end:
-        raise AssertionError(f"exit {end.code}: {err.getvalue()}") from end
-    finally:
-        sys.argv = before
-    return out.getvalue()
-
-
-def run_infer(folder: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
-    """What the command printed, and its answers."""
-    output = folder / "out.jsonl"
-    printed = run_command(
-        infer, "infer", f"cache_dir={folder / 'cache'}", f"output_file={output}", "overwrite=true", *arguments
-    )
-    answers = [json.loads(line) for line in output.read_text().splitlines()]
-    return printed, sorted(answers, key=lambda answer: answer["index"])
 
 
 def tokens_follow_transformers(soc: str, folder: Path, dtype: torch.dtype, config: Any, *arguments: str) -> Answers:
@@ -113,7 +84,7 @@ class Answers:
         command = [sys.executable, str(ROOT / "runners" / "infer.py"), *settings]
         process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert process.returncode == 0, process.stderr
-        found = sorted(map(json.loads, output.read_text().splitlines()), key=lambda answer: answer["index"])
+        found = answers_in(output)
         excused = sum(check_greedy(self.model, a["prompt_token_ids"], a["token_ids"]) for a in found)
         pairs = zip(found, self.answers, strict=True)
         differing = sum(a["token_ids"] != b["token_ids"] for a, b in pairs)
@@ -131,63 +102,65 @@ def every_dump_says_stand_in(dumps: Path, soc: str) -> None:
     assert count_nodes(graph).by_type["GemmaRmsNorm"] == 5
 
 
-@CASES.add(A2)
-def tokens_in_bfloat16_equal_those_of_transformers(folder: Path) -> None:
-    tokens_follow_transformers(A2, folder, BRAIN, steps.BASE, "block_size=64", f"dump_dir={folder / 'dump'}")
-    listing = (folder / "dump" / "extend-b1-t64-w4" / "lowered.txt").read_text()
+@pytest.mark.chip(A2)
+def test_tokens_in_bfloat16_follow_transformers(tmp_path: Path) -> None:
+    tokens_follow_transformers(A2, tmp_path, BRAIN, steps.BASE, "block_size=64", f"dump_dir={tmp_path / 'dump'}")
+    listing = (tmp_path / "dump" / "extend-b1-t64-w4" / "lowered.txt").read_text()
     assert standin.BANNER in listing
     assert "attention: FusedInferAttentionScore, block_size 64 is not a multiple of 128" in listing
-    every_dump_says_stand_in(folder / "dump", A2)
+    every_dump_says_stand_in(tmp_path / "dump", A2)
 
 
-@CASES.add(A2)
-def tokens_in_float16_with_paging_in_every_phase_equal_those_of_transformers(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_tokens_with_paging_in_every_phase_follow_transformers(tmp_path: Path) -> None:
     """A first chunk over two blocks, prefix hits, decode."""
     blocks = ("block_size=128", "max_prefill_tokens=192")
-    tokens_follow_transformers(A2, folder, HALF, BIASED, *blocks, f"dump_dir={folder / 'dump'}")
-    listings = {path.parent.name.split("-")[0]: path.read_text() for path in folder.glob("dump/*/lowered.txt")}
+    tokens_follow_transformers(A2, tmp_path, HALF, steps.BIASED, *blocks, f"dump_dir={tmp_path / 'dump'}")
+    listings = {path.parent.name.split("-")[0]: path.read_text() for path in tmp_path.glob("dump/*/lowered.txt")}
     assert listings.keys() == {"prefill", "extend", "decode"}
     for listing in listings.values():
         assert "attention: FusedInferAttentionScore, paged, block_size 128" in listing
 
 
-for _soc, _name, _config, _dtype, _arguments in (
-    (A2, "an_untied_head_and_fused_norms", UNTIED, HALF, ("norm=fused",)),
-    (A2, "grouped_wide_heads_and_blocks_of_16", GROUPED, BRAIN, ("block_size=16",)),
-    (DUO, "decomposed_decode", DECOMPOSED, HALF, ()),
-    (DUO, "folded_decode", GROUPED, HALF, ()),
-    (DUO, "one_to_one_heads", ONE_TO_ONE, HALF, ()),
-    (DUO, "an_untied_head_and_fused_norms", UNTIED, HALF, ("norm=fused",)),
-):
-    CASES[f"tokens_with_{_name}_equal_those_of_transformers_and_inductor_on_{_soc}"] = Case(
-        _soc,
-        lambda folder, given=(_soc, _dtype, _config, _arguments): tokens_follow_transformers(
-            given[0], folder, *given[1:3], *given[3]
-        ).are_inductors(folder),
-        slow=True,
-    )
+@pytest.mark.slow
+@pytest.mark.chip
+@pytest.mark.parametrize(
+    ("soc", "config", "dtype", "arguments"),
+    [
+        pytest.param(A2, steps.UNTIED, HALF, ["norm=fused"], id="untied head and fused norms"),
+        pytest.param(A2, steps.GROUPED, BRAIN, ["block_size=16"], id="grouped wide heads and blocks of 16"),
+        pytest.param(DUO, steps.DECOMPOSED, HALF, [], id="decomposed decode"),
+        pytest.param(DUO, steps.GROUPED, HALF, [], id="folded decode"),
+        pytest.param(DUO, steps.ONE_TO_ONE, HALF, [], id="one-to-one heads"),
+        pytest.param(DUO, steps.UNTIED, HALF, ["norm=fused"], id="untied head and fused norms on the DUO"),
+    ],
+)
+def test_tokens_equal_those_of_transformers_and_inductor(
+    soc: str, config: GemmaConfig, dtype: torch.dtype, arguments: list[str], tmp_path: Path
+) -> None:
+    tokens_follow_transformers(soc, tmp_path, dtype, config, *arguments).are_inductors(tmp_path)
 
 
-@CASES.add(DUO)
-def tokens_on_the_duo_equal_those_of_transformers(folder: Path) -> None:
-    tokens_follow_transformers(DUO, folder, HALF, steps.BASE, "block_size=64", f"dump_dir={folder / 'dump'}")
-    listing = (folder / "dump" / "decode-b1-w4" / "lowered.txt").read_text()
+@pytest.mark.chip(DUO)
+def test_tokens_on_the_duo_follow_transformers(tmp_path: Path) -> None:
+    tokens_follow_transformers(DUO, tmp_path, HALF, steps.BASE, "block_size=64", f"dump_dir={tmp_path / 'dump'}")
+    listing = (tmp_path / "dump" / "decode-b1-w4" / "lowered.txt").read_text()
     assert "attention: IncreFlashAttention, paged; 4 query heads per key head" in listing
 
 
-@CASES.add(A2)
-def sampling_gives_the_tokens_of_eager(folder: Path) -> None:
-    make_checkpoint(folder / "checkpoint", steps.BASE, dtype=HALF)
-    settings = [f"model.path={folder / 'checkpoint'}", "prompt_token_ids=[[5,6,7],[9,3]]", "max_new_tokens=20"]
+@pytest.mark.chip(A2)
+def test_sampling_gives_the_tokens_of_eager(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint", steps.BASE, dtype=HALF)
+    settings = [f"model.path={tmp_path / 'checkpoint'}", "prompt_token_ids=[[5,6,7],[9,3]]", "max_new_tokens=20"]
     settings += ["sampling.temperature=0.8", "sampling.top_k=20", "sampling.top_p=0.9", "max_seq_len=128"]
     settings += ["max_batch_size=2", "max_prefill_batch_size=1"]
-    _, expected = run_infer(folder, *settings, "backend=eager")
-    _, found = run_infer(folder, *settings, "backend=torchair")
+    _, expected = run_infer(tmp_path, *settings, "backend=eager")
+    _, found = run_infer(tmp_path, *settings, "backend=torchair")
     assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
 
 
-@CASES.add(A2)
-def an_int8_cache_gives_the_tokens_of_eager(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_an_int8_cache_gives_the_tokens_of_eager(tmp_path: Path) -> None:
     """In a first chunk, later chunks and decode; the second prompt finds the first's blocks."""
     story = held_out_stories(1)[0]
     prompts = [f"{story}\n\n{demo_prompts()[-1]}", f"{story} One day", demo_prompts()[-1]]
@@ -205,9 +178,9 @@ def an_int8_cache_gives_the_tokens_of_eager(folder: Path) -> None:
         "quant=kv8",
         "ignore_eos=true",
     ]
-    _, expected = run_infer(folder, *settings, "backend=eager")
-    dump = folder / "dump"
-    _, found = run_infer(folder, *settings, "backend=torchair", f"dump_dir={dump}")
+    _, expected = run_infer(tmp_path, *settings, "backend=eager")
+    dump = tmp_path / "dump"
+    _, found = run_infer(tmp_path, *settings, "backend=torchair", f"dump_dir={dump}")
     assert [a["token_ids"] for a in found] == [a["token_ids"] for a in expected]
     assert {path.name.split("-")[0] for path in dump.iterdir()} == {"prefill", "extend", "decode"}
     assert "int8 cache" in next(dump.glob("decode-*/lowered.txt")).read_text()
@@ -220,7 +193,7 @@ def quantized_demo_follows_the_cpu(folder: Path, backend: str, *on_chip: str) ->
     """
     items = held_out_items(12)
     target = folder / "quantized"
-    run_command(quantize, "quantize", f"output_dir={target}")
+    assert command(quantize, "quantize", f"output_dir={target}")[0] == 0
     settings = [f"model.path={target}", "max_new_tokens=5", "max_seq_len=128", "max_batch_size=4"]
     settings += [f"prompts={json.dumps([item.prompt for item in items])}", "max_prefill_batch_size=1"]
     _, expected = run_infer(folder, *settings, f"backend={backend}")
@@ -230,27 +203,28 @@ def quantized_demo_follows_the_cpu(folder: Path, backend: str, *on_chip: str) ->
     return printed
 
 
-@CASES.add(A2)
-def quantized_demo_as_by_reference_kernels(folder: Path) -> None:
-    quantized_demo_follows_the_cpu(folder, "eager")
+@pytest.mark.chip(A2)
+def test_quantized_demo_as_by_reference_kernels(tmp_path: Path) -> None:
+    quantized_demo_follows_the_cpu(tmp_path, "eager")
 
 
-@CASES.add(A2, slow=True)
-def quantized_demo_as_by_inductor(folder: Path) -> None:
-    quantized_demo_follows_the_cpu(folder, "inductor")
+@pytest.mark.slow
+@pytest.mark.chip(A2)
+def test_quantized_demo_as_by_inductor(tmp_path: Path) -> None:
+    quantized_demo_follows_the_cpu(tmp_path, "inductor")
 
 
-@CASES.add(DUO)
-def quantized_demo_on_the_duo(folder: Path) -> None:
-    dump = folder / "dump"
-    quantized_demo_follows_the_cpu(folder, "eager", f"soc={DUO}", "dtype=float16", f"dump_dir={dump}")
+@pytest.mark.chip(DUO)
+def test_quantized_demo_on_the_duo(tmp_path: Path) -> None:
+    dump = tmp_path / "dump"
+    quantized_demo_follows_the_cpu(tmp_path, "eager", f"soc={DUO}", "dtype=float16", f"dump_dir={dump}")
     listing = next(dump.glob("decode-*/lowered.txt")).read_text()
     assert "QuantBatchMatmulV3" in listing
     assert "# soc atlas_300i_duo" in listing
 
 
-@CASES.add(A2)
-def quantizing_kernels_keep_their_bounds_on_integers(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_quantizing_kernels_keep_their_bounds_on_integers() -> None:
     """With an int8 cache, whose attention is selected too."""
     for dtype, scheme in ((HALF, "w8a8"), (BRAIN, "w8a8_dynamic")):
         step = steps.StepCase(steps.BASE, dtype, 64, "decode", "exact", scheme, kv8=True)

@@ -6,16 +6,14 @@ import re
 from html import unescape
 from pathlib import Path
 
-import graph_model  # noqa: F401  (before torch)
-
-from standin_commands import TINY, checkpoint, command  # isort: skip
-from support.standin_cases import A2, DUO, ROOT, Case, Cases
+import pytest
+from support.chip_processes import A2, DUO, ROOT
+from support.standin_commands import TINY, checkpoint, command
 
 from graph_model.chips.registry import find_soc
 from runners.backends.ascend import standin
 from runners.inspect_graph import inspect_graph
 
-CASES = Cases()
 ROWS, HALF = 3, 2  # sequences in the step, bytes of a float16
 # Of one decoder layer and what is around it.
 KERNELS = {
@@ -33,10 +31,12 @@ def table_after(html: str, heading: str) -> list[list[str]]:
     return [[unescape(cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", row)] for row in table.split("</tr>")[:-1]]
 
 
-def inspect_live(soc: str, folder: Path) -> None:
-    settings = [*checkpoint(folder), "backend=torchair", f"soc={soc}", "dtype=float16", "block_size=64"]
+@pytest.mark.parametrize("soc", [A2, pytest.param(DUO, marks=pytest.mark.slow)])
+@pytest.mark.chip
+def test_a_lowered_graph_is_shown_with_its_figures(soc: str, tmp_path: Path) -> None:
+    settings = [*checkpoint(tmp_path), "backend=torchair", f"soc={soc}", "dtype=float16", "block_size=64"]
     settings += ["max_seq_len=128", f"max_batch_size={ROWS}"]
-    page, picture = folder / "page.html", folder / "plots.svg"
+    page, picture = tmp_path / "page.html", tmp_path / "plots.svg"
     status, out, err = command(inspect_graph, "inspect_graph", *settings, f"page={page}", f"picture={picture}")
     assert status == 0, err
     html, lines = page.read_text(), [" ".join(line.split()) for line in out.splitlines()]
@@ -83,22 +83,18 @@ def inspect_live(soc: str, folder: Path) -> None:
     assert re.search(r'class="add">\+.*npu\.npu_rotary_mul\(', html)
 
 
-@CASES.add(A2)
-def docs_show_what_inspecting_gemma_2b_prints(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_docs_show_what_inspecting_gemma_2b_prints(tmp_path: Path) -> None:
     """Each line of the block, in its order, and the picture."""
     page = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
     block = page.partition("\n```\npython runners/inspect_graph.py ")[2].partition("\n```\n")[0]
     given, *shown = [" ".join(line.split()) for line in block.splitlines() if line and "..." not in line]
     *settings, picture, overwrite = given.split()
     assert (picture, overwrite) == ("picture=docs/inspect_graph.svg", "overwrite=true")
-    places = [f"picture={folder / 'plots.svg'}", f"cache_dir={folder / 'cache'}"]
+    places = [f"picture={tmp_path / 'plots.svg'}", f"cache_dir={tmp_path / 'cache'}"]
     status, out, err = command(inspect_graph, "inspect_graph", *settings, *places)
     assert status == 0, err
     printed = [" ".join(line.split()) for line in out.splitlines()]
     assert len(shown) >= 10
     assert [line for line in printed if line in shown] == shown
-    assert (folder / "plots.svg").read_text() == (ROOT / "docs" / "inspect_graph.svg").read_text()
-
-
-for _soc in (A2, DUO):
-    CASES[f"inspecting_live_on_{_soc}"] = Case(_soc, lambda folder, soc=_soc: inspect_live(soc, folder), _soc == DUO)
+    assert (tmp_path / "plots.svg").read_text() == (ROOT / "docs" / "inspect_graph.svg").read_text()

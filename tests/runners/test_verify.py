@@ -1,4 +1,4 @@
-"""runners/verify.py over the stand-in, and as on a device. See support.standin_cases."""
+"""runners/verify.py over the stand-in, and as on a device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import graph_model  # noqa: F401  (before torch)
-
-import torch  # isort: skip
-from standin_commands import TINY, checkpoint, command
-from support.standin_cases import A2, DUO, ROOT, Cases
+import torch
+from support.chip_processes import A2, DUO
+from support.data import LISTINGS
+from support.standin_commands import TINY, checkpoint, command
 
 from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.bucket import Bucket
@@ -25,9 +23,6 @@ from runners.backends.ascend.single_ops import SingleOp
 from runners.verification import run
 from runners.verification.representative_steps import RepresentativeStep
 from runners.verify import verify
-
-CASES = Cases()
-LISTINGS = ROOT / "tests/runners/backends/golden"
 
 
 def report_of(soc: str, folder: Path, *arguments: str, status: int = 0) -> dict[str, Any]:
@@ -79,30 +74,33 @@ def verified(soc: str, folder: Path, *arguments: str) -> set[str]:
     return types
 
 
-@CASES.add(A2)
-def verify_holds_every_op_of_a_quantized_model_to_its_formula(folder: Path) -> None:
-    types = verified(A2, folder, "quant=w8a8_dynamic")
+@pytest.mark.chip(A2)
+def test_verify_holds_every_op_of_a_quantized_model_to_its_formula(tmp_path: Path) -> None:
+    types = verified(A2, tmp_path, "quant=w8a8_dynamic")
     assert {"DynamicQuant", "QuantBatchMatmulV3", "FusedInferAttentionScore", "RotaryMul", "Sort"} <= types
     # Of other configurations: int8 caches, also of several key heads; fused norms; w8a16; several ranks.
     assert {"DynamicQuantUpdateScatter", "FloorMod", "AddRmsNorm", "WeightQuantBatchMatmulV2"} <= types
     assert {"GemmV2", "DequantBias", "ArgMaxWithValue"} <= types
 
 
-@CASES.add(A2, slow=True)
-def verify_holds_every_op_of_the_a2_to_its_formula(folder: Path) -> None:
-    types = verified(A2, folder)
+@pytest.mark.slow
+@pytest.mark.chip(A2)
+def test_verify_holds_every_op_of_the_a2_to_its_formula(tmp_path: Path) -> None:
+    types = verified(A2, tmp_path)
     assert {"FusedInferAttentionScore", "ScatterPaKvCache", "GemmaRmsNorm", "RotaryMul", "GeGluV2", "Sort"} <= types
 
 
-@CASES.add(A2, slow=True)
-def verify_holds_an_int8_cache_and_fused_norms_to_their_formulas(folder: Path) -> None:
-    types = verified(A2, folder, "quant=kv8", "norm=fused", "block_size=128")
+@pytest.mark.slow
+@pytest.mark.chip(A2)
+def test_verify_holds_an_int8_cache_and_fused_norms_to_their_formulas(tmp_path: Path) -> None:
+    types = verified(A2, tmp_path, "quant=kv8", "norm=fused", "block_size=128")
     assert {"AddRmsNorm", "DynamicQuantUpdateScatter", "FusedInferAttentionScore"} <= types, types
 
 
-@CASES.add(DUO, slow=True)
-def verify_holds_every_op_of_the_duo_to_its_formula(folder: Path) -> None:
-    types = verified(DUO, folder, "dtype=float16")
+@pytest.mark.slow
+@pytest.mark.chip(DUO)
+def test_verify_holds_every_op_of_the_duo_to_its_formula(tmp_path: Path) -> None:
+    types = verified(DUO, tmp_path, "dtype=float16")
     assert {"PromptFlashAttention", "IncreFlashAttention", "ScatterNdUpdate", "RmsNorm"} <= types
     assert not {"GemmV2", "DequantBias"} & types
 
@@ -118,8 +116,8 @@ def patches() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
-@CASES.add(A2)
-def verify_fails_where_the_interpreter_has_an_op_wrong(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_verify_fails_where_the_interpreter_has_an_op_wrong(tmp_path: Path) -> None:
     spec = OPS["GeGluV2"]
 
     def wrong(x: torch.Tensor, **attributes: Any) -> tuple[torch.Tensor, ...]:
@@ -128,17 +126,17 @@ def verify_fails_where_the_interpreter_has_an_op_wrong(folder: Path) -> None:
 
     with patches() as patch:
         patch.setitem(OPS, "GeGluV2", replace(spec, kernel=wrong))
-        report = report_of(A2, folder, status=1)
+        report = report_of(A2, tmp_path, status=1)
     assert {op["type"] for op in report["ops"] if op["problem"]} == {"GeGluV2"}
     assert all("differs from the formula" in op["problem"] for op in report["ops"] if op["problem"])
     assert all("The first that differs is GeGluV2" in step["findings"]["problems"][0] for step in report["steps"])
-    text = (folder / "report/report.txt").read_text()
+    text = (tmp_path / "report/report.txt").read_text()
     assert text.endswith("FAILED, on the stand-in\n")
     assert next(line.split()[0] for line in text.splitlines() if "DIFFERS" in line) == "GeGluV2"
 
 
-@CASES.add(A2)
-def verify_fails_where_an_op_of_another_configuration_is_wrong(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_verify_fails_where_an_op_of_another_configuration_is_wrong(tmp_path: Path) -> None:
     other = RepresentativeStep(Bucket("decode", 2, 1, 2), TINY, norm="fused")
     spec = OPS["AddRmsNorm"]
 
@@ -151,11 +149,11 @@ def verify_fails_where_an_op_of_another_configuration_is_wrong(folder: Path) -> 
     with patches() as patch:
         patch.setattr(run, "representative_steps", lambda soc: [other])
         patch.setitem(OPS, "AddRmsNorm", replace(spec, kernel=without_weight))
-        report = report_of(A2, folder / "wrong", status=1)
+        report = report_of(A2, tmp_path / "wrong", status=1)
         assert {(op["type"], op["step"]) for op in report["ops"] if op["problem"]} == {("AddRmsNorm", str(other))}
         assert all(f"of {other}: output 0" in failure for failure in report["failures"])
         patch.setitem(OPS, "AddRmsNorm", replace(spec, kernel=refused))
-        report = report_of(A2, folder / "refused", status=1)
+        report = report_of(A2, tmp_path / "refused", status=1)
     (failure,) = report["failures"]
     assert failure.startswith(f"{other}: the step could not run: ")
     assert "no such kernel" in failure
@@ -189,32 +187,32 @@ def scale_lost(single: SingleOp, outputs: list[torch.Tensor]) -> None:
         outputs[0] *= 2
 
 
-@CASES.add(A2)
-def verify_compares_a_device_with_the_interpreter(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_verify_compares_a_device_with_the_interpreter(tmp_path: Path) -> None:
     with patches() as patch:
         on_a_device(patch, other_rounding)
-        report = report_of(A2, folder / "sound", "quant=w8a8_dynamic")
+        report = report_of(A2, tmp_path / "sound", "quant=w8a8_dynamic")
     assert (report["where"], report["device"]) == ("device", {"device": "a device", "cann": "8"})
     assert "on the device; both are compared with the interpreter" in report["statement"]
-    assert "NO NPU" not in (folder / "sound/report/report.txt").read_text()
+    assert "NO NPU" not in (tmp_path / "sound/report/report.txt").read_text()
     assert any(op["engine"] > 0 for op in report["ops"])
     with patches() as patch:
         on_a_device(patch, scale_lost)
-        report = report_of(A2, folder / "wrong", "quant=w8a8_dynamic", status=1)
+        report = report_of(A2, tmp_path / "wrong", "quant=w8a8_dynamic", status=1)
     wrong = [op for op in report["ops"] if op["problem"]]
     assert {op["type"] for op in wrong} == {"QuantBatchMatmulV3"}
     assert all("the device differs from the interpreter" in op["problem"] for op in wrong)
-    assert (folder / "wrong/report/report.txt").read_text().endswith("FAILED, on the device\n")
+    assert (tmp_path / "wrong/report/report.txt").read_text().endswith("FAILED, on the device\n")
 
 
-@CASES.add(A2)
-def verify_refuses_what_it_cannot_do_before_anything_runs(folder: Path) -> None:
-    (folder / "file").write_text("")
+@pytest.mark.chip(A2)
+def test_verify_refuses_what_it_cannot_do_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
     for arguments, message in (
-        ([f"report_dir={folder / 'file'}"], "report_dir"),
+        ([f"report_dir={tmp_path / 'file'}"], "report_dir"),
         (["backend=eager"], "one Ascend chip"),
     ):
-        status, out, err = command(verify, "verify", f"report_dir={folder / 'report'}", *arguments)
+        status, out, err = command(verify, "verify", f"report_dir={tmp_path / 'report'}", *arguments)
         assert (status, out) == (2, "")
         assert message in err
-    assert not (folder / "report").exists()
+    assert not (tmp_path / "report").exists()

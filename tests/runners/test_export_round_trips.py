@@ -7,12 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-import graph_model  # noqa: F401  (before torch)
-
-import torch  # isort: skip
-from standin_commands import PROMPTS, SERVING, checkpoint, command
-from support.standin_cases import A2, DUO, Cases
+import torch
+from support.chip_processes import A2, DUO
+from support.standin_commands import PROMPTS, SERVING, checkpoint, command
 
 from graph_model.ascend.graph_file import read_graph_file
 from runners.backends.ascend import standin
@@ -25,8 +22,6 @@ from runners.engine.sampling_params import SamplingParams
 from runners.export import export
 from runners.infer import infer
 from runners.llm import sizes
-
-CASES = Cases()
 
 
 def round_trip(folder: Path, soc: str, dtype: torch.dtype, *settings: str) -> None:
@@ -67,16 +62,19 @@ def round_trip(folder: Path, soc: str, dtype: torch.dtype, *settings: str) -> No
     assert len(found) == 1 or found[0] != found[1]
 
 
-@CASES.add(DUO, slow=True)
-def an_export_for_the_duo_gives_the_same_tokens(folder: Path) -> None:
-    round_trip(folder, DUO, torch.float16)
+@pytest.mark.slow
+@pytest.mark.chip(DUO)
+def test_an_export_for_the_duo_gives_the_same_tokens(tmp_path: Path) -> None:
+    round_trip(tmp_path, DUO, torch.float16)
 
 
-@CASES.add(A2, slow=True)
-def a_quantized_sampling_export_in_bfloat16_gives_the_same_tokens(folder: Path) -> None:
-    round_trip(folder, A2, torch.bfloat16, "sample=true", "quant=w8a8_dynamic")
+@pytest.mark.slow
+@pytest.mark.chip(A2)
+def test_a_quantized_sampling_export_gives_the_same_tokens(tmp_path: Path) -> None:
+    round_trip(tmp_path, A2, torch.bfloat16, "sample=true", "quant=w8a8_dynamic")
 
 
-@CASES.add(A2, slow=True)
-def a_w8a16_export_gives_the_same_tokens(folder: Path) -> None:
-    round_trip(folder, A2, torch.float16, "quant=w8a16")
+@pytest.mark.slow
+@pytest.mark.chip(A2)
+def test_a_w8a16_export_gives_the_same_tokens(tmp_path: Path) -> None:
+    round_trip(tmp_path, A2, torch.float16, "quant=w8a16")

@@ -1,6 +1,6 @@
-"""Faults planted into lowered graphs, and into how they are served, each with the check of a budget that notices it.
+"""Faults planted into lowered graphs, and into how they are served, are noticed, each by the check of a budget.
 
-Faults of what is computed are in torchair_mutations.py. See support.standin_cases.
+Faults of what is computed are in test_mutations.py.
 """
 
 from __future__ import annotations
@@ -13,15 +13,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import graph_model  # noqa: F401  (before torch)
-
-import torch  # isort: skip
-from budget_cases import BLOCK, HALF, check_gathers, check_one_graph_per_bucket, selected, serve_growing_lengths
-from compile_time_cases import MOST, Phases, check_equal_kernels, check_ratio
-from full_size_cases import BESIDES, BUDGETS, check_kernels, check_lean
+import torch
+from support.ascend_budgets import (
+    BESIDES,
+    BLOCK,
+    BUDGETS,
+    HALF,
+    MOST_TIMES,
+    Phases,
+    check_equal_kernels,
+    check_gathers,
+    check_kernels,
+    check_lean,
+    check_one_graph_per_bucket,
+    check_ratio,
+    selected,
+    serve_growing_lengths,
+)  # fmt: skip
+from support.chip_processes import A2, DUO, on_each_chip
 from support.peak_memory import PeakMemory
-from support.standin_cases import A2, DUO, Case, Cases
 
 from graph_model.ascend.ge_graph import Edge, GeGraph, GeGraphError, Node, TensorDesc
 from graph_model.ascend.legality import check_graph
@@ -34,7 +44,6 @@ from runners.backends.ascend.lower import lower
 from runners.backends.ascend.printer import count_nodes, list_graph, writers
 from runners.backends.ascend.roofline import gathered_bytes
 
-CASES = Cases()
 LAYERS = 2
 Check = Callable[["Lowered", GeGraph], None]
 
@@ -227,31 +236,29 @@ FAULTS: dict[str, Faults] = {
 }
 
 
-def every_fault_is_noticed(soc: str) -> None:
-    lowered = step(soc)
+@on_each_chip
+def test_a_sound_graph_passes_every_check(soc: str) -> None:
     for check in CHECKS.values():
-        check(lowered, lowered.graph)
-    unnoticed = []
-    for name, (check_name, plant) in FAULTS[soc].items():
-        graph = deepcopy(lowered.graph)
-        plant(graph)
-        try:
-            CHECKS[check_name](lowered, graph)
-            unnoticed.append(name)
-        except AssertionError:
-            pass
-    assert not unnoticed, unnoticed
+        check(step(soc), step(soc).graph)
+
+
+@pytest.mark.chip
+@pytest.mark.parametrize(("soc", "fault"), [(soc, fault) for soc, faults in FAULTS.items() for fault in faults])
+def test_a_fault_of_a_graph_is_noticed_by_its_check(soc: str, fault: str) -> None:
+    check, plant = FAULTS[soc][fault]
+    graph = deepcopy(step(soc).graph)
+    plant(graph)
+    with pytest.raises(AssertionError):
+        CHECKS[check](step(soc), graph)
+
+
+@pytest.mark.parametrize("soc", FAULTS)
+def test_every_check_of_a_graph_notices_some_fault(soc: str) -> None:
     assert {check for check, _ in FAULTS[soc].values()} == CHECKS.keys()
 
 
-for _soc in (A2, DUO):
-    CASES[f"every_fault_of_a_graph_is_noticed_on_{_soc}"] = Case(
-        _soc, lambda folder, soc=_soc: every_fault_is_noticed(soc)
-    )
-
-
-@CASES.add(A2)
-def steps_that_are_compiled_again_are_noticed(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_steps_that_are_compiled_again_are_noticed(tmp_path: Path) -> None:
     def forget_steps(model: Any) -> None:
         model._loaded.clear()
 
@@ -259,19 +266,19 @@ def steps_that_are_compiled_again_are_noticed(folder: Path) -> None:
         inputs = model.inputs
         model.inputs = lambda bucket: (model._loaded.pop(bucket, None), inputs(bucket))[1]
 
-    check_one_graph_per_bucket(*serve_growing_lengths(folder, 12, 128))
+    check_one_graph_per_bucket(*serve_growing_lengths(tmp_path, 12, 128))
     for spoil in (forget_steps, lower_at_every_run):
-        observed = serve_growing_lengths(folder, 12, 128, spoil)
+        observed = serve_growing_lengths(tmp_path, 12, 128, spoil)
         with pytest.raises(AssertionError):
             check_one_graph_per_bucket(*observed)
 
 
-@CASES.add(A2)
-def slow_making_and_much_memory_are_noticed(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_slow_making_and_much_memory_are_noticed() -> None:
     hand = Phases(export=1.0, lowering=2.0)
     check_ratio(Phases(capture=3.0, lowering=4.4), hand, "in bounds")
     with pytest.raises(AssertionError):
-        check_ratio(Phases(capture=3.0, lowering=3.0 * MOST), hand, "too slow")
+        check_ratio(Phases(capture=3.0, lowering=3.0 * MOST_TIMES), hand, "too slow")
     graph = step(A2).graph
     check_equal_kernels(graph, graph)
     more = deepcopy(graph)
@@ -286,7 +293,3 @@ def slow_making_and_much_memory_are_noticed(folder: Path) -> None:
         pass
     assert much.bytes - little.bytes > 150e6
     assert much.bytes - again.bytes > 150e6
-
-
-if __name__ == "__main__":
-    CASES.main()

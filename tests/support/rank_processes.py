@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-INFER = Path(__file__).resolve().parents[3] / "runners" / "infer.py"
+INFER = Path(__file__).resolve().parents[2] / "runners" / "infer.py"
 ROOT = INFER.parents[1]
 
 
@@ -31,7 +31,11 @@ def arguments(checkpoint: Path, directory: Path, prompts: list[list[int]], *over
 
 def start(command: list[str], own_group: bool = False) -> subprocess.Popen[str]:
     """own_group: with a process group of its own, as a shell gives a command."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
+        "OMP_NUM_THREADS": "1",
+    }
     return subprocess.Popen(
         [sys.executable, *command],
         env=environment,

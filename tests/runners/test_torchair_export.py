@@ -1,4 +1,4 @@
-"""torchair.dynamo_export beside runners/export.py, over the stand-in. See support.standin_cases."""
+"""torchair.dynamo_export beside runners/export.py, over the stand-in."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import graph_model  # noqa: F401  (before torch)
-
-import torch  # isort: skip
-from standin_commands import SERVING, checkpoint, command
-from support.standin_cases import A2, Cases
+import torch
+from support.chip_processes import A2
+from support.standin_commands import SERVING, checkpoint, command
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import VIEWS, GeGraph, Node, iter_edges
@@ -26,7 +23,6 @@ from runners.backends.ascend.engine import compiler_config
 from runners.export import export
 from runners.llm import exporting
 
-CASES = Cases()
 # They list the graph's inputs, which are others where weights are constants.
 OF_INPUTS = {"ge.inputHintShape", "frozenInput"}
 
@@ -126,15 +122,16 @@ def hold_equal(theirs: GeGraph, ours: GeGraph, step: Any, weights: dict[str, Ten
     assert len(theirs.inputs()) == len(step.inputs) - kinds["weight"]
 
 
-@CASES.add(A2, slow=True)
-def torchairs_export_of_a_step_is_the_bundles_graph_with_weights_as_constants(folder: Path) -> None:
-    bundle, graphs = exported(folder)
+@pytest.mark.slow
+@pytest.mark.chip(A2)
+def test_torchairs_export_is_the_bundles_graph_with_constants(tmp_path: Path) -> None:
+    bundle, graphs = exported(tmp_path)
     weights = dict(bundle.weights())
     assert {bucket.phase for bucket in bundle.steps} == {"prefill", "extend", "decode"}
     for bucket, step in bundle.steps.items():
-        theirs = exported_by_torchair(graphs[bucket], weights, folder / f"torchair-{bucket}")
+        theirs = exported_by_torchair(graphs[bucket], weights, tmp_path / f"torchair-{bucket}")
         hold_equal(theirs, read_graph_file(bundle.directory / f"{bucket}.pbtxt"), step, weights)
-        written = json.loads((folder / f"torchair-{bucket}/options.json").read_text())
+        written = json.loads((tmp_path / f"torchair-{bucket}/options.json").read_text())
         of_graph = {**written["compile options"]["graph"], **written["execute options"]["graph"]}
         own = bundle.options(bucket)
         assert of_graph.keys() - OF_INPUTS

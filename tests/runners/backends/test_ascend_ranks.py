@@ -6,44 +6,32 @@ each: by the CPU kernels of the ops, and by the GE interpreter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import graph_model  # noqa: F401  (before torch)
-
-import pytest  # isort: skip
-import torch  # isort: skip
-from support import torchair_steps as steps  # isort: skip
+import pytest
+import torch
+from support import torchair_steps as steps
+from support.chip_processes import A2, DUO
 from support.chips import with_limits, without
 from support.graphs import count
+from support.rank_graphs import Lowered, graph_of, lower_rank
 from support.ranks import run_ranks
-from support.standin_cases import A2, DUO, Case, Cases
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraph, GeGraphError
+from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.ascend.legality import check_graph
-from graph_model.capture import capture
 from graph_model.chips.chip import Limits
 from graph_model.chips.registry import find_soc
-from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.numerics import TOLERANCE
 from graph_model.quantization.linears import Quantization, linear_paths
 from graph_model.tensor_parallel import WHOLE, Shard
-from passes.ascend.matmul_all_reduce import AscendMatmulAllReduce
-from passes.framework.contract import Pass
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES, build_passes
 from runners.backends.ascend.interpreter import Program
-from runners.backends.ascend.lower import LoweredStep, lower
 from runners.backends.ascend.printer import count_nodes
-from runners.backends.ascend.rank_graph import fake_group
-from runners.backends.torchair import AscendOptions, TorchairBackend, kernel_passes
+from runners.backends.torchair import AscendOptions, TorchairBackend
 
-CASES = Cases()
 HALF, BRAIN = torch.float16, torch.bfloat16
 LAYERS = steps.BASE.num_hidden_layers
-CHOICE = ("select_token", "shard_token_selection")  # without them a graph returns logits
 
 
 @dataclass(frozen=True)
@@ -54,36 +42,6 @@ class AllInt8(steps.StepCase):
     def quantization(self) -> Quantization | None:
         assert self.scheme is not None
         return Quantization(self.scheme, linear_paths(self.config)[:-1], self.scheme == "w8a8", self.kv8)  # type: ignore[arg-type]
-
-
-def graph_of(step: steps.StepCase, shard: Shard, kernels: Sequence[Pass] = ()) -> ModelGraph:
-    """A rank's graph that returns whole logits."""
-    graph = capture(step.config, step.bucket, KVCacheConfig(8, step.block_size), step.dtype, step.quantization)
-    passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, shard)
-    run_passes(graph, [*(each for each in passes if each.name not in CHOICE), *kernels])
-    return graph
-
-
-@dataclass(frozen=True)
-class Lowered:
-    """A rank's graph with selected kernels, and what torchair made of it."""
-
-    graph: ModelGraph
-    step: LoweredStep
-
-    @property
-    def ge(self) -> GeGraph:
-        return self.step.graph
-
-
-def lower_rank(soc: str, step: steps.StepCase, shard: Shard, fused: bool = False) -> Lowered:
-    chip = find_soc(soc)
-    kernels = [*kernel_passes(AscendOptions(chip, "exact")), *([AscendMatmulAllReduce()] if fused else [])]
-    with fake_group(shard):
-        graph = graph_of(step, shard, kernels)
-        lowered = Lowered(graph, lower(graph))
-    check_graph(lowered.ge, chip)
-    return lowered
 
 
 def run_program(rank: Lowered, step: steps.StepCase, inputs: dict[str, Tensor], caches: list[Tensor]) -> Tensor:
@@ -122,17 +80,17 @@ def agree(soc: str, *cases: steps.StepCase, fused: bool = False, world_size: int
         assert max(map(max, found)) <= bound, f"{step}: {found}, allowed {bound}"
 
 
-@CASES.add(A2)
-def a_backend_runs_on_the_device_that_the_rank_has_taken(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_a_backend_runs_on_the_device_that_the_rank_has_taken(tmp_path: Path) -> None:
     options = AscendOptions(find_soc(A2), "exact")
-    assert TorchairBackend(options, folder).device == torch.device("npu", 0)
+    assert TorchairBackend(options, tmp_path).device == torch.device("npu", 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.get_device_module("npu"), "current_device", lambda: 3)
-        assert TorchairBackend(options, folder).device == torch.device("npu", 3)
+        assert TorchairBackend(options, tmp_path).device == torch.device("npu", 3)
 
 
-@CASES.add(A2)
-def products_and_all_reduces_become_one_kernel_in_steps_of_prompts(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_products_and_all_reduces_become_one_kernel_in_steps_of_prompts() -> None:
     """Ops before, ops after, matches, numerics; in the GE graph too."""
     step = steps.StepCase(steps.BASE, HALF, 64, "prefill")
     plain, fused = (lower_rank(A2, step, Shard(1, 2), fused) for fused in (False, True))
@@ -146,14 +104,15 @@ def products_and_all_reduces_become_one_kernel_in_steps_of_prompts(folder: Path)
     agree(A2, step, fused=True)
 
 
-@CASES.add(A2, slow=True)
-def later_chunks_and_quantized_models_join_products_and_all_reduces_too(folder: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.chip(A2)
+def test_later_chunks_and_quantized_models_join_products_and_all_reduces_too() -> None:
     agree(A2, steps.StepCase(steps.BASE, HALF, 64, "extend"), fused=True)
     agree(A2, steps.StepCase(steps.BASE, HALF, 64, "prefill", scheme="w8a8_dynamic"), fused=True)
 
 
-@CASES.add(A2)
-def a_decode_step_and_quantized_layers_keep_their_all_reduces(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_a_decode_step_and_quantized_layers_keep_their_all_reduces() -> None:
     decode = lower_rank(A2, steps.StepCase(steps.BASE, HALF, 64, "decode"), Shard(0, 2), fused=True)
     assert not count(decode.graph)["ascend.matmul_all_reduce"]
     quantized = steps.StepCase(steps.BASE, HALF, 64, "prefill", scheme="w8a8_dynamic")  # down_proj in floating point
@@ -163,8 +122,8 @@ def a_decode_step_and_quantized_layers_keep_their_all_reduces(folder: Path) -> N
     assert (static["ascend.matmul_all_reduce"], static["gemma.all_reduce"]) == (0, 2 * LAYERS + 1)
 
 
-@CASES.add(A2)
-def a_fused_all_reduce_is_refused_where_the_chip_has_none(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_a_fused_all_reduce_is_refused_where_the_chip_has_none() -> None:
     step = steps.StepCase(steps.BASE, HALF, 64, "prefill")
     lowered = lower_rank(A2, step, Shard(0, 2), fused=True).ge
     refused = {"no such op": (lowered, without(find_soc(A2), "MatmulAllReduce"))}
@@ -178,8 +137,8 @@ def a_fused_all_reduce_is_refused_where_the_chip_has_none(folder: Path) -> None:
             check_graph(graph, chip)
 
 
-@CASES.add(A2)
-def ranks_sum_the_integers_of_static_int8_layers(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_ranks_sum_the_integers_of_static_int8_layers() -> None:
     step = AllInt8(steps.BASE, BRAIN, 64, "decode", scheme="w8a8")
     lowered = lower_rank(A2, step, Shard(1, 2))
     types = count_nodes(lowered.ge).by_type
@@ -189,8 +148,8 @@ def ranks_sum_the_integers_of_static_int8_layers(folder: Path) -> None:
     agree(A2, step)
 
 
-@CASES.add(A2)
-def beside_static_int8_layers_ranks_sum_shares_in_floating_point_in_float32(folder: Path) -> None:
+@pytest.mark.chip(A2)
+def test_beside_static_int8_layers_ranks_sum_shares_in_floating_point_in_float32() -> None:
     """A product that is added to float32 zeros, of which each layer has a copy; the sum, one rounding."""
     step = steps.StepCase(steps.BASE, BRAIN, 64, "decode", scheme="w8a8")  # down_proj in floating point
     lowered = lower_rank(A2, step, Shard(1, 2)).ge
@@ -203,8 +162,8 @@ def beside_static_int8_layers_ranks_sum_shares_in_floating_point_in_float32(fold
         check_graph(lowered, without(find_soc(A2), "GemmV2"))
 
 
-@CASES.add(DUO)
-def without_int32_and_float32_products_ranks_sum_what_they_have_rounded(folder: Path) -> None:
+@pytest.mark.chip(DUO)
+def test_without_int32_and_float32_products_ranks_sum_what_they_have_rounded() -> None:
     for step in (AllInt8, steps.StepCase):
         given = step(steps.BASE, HALF, 64, "decode", scheme="w8a8")
         lowered = lower_rank(DUO, given, Shard(1, 2)).ge
@@ -216,13 +175,17 @@ def without_int32_and_float32_products_ranks_sum_what_they_have_rounded(folder: 
         agree(DUO, given)
 
 
-for _name, _soc, _step, _world_size in (
-    ("float", A2, steps.StepCase(steps.BASE, HALF, 64, "extend"), 4),
-    ("float", DUO, steps.StepCase(steps.BASE, HALF, 64, "extend"), 2),
-    ("kv8", A2, steps.StepCase(steps.BASE, HALF, 64, "decode", kv8=True), 2),
-    ("w8a8_kv8", A2, AllInt8(steps.BASE, HALF, 64, "extend", scheme="w8a8", kv8=True), 2),
-    ("w8a8_dynamic", A2, AllInt8(steps.BASE, BRAIN, 64, "decode", scheme="w8a8_dynamic"), 2),
-):
-    CASES[f"{_world_size}_ranks_{_name}_on_{_soc}"] = Case(
-        _soc, lambda folder, given=(_soc, _step, _world_size): agree(*given[:2], world_size=given[2]), slow=True
-    )
+@pytest.mark.slow
+@pytest.mark.chip
+@pytest.mark.parametrize(
+    ("soc", "step", "world_size"),
+    [
+        pytest.param(A2, steps.StepCase(steps.BASE, HALF, 64, "extend"), 4, id="float-4"),
+        pytest.param(DUO, steps.StepCase(steps.BASE, HALF, 64, "extend"), 2, id="float on the DUO-2"),
+        pytest.param(A2, steps.StepCase(steps.BASE, HALF, 64, "decode", kv8=True), 2, id="kv8-2"),
+        pytest.param(A2, AllInt8(steps.BASE, HALF, 64, "extend", scheme="w8a8", kv8=True), 2, id="w8a8+kv8-2"),
+        pytest.param(A2, AllInt8(steps.BASE, BRAIN, 64, "decode", scheme="w8a8_dynamic"), 2, id="w8a8_dynamic-2"),
+    ],
+)
+def test_ranks_compute_what_the_whole_model_does(soc: str, step: steps.StepCase, world_size: int) -> None:
+    agree(soc, step, world_size=world_size)

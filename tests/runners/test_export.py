@@ -1,4 +1,4 @@
-"""runners/export.py over the stand-in. See support.standin_cases."""
+"""runners/export.py over the stand-in."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standin_commands import PROMPTS, SERVING, checkpoint, command
-from support.standin_cases import A2, ROOT, Cases
+from support.chip_processes import A2, ROOT
+from support.standin_commands import PROMPTS, SERVING, checkpoint, command
 
-import graph_model  # noqa: F401  (before torch)
 from graph_model.bucket import Bucket
 from graph_model.errors import UserError
 from runners.backends.ascend.bundle import read_bundle
@@ -23,9 +22,6 @@ from runners.engine.driver import EngineDriver as EngineLLM
 from runners.engine.sampling_params import SamplingParams
 from runners.export import export
 from runners.infer import infer
-
-CASES = Cases()
-
 
 LOAD = """
 import json, sys
@@ -42,17 +38,17 @@ print(json.dumps([result.token_ids for result in results]))
 """
 
 
-@CASES.add(A2)
-def an_exported_model_gives_the_tokens_of_the_one_it_came_from(folder: Path) -> None:
-    settings = [*checkpoint(folder), *SERVING]
-    bundle = folder / "bundle"
+@pytest.mark.chip(A2)
+def test_an_exported_model_gives_the_tokens_of_the_one_it_came_from(tmp_path: Path) -> None:
+    settings = [*checkpoint(tmp_path), *SERVING]
+    bundle = tmp_path / "bundle"
     status, out, err = command(export, "export", *settings, f"export_dir={bundle}")
     assert status == 0, err
     for name in ("decode-b1-w2", "extend-b1-t64-w2", "prefill-b1-t64"):
         assert f"{name}.pb" in out
     generate = [f"prompt_token_ids={json.dumps(PROMPTS)}", "max_new_tokens=6", "ignore_eos=true", "backend=torchair"]
-    assert command(infer, "infer", *settings, *generate, f"output_file={folder / 'answers'}")[0] == 0
-    answers = [json.loads(line) for line in (folder / "answers").read_text().splitlines()]
+    assert command(infer, "infer", *settings, *generate, f"output_file={tmp_path / 'answers'}")[0] == 0
+    answers = [json.loads(line) for line in (tmp_path / "answers").read_text().splitlines()]
     expected = [a["token_ids"] for a in sorted(answers, key=lambda a: a["index"])]
 
     script = [sys.executable, "-c", LOAD, str(bundle), json.dumps(PROMPTS)]
@@ -72,7 +68,7 @@ def an_exported_model_gives_the_tokens_of_the_one_it_came_from(folder: Path) -> 
     status, _, err = command(export, "export", *settings, f"export_dir={bundle}")
     assert status == 2, "a bundle is replaced only when that is asked for"
     assert "exists already" in err
-    refuse_damaged_bundles(bundle, folder / "damaged")
+    refuse_damaged_bundles(bundle, tmp_path / "damaged")
 
 
 def refuse_damaged_bundles(bundle: Path, copy: Path) -> None:
@@ -110,11 +106,11 @@ def refuse_damaged_bundles(bundle: Path, copy: Path) -> None:
         shutil.rmtree(copy)
 
 
-@CASES.add(A2)
-def an_export_that_fails_leaves_nothing(folder: Path) -> None:
-    settings = [*checkpoint(folder), *SERVING, f"export_dir={folder / 'bundle'}"]
-    weights = folder / "checkpoint/model.safetensors"
+@pytest.mark.chip(A2)
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    settings = [*checkpoint(tmp_path), *SERVING, f"export_dir={tmp_path / 'bundle'}"]
+    weights = tmp_path / "checkpoint/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     status, _, err = command(export, "export", *settings)
     assert status == 2, err
-    assert not [path for path in folder.iterdir() if "bundle" in path.name]
+    assert not [path for path in tmp_path.iterdir() if "bundle" in path.name]

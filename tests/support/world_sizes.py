@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rank_processes import start
-
 from runners.engine import SamplingParams, ScoreRequest
 from runners.llm import LLM
+from support.rank_processes import start
 
 HOW = {"greedy": 0.0, "sampled": 1.0}  # temperatures
 # Few steps to compile: all requests of a batch have the same number of tokens to go.

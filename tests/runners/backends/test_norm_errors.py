@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import graph_model  # noqa: F401  (before torch)
-
-import torch  # isort: skip
-from support import torchair_steps as steps  # isort: skip
+import pytest
+import torch
+from support import torchair_steps as steps
 from support.checkpoints import CALM, make_model
-from support.standin_cases import A2, DUO, Case, Cases
+from support.chip_processes import A2, DUO, on_each_chip
 
 from graph_model.chips.registry import find_soc
 from runners.backends.ascend.lower import lower
 
-CASES = Cases()
 SIX_LAYERS = replace(steps.BASE, num_hidden_layers=6)
 SEEDS = range(8)
 DTYPES = {A2: (torch.float16, torch.bfloat16), DUO: (torch.float16,)}
@@ -36,7 +34,9 @@ def rms(x: torch.Tensor) -> float:
     return x.square().mean().sqrt().item()
 
 
-def norm_errors(soc: str) -> None:
+@pytest.mark.slow
+@on_each_chip
+def test_norm_errors(soc: str) -> None:
     """Logits of prompts behind six layers, over models of random weights."""
     for dtype in DTYPES[soc]:
         found = {}
@@ -62,7 +62,3 @@ def norm_errors(soc: str) -> None:
             print(f"{name}: {norm}, largest from transformers {largest:.2e}, RMS from float32 {errors[norm]:.2e}")
         assert errors["exact"] <= errors["fused"], (name, errors)
         assert errors["exact"] <= 1.25 * rms(theirs - wide) / size, (name, errors)
-
-
-for _soc in (A2, DUO):
-    CASES[f"norm_errors_on_{_soc}"] = Case(_soc, lambda folder, soc=_soc: norm_errors(soc), slow=True)
