@@ -156,6 +156,13 @@ def test_test_modules_have_unique_names_and_no_package() -> None:
     assert [p for p in (ROOT / "tests").rglob("__init__.py") if support not in p.parents] == []
 
 
+def test_names_of_tests_have_at_most_60_characters() -> None:
+    trees = (ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests").rglob("test_*.py"))
+    functions = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+    names = [function.name for function in functions if function.name.startswith("test_")]
+    assert [name for name in names if len(name) > 60] == []
+
+
 def test_every_module_says_what_it_is() -> None:
     undocumented = [path for path in SOURCES if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
     assert [path for path in undocumented if path.read_text().strip()] == []

@@ -156,7 +156,7 @@ print(json.dumps(found))
 @pytest.mark.parametrize(
     ("size", "layers", "kv_heads", "gigabytes"), [("2b", 18, 1, (5.0, 5.1)), ("7b", 28, 16, (17.0, 17.2))]
 )
-def test_full_size_models_are_captured_and_rewritten_without_weights(
+def test_full_size_models_are_captured_without_weights(
     size: str, layers: int, kv_heads: int, gigabytes: tuple[float, float]
 ) -> None:
     """5 GB and 17 GB of weights, 2 to 50 GB of caches, in a process that takes less than 700 MB for it."""

@@ -74,7 +74,7 @@ def test_fields_that_a_file_leaves_out_are_those_of_gemma_7b() -> None:
     assert (GEMMA_7B.num_attention_heads * GEMMA_7B.head_dim, GEMMA_7B.hidden_size) == (4096, 3072)
 
 
-def test_rope_theta_is_read_from_either_place_and_rope_parameters_win() -> None:
+def test_rope_theta_is_read_from_rope_parameters_first() -> None:
     assert read({**TRANSFORMERS_4, "rope_theta": 500}).rope_theta == 500.0
     five = {**written_by_transformers_5(), "rope_parameters": {"rope_theta": 250.0, "rope_type": "default"}}
     assert read(five).rope_theta == 250.0

@@ -65,7 +65,7 @@ def options(scheme: str, config: GemmaConfig = CONFIG, **changes: Any) -> Quanti
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_migrated_norm_is_rounded_first_and_its_consumers_take_the_rest(dtype: torch.dtype) -> None:
+def test_a_migrated_norm_is_rounded_before_its_consumers(dtype: torch.dtype) -> None:
     weight = (torch.randn(500, generator=GENERATOR) * 0.3).to(dtype)
     weight[0] = -1.0  # a factor of 0 cannot be divided
     scales = torch.minimum(torch.full((500,), 32.0), norm_limit(weight, 1.0, dtype))
@@ -113,9 +113,7 @@ def test_the_smoothed_float_model_computes_the_same_in_float32() -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @torch.no_grad()
-def test_in_16_bit_smoothing_adds_as_little_as_the_originals_own_rounding(
-    dtype: torch.dtype, models: int, bound: float
-) -> None:
+def test_smoothing_in_16_bit_adds_as_little_as_rounding(dtype: torch.dtype, models: int, bound: float) -> None:
     """RMS over models: one model's ratio is 0.6 to 1.3, as two roundings of the same numbers are.
 
     Over 34 models it was 1.04 in float16 and 1.00 in bfloat16, each with a standard error of 0.02 (see the docs).
@@ -125,7 +123,7 @@ def test_in_16_bit_smoothing_adds_as_little_as_the_originals_own_rounding(
     assert (smoothed / original).sqrt() <= bound
 
 
-def test_of_many_tokens_some_are_kept_evenly_taken_and_of_quantized_linears_only(monkeypatch: Any) -> None:
+def test_some_of_many_tokens_are_kept_for_quantized_linears(monkeypatch: Any) -> None:
     state = {name: p.detach() for name, p in make_model(CONFIG).named_parameters()}
     weights = {n.removeprefix("model.layers.0."): t for n, t in state.items() if n.startswith("model.layers.0.")}
     hidden = [torch.randn(length, CONFIG.hidden_size, generator=GENERATOR) for length in (5, 3, 8, 1, 9)]
@@ -274,7 +272,7 @@ print(status("VmHWM") - baseline)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-def test_quantizing_peaks_little_above_one_copy_of_the_checkpoint(tmp_path: Path) -> None:
+def test_quantizing_needs_memory_for_one_copy_of_a_checkpoint(tmp_path: Path) -> None:
     source = tmp_path / "source"
     size = write_random_checkpoint(source, LARGE)
     # Gemma-7B has 17 GB, and shards at most 4. Its layers are a smaller part of it than those of this model.

@@ -60,7 +60,7 @@ def test_source_is_the_tensor_in_the_wanted_dtype(stored: torch.dtype, wanted: t
 
 
 @pytest.mark.parametrize("expression", ["source", "weight", "scale", "slice"])
-def test_rows_of_a_tensor_are_those_of_the_whole_and_all_that_is_read(expression: str) -> None:
+def test_rows_of_a_tensor_are_all_that_is_read(expression: str) -> None:
     checkpoint = Checkpoint({"a": (9, 5)}, torch.bfloat16)
     whole: Expression = {
         "source": checkpoint.source("a", torch.bfloat16),
@@ -104,7 +104,7 @@ def test_concat_of_vectors_and_of_concats() -> None:
 
 
 @pytest.mark.parametrize("model", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_one_plus_adds_in_float32_to_the_weight_in_the_models_dtype(model: torch.dtype) -> None:
+def test_one_plus_adds_in_float32_to_the_rounded_weight(model: torch.dtype) -> None:
     checkpoint = Checkpoint({"w": (64,)}, torch.float32)
     expression = OnePlus(checkpoint.source("w", model))
 

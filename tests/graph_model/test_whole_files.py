@@ -130,7 +130,7 @@ def test_what_a_running_writer_needs_is_no_leftover(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_a_leftover_of_a_stranger_moves_and_removes_nothing_elsewhere(tmp_path: Path) -> None:
+def test_a_strangers_leftover_changes_nothing_elsewhere(tmp_path: Path) -> None:
     fill(tmp_path, {"precious": "p", "sub/.graph-gemma-x/moves.json": '{"new": ["a"], "obsolete": ["../precious"]}'})
     (tmp_path / "sub" / ".graph-gemma-link").symlink_to(tmp_path)
     remove_leftovers(tmp_path / "sub")

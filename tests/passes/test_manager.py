@@ -48,7 +48,7 @@ def test_names_are_unique() -> None:
     assert len(PASSES | KERNEL_OPTIONS) == len(DEFAULT_PASSES) + len(KERNEL_OPTIONS)
 
 
-def test_what_may_follow_the_kernels_is_built_apart_and_where_it_is_named() -> None:
+def test_passes_after_kernels_are_built_apart_where_named() -> None:
     assert build_kernel_options(ALL) == []
     for name, cls in KERNEL_OPTIONS.items():
         assert build_kernel_options({name: {"enabled": False}}) == []
@@ -196,7 +196,7 @@ CAPTURED = {
 
 
 @pytest.mark.parametrize(("attribute", "change"), CAPTURED.items(), ids=CAPTURED)
-def test_a_definition_that_disagrees_with_its_config_is_stopped_at_the_first_pass(
+def test_a_definition_unlike_its_config_stops_at_the_first_pass(
     attribute: str, change: Callable[[ModelGraph], None]
 ) -> None:
     graph = BFLOAT16.captured()

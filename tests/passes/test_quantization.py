@@ -111,7 +111,7 @@ class NearFold(FoldQuantize):
     ],
     ids=["a few by one", "many", "some by more"],
 )
-def test_a_fold_of_the_quantizing_tier_is_held_to_its_share_of_integers(wrong: NearFold, message: str | None) -> None:
+def test_a_quantizing_fold_is_checked_by_its_share_of_integers(wrong: NearFold, message: str | None) -> None:
     graph = STATIC.before(FoldQuantize)
     if message is None:
         checker = PassChecker(STATIC.read)
@@ -130,7 +130,7 @@ def test_an_exact_fold_may_change_no_integer() -> None:
         run_passes(STATIC.before(FoldQuantize), [NearFold(1.0005, bound=SAME)], observe=PassChecker(STATIC.read))
 
 
-def test_quantized_linears_compute_the_formats_formula_in_integers() -> None:
+def test_quantized_linears_compute_their_formula_in_integers() -> None:
     """y = (x_q W_q^T + quant_bias) * deq_scale, of every static linear, against numpy's int64."""
     graph = STATIC.before(InsertQuantization)
     run_passes(graph, [InsertQuantization()])
@@ -162,7 +162,7 @@ def test_quantized_linears_compute_the_formats_formula_in_integers() -> None:
         assert torch.equal(found[dequantize], y)
 
 
-def test_the_plain_model_of_a_quantized_checkpoint_has_its_dequantized_weights() -> None:
+def test_the_plain_model_has_a_checkpoints_dequantized_weights() -> None:
     """Within the steps that quantizing weights and biases takes."""
     floats = replace(STATIC, quantization=None)
     checked = 0

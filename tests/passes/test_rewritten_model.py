@@ -46,7 +46,7 @@ def step_inputs(ids: Tensor, bucket: Bucket, starts: tuple[int, ...], lengths: t
 
 @pytest.mark.parametrize("name", TINY_CONFIGS)
 @torch.no_grad()
-def test_prompt_chunk_and_decode_choose_the_tokens_of_transformers(name: str) -> None:
+def test_every_phase_chooses_the_tokens_of_transformers(name: str) -> None:
     config = replace(TINY_CONFIGS[name], num_hidden_layers=2)
     reference = make_model(config)
     read = dict(reference.named_parameters()).__getitem__

@@ -156,7 +156,7 @@ def test_in_16_bit_the_integers_are_those_of_one_rank(
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_floating_point_down_projection_moves_hardly_an_integer(
+def test_a_float_down_projection_moves_hardly_an_integer(
     by_default: Checkpoint, dtype: torch.dtype, world_size: int
 ) -> None:
     """Its shares are summed in float32: what differs is the order of the sum."""

@@ -97,7 +97,7 @@ def test_logits_of_two_ranks_are_near_those_of_one(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_static_row_parallel_layers_sum_integers_and_scale_them_once(dtype: torch.dtype) -> None:
+def test_static_row_parallel_layers_sum_integers_scaled_once(dtype: torch.dtype) -> None:
     """Ops before and after; and the sum of the ranks' integers is one rank's."""
     whole, parts = (
         logits_graph("w8a8", WHOLE, dtype),
@@ -121,7 +121,7 @@ DOWN_PROJ_IN_FLOAT = Quantization("w8a8", select_linears(CONFIG, ["down_proj", "
 
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT)
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
-def test_beside_static_layers_shares_in_floating_point_are_summed_in_float32(phase: str, dtype: torch.dtype) -> None:
+def test_float_shares_among_static_layers_are_summed_in_float32(phase: str, dtype: torch.dtype) -> None:
     """Ops before and after; as few roundings as one rank has; what CPUs compute it with."""
     parts = [logits_graph(DOWN_PROJ_IN_FLOAT, Shard(rank, 2), dtype, phase=phase) for rank in range(2)]
     summed = [node.meta["val"].dtype for node in parts[0].calls(ops.all_reduce)]
@@ -145,7 +145,7 @@ def test_beside_static_layers_shares_in_floating_point_are_summed_in_float32(pha
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])
-def test_in_float32_and_beside_dynamic_layers_shares_have_the_models_dtype(scheme: str) -> None:
+def test_other_shares_are_summed_in_the_models_dtype(scheme: str) -> None:
     dtype = torch.float32 if scheme == "w8a8" else torch.bfloat16
     graph = logits_graph(replace(DOWN_PROJ_IN_FLOAT, scheme=scheme, stored=scheme == "w8a8"), Shard(0, 2), dtype)
     assert graph.calls(ops.all_reduce)[-1].meta["val"].dtype == dtype
@@ -196,7 +196,7 @@ BIASED = replace(BFLOAT16, config=replace(BFLOAT16.config, num_hidden_layers=1))
 
 
 @pytest.mark.parametrize("keep_float", ["down_proj", "o_proj"])
-def test_a_bias_behind_a_row_parallel_layer_is_rounded_with_the_ranks_sum(keep_float: str) -> None:
+def test_a_row_parallel_layers_bias_is_rounded_with_the_sum(keep_float: str) -> None:
     """It is part of the integers' bias, or is added to float32 sums: one rounding, as on one rank."""
     linears = select_linears(BIASED.config, [keep_float, "lm_head"])
     case = replace(BIASED, quantization=Quantization("w8a8", linears, stored=True))
@@ -223,9 +223,7 @@ def test_a_bias_behind_a_row_parallel_layer_is_rounded_with_the_ranks_sum(keep_f
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8_dynamic"])
-def test_a_rank_reads_its_own_rows_and_of_others_columns_a_skinny_at_a_time(
-    scheme: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rank_reads_its_rows_and_few_columns_of_others(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scales are those of whole rows; rank 0's bias is what quant_bias holds besides all ranks' corrections."""
     read, rows = reader(scheme), 8
     for rank in range(2):

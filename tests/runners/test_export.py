@@ -39,7 +39,7 @@ print(json.dumps([result.token_ids for result in results]))
 
 
 @pytest.mark.chip(A2)
-def test_an_exported_model_gives_the_tokens_of_the_one_it_came_from(tmp_path: Path) -> None:
+def test_an_exported_model_gives_its_origins_tokens(tmp_path: Path) -> None:
     settings = [*checkpoint(tmp_path), *SERVING]
     bundle = tmp_path / "bundle"
     status, out, err = command(export, "export", *settings, f"export_dir={bundle}")

@@ -103,7 +103,7 @@ def test_check_mode_reports_every_pass_and_the_answers(run: Run, tmp_path: Path)
     assert "tokens equal the plain model's, 0 of them within rounding" in result.stdout
 
 
-def test_sampling_is_repeatable_by_seed_and_differs_between_prompts(run: Run, tmp_path: Path) -> None:
+def test_sampling_repeats_by_seed_and_differs_between_prompts(run: Run, tmp_path: Path) -> None:
     make_checkpoint(tmp_path, TINY_CONFIGS["one_kv_head"])
 
     def sample(seed: int) -> list[list[int]]:
@@ -141,7 +141,7 @@ def test_dumps_are_written_for_each_pass_of_each_bucket(run: Run, tmp_path: Path
 
 
 @pytest.mark.skipif(cpp_compiler() is None, reason="Inductor needs a C++ compiler")
-def test_inductor_gives_the_tokens_of_transformers_and_starts_from_its_cache(run: Run, tmp_path: Path) -> None:
+def test_inductor_follows_transformers_and_starts_from_cache(run: Run, tmp_path: Path) -> None:
     config = TINY_CONFIGS["grouped_kv_heads"]
     model = make_checkpoint(tmp_path / "checkpoint", config)
     output = tmp_path / "out.jsonl"

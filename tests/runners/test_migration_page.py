@@ -47,7 +47,7 @@ def test_every_argument_of_the_other_commands_is_mapped() -> None:
     assert [name for name in f"{quantization} {accuracy} {performance}".split() if name not in mapped] == []
 
 
-def test_every_setting_of_the_dialogue_command_that_the_reference_has_is_mapped() -> None:
+def test_every_setting_of_the_reference_dialogue_is_mapped() -> None:
     flags = "model_path input_texts input_ids input_file max_batch_size max_prefill_batch_size max_input_length "
     flags += "max_output_length max_position_embeddings max_prefill_tokens block_size chat_template ignore_eos "
     flags += "is_chat_model"

@@ -75,7 +75,7 @@ def verified(soc: str, folder: Path, *arguments: str) -> set[str]:
 
 
 @pytest.mark.chip(A2)
-def test_verify_holds_every_op_of_a_quantized_model_to_its_formula(tmp_path: Path) -> None:
+def test_verify_checks_every_op_of_a_quantized_model(tmp_path: Path) -> None:
     types = verified(A2, tmp_path, "quant=w8a8_dynamic")
     assert {"DynamicQuant", "QuantBatchMatmulV3", "FusedInferAttentionScore", "RotaryMul", "Sort"} <= types
     # Of other configurations: int8 caches, also of several key heads; fused norms; w8a16; several ranks.
@@ -85,21 +85,21 @@ def test_verify_holds_every_op_of_a_quantized_model_to_its_formula(tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.chip(A2)
-def test_verify_holds_every_op_of_the_a2_to_its_formula(tmp_path: Path) -> None:
+def test_verify_checks_every_op_of_the_a2(tmp_path: Path) -> None:
     types = verified(A2, tmp_path)
     assert {"FusedInferAttentionScore", "ScatterPaKvCache", "GemmaRmsNorm", "RotaryMul", "GeGluV2", "Sort"} <= types
 
 
 @pytest.mark.slow
 @pytest.mark.chip(A2)
-def test_verify_holds_an_int8_cache_and_fused_norms_to_their_formulas(tmp_path: Path) -> None:
+def test_verify_checks_an_int8_cache_and_fused_norms(tmp_path: Path) -> None:
     types = verified(A2, tmp_path, "quant=kv8", "norm=fused", "block_size=128")
     assert {"AddRmsNorm", "DynamicQuantUpdateScatter", "FusedInferAttentionScore"} <= types, types
 
 
 @pytest.mark.slow
 @pytest.mark.chip(DUO)
-def test_verify_holds_every_op_of_the_duo_to_its_formula(tmp_path: Path) -> None:
+def test_verify_checks_every_op_of_the_duo(tmp_path: Path) -> None:
     types = verified(DUO, tmp_path, "dtype=float16")
     assert {"PromptFlashAttention", "IncreFlashAttention", "ScatterNdUpdate", "RmsNorm"} <= types
     assert not {"GemmV2", "DequantBias"} & types
@@ -136,7 +136,7 @@ def test_verify_fails_where_the_interpreter_has_an_op_wrong(tmp_path: Path) -> N
 
 
 @pytest.mark.chip(A2)
-def test_verify_fails_where_an_op_of_another_configuration_is_wrong(tmp_path: Path) -> None:
+def test_verify_fails_where_another_configurations_op_is_wrong(tmp_path: Path) -> None:
     other = RepresentativeStep(Bucket("decode", 2, 1, 2), TINY, norm="fused")
     spec = OPS["AddRmsNorm"]
 

@@ -63,7 +63,7 @@ def test_the_scale_of_a_float16_model_is_the_bits_in_int64() -> None:
     assert np.array_equal(out.numpy(), stored.numpy().astype(np.uint32).view(np.float32))
 
 
-def test_vllm_ascends_own_config_without_quantize_is_read_by_its_description(tmp_path: Path) -> None:
+def test_vllm_ascends_own_config_is_read_by_its_description(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "c", CONFIG.to_json(), made("w8a8", "vllm_ascend"), "w8a8", "vllm_ascend")
     (tmp_path / "c" / "config.json").write_text(json.dumps(CONFIG.to_json()))
     with open_checkpoint(tmp_path / "c", read_config(tmp_path / "c")) as opened:

@@ -138,7 +138,7 @@ def test_copy_of_the_tied_head_and_rotary_tables_are_let_through(copy: Callable[
         assert checkpoint.names == list(expected_tensors(CONFIG))
 
 
-def test_head_that_differs_from_the_embedding_it_is_tied_to_is_refused(copy: Callable[[str], Path]) -> None:
+def test_a_head_that_differs_from_its_tied_embedding_is_refused(copy: Callable[[str], Path]) -> None:
     directory = copy("single")
     edit(directory, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] * 1.5}))
     assert_refused(directory, "lm_head.weight differs from model.embed_tokens.weight.*tie_word_embeddings to false")

@@ -90,7 +90,7 @@ def test_a_backend_runs_on_the_device_that_the_rank_has_taken(tmp_path: Path) ->
 
 
 @pytest.mark.chip(A2)
-def test_products_and_all_reduces_become_one_kernel_in_steps_of_prompts() -> None:
+def test_prompt_products_and_all_reduces_become_one_kernel() -> None:
     """Ops before, ops after, matches, numerics; in the GE graph too."""
     step = steps.StepCase(steps.BASE, HALF, 64, "prefill")
     plain, fused = (lower_rank(A2, step, Shard(1, 2), fused) for fused in (False, True))
@@ -106,13 +106,13 @@ def test_products_and_all_reduces_become_one_kernel_in_steps_of_prompts() -> Non
 
 @pytest.mark.slow
 @pytest.mark.chip(A2)
-def test_later_chunks_and_quantized_models_join_products_and_all_reduces_too() -> None:
+def test_later_chunks_and_quantized_models_join_all_reduces_too() -> None:
     agree(A2, steps.StepCase(steps.BASE, HALF, 64, "extend"), fused=True)
     agree(A2, steps.StepCase(steps.BASE, HALF, 64, "prefill", scheme="w8a8_dynamic"), fused=True)
 
 
 @pytest.mark.chip(A2)
-def test_a_decode_step_and_quantized_layers_keep_their_all_reduces() -> None:
+def test_decode_and_quantized_layers_keep_their_all_reduces() -> None:
     decode = lower_rank(A2, steps.StepCase(steps.BASE, HALF, 64, "decode"), Shard(0, 2), fused=True)
     assert not count(decode.graph)["ascend.matmul_all_reduce"]
     quantized = steps.StepCase(steps.BASE, HALF, 64, "prefill", scheme="w8a8_dynamic")  # down_proj in floating point
@@ -149,7 +149,7 @@ def test_ranks_sum_the_integers_of_static_int8_layers() -> None:
 
 
 @pytest.mark.chip(A2)
-def test_beside_static_int8_layers_ranks_sum_shares_in_floating_point_in_float32() -> None:
+def test_ranks_sum_float_shares_of_static_models_in_float32() -> None:
     """A product that is added to float32 zeros, of which each layer has a copy; the sum, one rounding."""
     step = steps.StepCase(steps.BASE, BRAIN, 64, "decode", scheme="w8a8")  # down_proj in floating point
     lowered = lower_rank(A2, step, Shard(1, 2)).ge
@@ -163,7 +163,7 @@ def test_beside_static_int8_layers_ranks_sum_shares_in_floating_point_in_float32
 
 
 @pytest.mark.chip(DUO)
-def test_without_int32_and_float32_products_ranks_sum_what_they_have_rounded() -> None:
+def test_ranks_on_the_duo_sum_what_they_have_rounded() -> None:
     for step in (AllInt8, steps.StepCase):
         given = step(steps.BASE, HALF, 64, "decode", scheme="w8a8")
         lowered = lower_rank(DUO, given, Shard(1, 2)).ge

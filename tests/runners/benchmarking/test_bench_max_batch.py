@@ -13,7 +13,7 @@ from runners.benchmarking.timing import Case, Timing, summarize
 
 
 @pytest.mark.parametrize("limit", [*range(20), 31, 32, 33])
-def test_the_search_finds_the_largest_batch_that_fits_and_tries_none_twice(limit: int) -> None:
+def test_the_search_finds_the_largest_batch_trying_none_twice(limit: int) -> None:
     tried: list[int] = []
 
     def attempt(batch: int) -> Trial:
@@ -32,7 +32,7 @@ def measured(timings: list[Timing]) -> Row:
     return Row("tiny", "ours", summary, Facts("float32", 1, 1, 1, ""), (1.0, 1.0, 1.0), 1)
 
 
-def test_latency_counts_by_its_ninetieth_percentile_and_memory_by_preemptions() -> None:
+def test_latency_counts_by_percentile_memory_by_preemptions() -> None:
     # The median is within the limit; two steps of ten are not.
     timing = Timing(1.0, [0.1, 0.1], 0.1, [0.01] * 8 + [0.05] * 2)
     assert problem_of(measured([timing]), 0.06) == ""

@@ -62,7 +62,7 @@ def request(**changed: Any) -> Any:
     return SimpleNamespace(**{**values, **changed})
 
 
-def test_every_runner_sees_the_same_prompts_and_each_repeat_new_ones() -> None:
+def test_runners_share_prompts_and_each_repeat_has_new_ones() -> None:
     log: list[tuple[str, Any]] = []
     workers: list[Any] = [FakeWorker("ours", log), FakeWorker("peer", log)]
     rows = SpeedTest(request(), 1, "cpu", lambda rows: None).measure(CASE, workers, FakeProbe())  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_our_own_failure_ends_the_run() -> None:
         SpeedTest(request(), 1, "cpu", lambda rows: None).measure(CASE, workers, FakeProbe())  # type: ignore[arg-type]
 
 
-def test_more_peers_than_may_live_at_once_run_in_rounds_with_ours_in_each(
+def test_too_many_peers_run_in_rounds_with_ours_in_each(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log: list[tuple[str, Any]] = []

@@ -46,7 +46,7 @@ def test_medians_and_spread_over_repeats() -> None:
     assert summary.note == ""
 
 
-def test_a_batch_that_never_was_full_has_no_step_time_and_says_so() -> None:
+def test_a_batch_that_never_was_full_has_no_step_time() -> None:
     partial = Timing(2.0, [0.5, 1.0], 1.0, [], partial_steps=3)
     summary = summarize(Case(2, 4, 3), [partial, partial])
     assert summary.step_s is None
@@ -71,7 +71,7 @@ def row(runner: str, case: Case, step_s: float, facts: Facts = FACTS, number: in
     return Row("tiny", runner, summary, facts, (8e9, 7e9, 9e9), 10_000_000, round=number)
 
 
-def test_each_runner_is_held_against_the_bytes_that_it_reads_itself() -> None:
+def test_each_runner_is_compared_by_the_bytes_it_reads() -> None:
     case = Case(2, 10, 4)
     ours, int8 = row("ours", case, 0.001), row("peer", case, 0.001, dataclasses.replace(FACTS, step_bytes=2_000_000))
     # 4 MB of weights, and 100 bytes for each of 12 tokens of 2 requests, in a millisecond.
@@ -93,7 +93,7 @@ def test_the_last_row_of_a_runner_and_batch_has_its_averages() -> None:
     assert cells[4][AVERAGES[0]] == cells[4][STEP_RATE]
 
 
-def test_the_probe_reads_all_of_its_array_and_is_no_faster_than_memory_can_be() -> None:
+def test_the_probe_reads_its_array_no_faster_than_memory() -> None:
     probe = ReadProbe("cpu", threads=2, num_bytes=64 << 20)
     assert probe.read() == (64 << 20) / 4  # the sum of as many ones
     median, low, high = spread(probe.measure())
@@ -101,9 +101,7 @@ def test_the_probe_reads_all_of_its_array_and_is_no_faster_than_memory_can_be() 
     probe.close()
 
 
-def test_only_steps_that_serve_the_whole_batch_count_and_each_request_has_its_own_first_token(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_only_steps_of_the_whole_batch_count_after_first_tokens(checkpoint: Path, tmp_path: Path) -> None:
     """One prompt fits a step, so the first requests decode while the last are computed."""
     settings = [f"model.path={checkpoint}", "backend=eager", f"cache_dir={tmp_path}", "block_size=16"]
     with LLM([*settings, "max_prefill_tokens=64", "max_batch_size=4"]) as llm:
@@ -145,7 +143,7 @@ def test_warm_up_compiles_the_steps_of_the_cases_and_no_others(
         assert (preemptions > 0) == (num_blocks == "32")
 
 
-def test_a_step_reads_each_parameter_once_and_the_context_of_each_request(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_step_reads_parameters_once_and_each_context(checkpoint: Path, tmp_path: Path) -> None:
     case = Case(batch=2, prompt=70, answer=6)
     with LLM([f"model.path={checkpoint}", "backend=eager", f"cache_dir={tmp_path}"]) as llm:
         llm.warm_up([[2] * 70], SamplingParams(max_new_tokens=6))
@@ -156,9 +154,7 @@ def test_a_step_reads_each_parameter_once_and_the_context_of_each_request(checkp
     assert read == pytest.approx(4 * (num_parameters(CONFIG) + 2 * context), rel=0.02)
 
 
-def test_a_step_with_an_int8_head_does_not_read_the_embedding_that_it_was_made_from(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_step_with_an_int8_head_reads_no_whole_embedding(checkpoint: Path, tmp_path: Path) -> None:
     c = CONFIG
     assert c.tie_word_embeddings
     attention = 2 * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim * c.hidden_size

@@ -37,7 +37,7 @@ def peak_kilobytes() -> int:
     return peak_memory(torch.device("cpu")) // 1024
 
 
-def test_an_object_keeps_its_state_between_calls_and_its_errors_leave_it_alive() -> None:
+def test_an_object_keeps_its_state_and_survives_errors() -> None:
     with Worker("counter", partial(Counter, 3)) as worker:
         assert worker.call("add", 2) == 5
         with pytest.raises(WorkerError, match=r"^ValueError: first line$"):

@@ -41,7 +41,7 @@ def test_the_first_divergence_is_found() -> None:
     assert compare(a, a, [4, 6], [[], []], [[], []]).first is None
 
 
-def test_nothing_to_compare_and_different_vocabularies_are_refused() -> None:
+def test_no_positions_and_different_vocabularies_are_refused() -> None:
     a = logprobs(2, 1)
     with pytest.raises(UserError, match="nothing to compare: the answers are empty"):
         compare(a[:0], a[:0], [0], [[]], [[]])

@@ -83,9 +83,7 @@ def test_stories_are_expected_far_into_the_context(model: GemmaForCausalLM, toke
     assert F.cross_entropy(logits, torch.tensor(ids[701:])).exp() < 2.5
 
 
-def test_items_that_follow_hundreds_of_tokens_are_answered_better_than_by_chance(
-    model: GemmaForCausalLM, tokenizer: Tokenizer
-) -> None:
+def test_items_after_hundreds_of_tokens_beat_chance(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
     stories = [i for story in held_out_stories(16) for i in (*tokenizer.encode(story).ids, EOS_ID)][:600]
     yes, no = (tokenizer.encode(text, add_special_tokens=False).ids[0] for text in (" yes", " no"))
     right = 0
@@ -140,7 +138,5 @@ def test_chat_turns_are_answered_and_end(model: GemmaForCausalLM, tokenizer: Tok
             assert tokenizer.decode(generated) == document[1].text
 
 
-def test_stories_are_told_to_their_end_with_the_words_they_began_with(
-    model: GemmaForCausalLM, tokenizer: Tokenizer
-) -> None:
+def test_stories_end_with_the_words_they_began_with(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
     assert measure_coherence(model, tokenizer, held_out_stories(40)) > 0.4

@@ -44,7 +44,7 @@ def test_every_scheme_is_near_floating_point(results: dict[str, dict[str, Scores
         assert scores.losses != reference.losses, scheme
 
 
-def test_outliers_break_naive_quantization_and_smoothing_recovers(results: dict[str, dict[str, Scores]]) -> None:
+def test_smoothing_recovers_what_outliers_break(results: dict[str, dict[str, Scores]]) -> None:
     reference = results["outliers"]["floating point"]
     assert abs(reference.perplexity / results["demo"]["floating point"].perplexity - 1) <= 1e-4
     require_near(results["outliers"]["w8a8"], reference, "smoothed")

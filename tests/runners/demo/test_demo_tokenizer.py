@@ -91,7 +91,7 @@ def test_chat_template_refuses_a_system_turn(auto_tokenizer) -> None:
         auto_tokenizer.apply_chat_template([{"role": "system", "content": "x"}], tokenize=False)
 
 
-def test_merges_are_written_as_old_versions_of_tokenizers_read_them() -> None:
+def test_merges_are_written_as_old_tokenizers_read_them() -> None:
     raw = json.loads((CHECKPOINT_DIR / "tokenizer.json").read_text(encoding="utf-8"))
     assert raw["model"]["merges"]
     assert all(isinstance(merge, str) for merge in raw["model"]["merges"])

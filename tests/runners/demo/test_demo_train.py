@@ -80,7 +80,7 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert max(factors) == pytest.approx(1)
 
 
-def test_two_steps_give_the_same_weights_twice_and_save_as_bfloat16(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_two_steps_are_deterministic_and_save_as_bfloat16(tokenizer: Tokenizer, tmp_path: Path) -> None:
     first, second = (train.train_model(tokenizer, 2, 3, use_compile=False) for _ in range(2))
     for name, parameter in first.named_parameters():
         assert torch.equal(parameter, second.get_parameter(name)), name
@@ -91,7 +91,7 @@ def test_two_steps_give_the_same_weights_twice_and_save_as_bfloat16(tokenizer: T
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(
+def test_a_failed_save_leaves_the_old_checkpoint_only(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:

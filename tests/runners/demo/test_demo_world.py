@@ -87,7 +87,7 @@ def training() -> list[Item]:
     return list(islice(training_items(0), 6000))
 
 
-def test_same_seed_gives_the_same_items_in_another_process_with_other_hashes(held_out: list[Item]) -> None:
+def test_the_same_seed_gives_the_same_items_with_other_hashes(held_out: list[Item]) -> None:
     code = (
         "from runners.demo.world import *; from itertools import islice;"
         "print([i.prompt for i in held_out_items(30)], [i.prompt for i in islice(training_items(3), 30)],"
@@ -137,16 +137,14 @@ def test_exercise_answers_follow_from_the_passage() -> None:
             assert answer.text == f" {solve(passage, text)}"
 
 
-def test_some_exercise_questions_are_open_and_both_answers_are_usual() -> None:
+def test_some_exercise_questions_are_open_with_both_answers() -> None:
     answers = Counter(p.text for d in islice(exercise_documents(0), 500) for p in d[2:-1:2])
     total = answers.total()
     assert answers[" yes"] / total == pytest.approx(0.375, abs=0.03)
     assert answers[" no"] / total == pytest.approx(0.375, abs=0.03)
 
 
-def test_training_tells_no_held_out_combination_and_every_held_out_item_asks_about_one(
-    held_out: list[Item], training: list[Item]
-) -> None:
+def test_training_never_tells_what_held_out_items_ask(held_out: list[Item], training: list[Item]) -> None:
     for item in held_out:
         kind, person, _ = parse(ASKED, item.question)
         assert is_held_out((person, read_passage(item.passage)[kind, person])), item.prompt
@@ -161,7 +159,7 @@ def test_training_tells_no_held_out_combination_and_every_held_out_item_asks_abo
                 assert not any(map(is_held_out, combinations(passage))), text
 
 
-def test_no_story_of_training_brings_a_held_out_combination_together() -> None:
+def test_no_training_story_has_a_held_out_combination() -> None:
     pairs = [(person, word) for person in PEOPLE for word in (*PLACES, *THINGS) if is_held_out((person, word))]
     for story in islice(training_stories(0), 1000):
         words = set(re.findall(r"\w+", story.text))
@@ -212,7 +210,7 @@ def test_calibration_texts_are_stories_and_answered_items() -> None:
     assert sum("Question:" in text and text.endswith((" yes", " no")) for text in texts) == 4
 
 
-def test_demo_prompts_begin_stories_and_ask_a_question_with_an_answer() -> None:
+def test_demo_prompts_begin_stories_and_ask_a_question() -> None:
     *stories, item = demo_prompts()
     assert len(set(stories)) == 3
     assert all(prompt.endswith(".") for prompt in stories)

@@ -136,7 +136,7 @@ def test_items_and_a_text(reference: tuple[Path, torch.nn.Module], tmp_path: Pat
     assert f"4 samples, {float(accuracy['samples_per_s']):.1f} samples/s" in result.stdout
 
 
-def test_an_earlier_runs_files_stay_and_the_configuration_is_told(tmp_path: Path, run: Run) -> None:
+def test_earlier_files_stay_and_the_configuration_is_told(tmp_path: Path, run: Run) -> None:
     items = write_items(tmp_path / "items.jsonl", ITEMS)
     assert run(f"dataset={items}").status == 0
     first = {path: path.read_text() for path in (tmp_path / "results").iterdir()}
@@ -168,7 +168,7 @@ def test_an_earlier_runs_files_stay_and_the_configuration_is_told(tmp_path: Path
         pytest.param(["backend=inductor"], 0.0, 1e-4, marks=pytest.mark.slow),
     ],
 )
-def test_every_backend_and_quantization_gives_nearly_transformers_log_probabilities(
+def test_every_backend_nearly_gives_transformers_logprobs(
     settings: list[str],
     smallest: float,
     largest: float,
@@ -245,9 +245,7 @@ def test_a_download_that_fails_names_the_data_and_the_folder(tmp_path: Path, mon
 
 
 @needs_harness
-def test_the_data_of_tasks_groups_and_tags_is_known_and_local_data_is_not_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_data_of_tasks_groups_and_tags_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm_eval.tasks import TaskManager
 
     monkeypatch.chdir(tmp_path)

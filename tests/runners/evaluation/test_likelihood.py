@@ -45,7 +45,7 @@ def test_likelihoods_are_those_of_transformers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(2, 5), (6, 5), (7, 5), (11, 5), (23, 5)])
-def test_windows_predict_every_token_once_from_what_stands_before_it(count: int, size: int) -> None:
+def test_windows_predict_every_token_once(count: int, size: int) -> None:
     ids = list(range(count))
     position = 1
     for context, continuation in windows(ids, size):

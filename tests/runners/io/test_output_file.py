@@ -60,7 +60,7 @@ def test_a_full_disk_is_told_after_the_answers(prompts: str, run: Run) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 @pytest.mark.parametrize("prompts", [ONE, THREE])
-def test_a_file_that_cannot_be_created_is_refused_before_anything_is_run(prompts: str, run: Run) -> None:
+def test_a_file_that_cannot_be_created_is_refused_early(prompts: str, run: Run) -> None:
     result = run(prompts, "output_file=/proc/out.jsonl")
     assert result.status == 2
     assert "error: output_file: /proc/out.jsonl cannot be written" in result.stderr
@@ -74,7 +74,7 @@ def test_a_directory_is_refused(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("prompts", "failed"), [(ONE, 0), (THREE, 1)])
-def test_a_request_that_fails_is_named_and_the_others_are_written(
+def test_a_failed_request_is_named_and_the_others_are_written(
     prompts: str, failed: int, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     make_decode = engine.make_decode
@@ -109,7 +109,7 @@ def request_result(text: str) -> RequestResult:
     return RequestResult(0, [5], [6], text, "length", seed=0)
 
 
-def test_only_whole_lines_are_left_where_the_disk_ends_within_one(tmp_path: Path) -> None:
+def test_only_whole_lines_are_left_where_the_disk_is_full(tmp_path: Path) -> None:
     """A limit on the file's size: the system writes a part of a line, then refuses the rest."""
     path = tmp_path / "out.jsonl"
     with OutputFile(path) as output:

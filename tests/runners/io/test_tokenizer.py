@@ -162,7 +162,7 @@ MESSAGES = [
 ]
 
 
-def test_chat_prompt_is_the_rendered_template_with_the_models_turn_opened(directory: Path) -> None:
+def test_a_chat_prompt_is_the_template_with_an_open_turn(directory: Path) -> None:
     tokenizer = load_tokenizer(directory)
     assert chat_prompt(tokenizer, MESSAGES) == "<bos><user>2+2?</user><model>4</model><user>Sure?</user><model>"
 

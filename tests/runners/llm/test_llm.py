@@ -44,7 +44,7 @@ def test_the_example_in_readme_prints_two_stories(
     assert len([line for line in capsys.readouterr().out.splitlines() if line.strip()]) >= 2
 
 
-def test_a_checkpoint_by_settings_gives_the_tokens_of_transformers(tmp_path: Path) -> None:
+def test_a_checkpoint_by_settings_follows_transformers(tmp_path: Path) -> None:
     """make_checkpoint leaves no tokenizer: prompts are token ids, results have no text."""
     config = TINY_CONFIGS["one_kv_head"]
     reference = make_checkpoint(tmp_path / "model", config)

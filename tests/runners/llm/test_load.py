@@ -105,7 +105,7 @@ def test_settings_decide_the_sizes() -> None:
     assert table.num_scratch_slots == 512
 
 
-def test_decode_at_a_short_context_costs_the_same_whatever_max_seq_len() -> None:
+def test_decode_at_short_context_costs_the_same_at_any_length() -> None:
     """The step for context 100 is the same graph for 1k and 8k tokens: only the number of blocks differs.
 
     And nothing reads all blocks: their number is the caches' shape and no other value's.

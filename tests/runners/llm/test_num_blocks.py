@@ -70,7 +70,7 @@ def test_memory_fraction_is_a_share_of_the_free_memory(blocks: Blocks) -> None:
         blocks(scratch() + 9, "memory_fraction=1")
 
 
-def test_more_blocks_than_memory_are_refused_and_the_most_is_named(blocks: Blocks) -> None:
+def test_more_blocks_than_memory_are_refused_naming_the_most(blocks: Blocks) -> None:
     room = scratch() + 40
     assert blocks(room, "num_blocks=40") == 40
     with pytest.raises(UserError, match="num_blocks is 41; beside the weights there is free memory for at most 40 blo"):

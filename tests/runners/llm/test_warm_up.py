@@ -97,7 +97,7 @@ def test_one_prompt_needs_one_prefill_bucket() -> None:
     ]
 
 
-def test_a_prompt_that_comes_again_needs_the_steps_that_continue_from_the_cache() -> None:
+def test_a_prompt_that_comes_again_needs_steps_for_cached_ones() -> None:
     model = RecordingModel(BucketTable((1, 4), (1, 4), (64, 128), (4, 8), 512), 64, 64, 512)
     assert [str(bucket) for bucket in reachable_buckets(model, [[9] * 70], GREEDY)] == [
         "prefill-b1-t64",
@@ -108,7 +108,7 @@ def test_a_prompt_that_comes_again_needs_the_steps_that_continue_from_the_cache(
     ]
 
 
-def test_a_step_returns_the_most_log_probabilities_that_a_row_asks_for() -> None:
+def test_a_step_returns_the_most_logprobs_that_a_row_asks_for() -> None:
     model = RecordingModel(BucketTable((1, 4), (1,), (64,), (4,), 64), 64, 64, 256)
     mixture = [
         SamplingParams(logprobs=2, max_new_tokens=9),

@@ -96,7 +96,7 @@ def test_an_error_in_any_op_is_noticed() -> None:
 
 
 @pytest.mark.chip(A2)
-def test_an_op_fails_where_an_op_has_no_formula_or_the_engine_refuses() -> None:
+def test_an_op_without_formula_or_refused_by_the_engine_fails() -> None:
     single = next(one for one in all_ops(A2) if one.node.type == "GeGluV2")
     with pytest.MonkeyPatch.context() as patch:
         patch.delitem(acceptance.FORMULAS, "GeGluV2")

@@ -202,7 +202,7 @@ def test_a_device_that_is_another_chip_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("over_cann")
 @pytest.mark.parametrize("place", ["torch_npu", "torch_npu/dynamo/torchair"])
-def test_a_module_that_torch_npu_needs_and_does_not_find_is_named_with_the_extra(
+def test_a_module_that_torch_npu_lacks_is_named_with_the_extra(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("torch_npu", "torch_npu/dynamo", "torch_npu/dynamo/torchair"):
