@@ -236,7 +236,7 @@ def test_index_and_shards_may_differ_by_what_is_not_read(directory: Path) -> Non
     assert_reads(directory, expected)
 
 
-def test_a_head_that_an_index_does_not_name_must_be_the_embedding_too(directory: Path) -> None:
+def test_a_head_missing_from_the_index_must_be_the_embedding(directory: Path) -> None:
     shard(directory, (), {"lm_head.weight": torch.randn(256, 48).bfloat16()})
     assert "lm_head.weight differs from model.embed_tokens.weight" in refusal(directory)
 

@@ -229,7 +229,7 @@ def opened_message(checkpoint: QuantizedTensors, directory: Path, **config: obje
     return str(caught.value)
 
 
-def test_a_norm_that_the_older_generation_smoothed_is_refused_for_it(tmp_path: Path) -> None:
+def test_a_norm_smoothed_by_the_older_generation_is_refused(tmp_path: Path) -> None:
     checkpoint = made()
     weight = checkpoint.tensors[f"{NORM}.weight"]
     for form, kind in (("", "FLOAT"), (".module", "W8A8")):

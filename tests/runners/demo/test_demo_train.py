@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from graph_model.config import read_config
 from graph_model.gemma import GemmaForCausalLM
-from runners.demo import CHECKPOINT_DIR, train
+from runners.demo import CHECKPOINT_DIR
+from runners.demo.training import train
 from runners.demo.training.documents import (
     chat_documents,
     exercise_documents,
