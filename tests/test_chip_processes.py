@@ -68,7 +68,9 @@ def test_outcomes_of_chip_processes_are_reported_here(suite: pytest.Pytester) ->
     result.stdout.fnmatch_lines_random(
         ["*test_sum[[]atlas_300i_duo-2] FAILED*", "E*assert (2 + 1) == 2", "from the chip", "*SKIPPED (not now)*"]
     )
-    result.stdout.fnmatch_lines_random(["the process of atlas_800i_a2 ended in this test:", "test_first.py::test_end*"])
+    result.stdout.fnmatch_lines_random(
+        ["the process of atlas_800i_a2 ended in this test: status 3", "test_first.py::test_end*"]
+    )
 
 
 def test_the_option_chip_runs_its_tests_in_this_process(suite: pytest.Pytester) -> None:

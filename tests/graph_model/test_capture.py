@@ -59,7 +59,7 @@ def test_a_tied_head_reads_the_embedding() -> None:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_tied_head_that_is_stored_quantized_leaves_the_embedding_as_it_is(scheme: str) -> None:
+def test_a_quantized_tied_head_leaves_the_embedding_as_it_is(scheme: str) -> None:
     config = TINY_CONFIGS["wide_heads"]
     graph = capture(config, DECODE, KVCacheConfig(4, 16), torch.float32, Quantization(scheme, (HEAD,), stored=True))
     (embedding,) = graph.calls(aten.embedding.default)

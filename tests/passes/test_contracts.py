@@ -154,7 +154,7 @@ def test_a_pass_that_another_leaves_nothing_says_which(name: str, off: str, tmp_
     assert text.startswith(f"# skipped: {name} ({graph_pass.tier.value}), {off} is off\n")
 
 
-def test_int8_weights_that_are_not_folded_are_no_products_of_int8() -> None:
+def test_int8_weights_that_are_not_folded_are_no_int8_products() -> None:
     graph = QUANTIZED_CASES["float32-w8a16"].captured("decode")
     run_passes(graph, [cls() for cls in DEFAULT_PASSES if cls.name != "fold_dequantize"])
     run_passes(graph, [OneDNNLinear(), NativeInt8Linear()])
@@ -162,7 +162,7 @@ def test_int8_weights_that_are_not_folded_are_no_products_of_int8() -> None:
     assert graph.matches["onednn_linear"] == len(graph.calls(ops.onednn_linear))
 
 
-def test_a_pass_that_finds_something_though_another_is_off_is_stopped() -> None:
+def test_a_pass_that_matches_though_another_is_off_is_stopped() -> None:
     graph = FLOAT32.before(PASSES["add_rms_norm"])
     del graph.matches["rms_norm"]
     with pytest.raises(PassError, match=r"add_rms_norm matched 4 times, expected 0 .*, as rms_norm is off"):
@@ -173,7 +173,7 @@ ORDERS = [(cls, earlier) for cls in DEFAULT_PASSES for earlier in (*cls.needs, *
 
 
 @pytest.mark.parametrize(("cls", "earlier"), ORDERS, ids=lambda value: getattr(value, "name", value))
-def test_a_config_that_breaks_the_order_is_refused_with_both_names(cls: type[Pass], earlier: str) -> None:
+def test_a_config_that_breaks_the_order_is_refused_naming_both(cls: type[Pass], earlier: str) -> None:
     names = [name for name in PASSES if name != cls.name]
     names.insert(names.index(earlier), cls.name)
     with pytest.raises(UserError, match=r"passes\.(\w+) stands before passes\.(\w+), and must come after it") as error:

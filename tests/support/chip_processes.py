@@ -112,7 +112,7 @@ class _Delegating:
             for report in self.processes[chip].run(item.nodeid, following):
                 item.ihook.pytest_runtest_logreport(report=report)
         except (EOFError, OSError):
-            message = f"the process of {chip} ended in this test:\n{self.processes.pop(chip).end()}"
+            message = f"the process of {chip} ended in this test: {self.processes.pop(chip).end()}"
             item.ihook.pytest_runtest_logreport(
                 report=pytest.TestReport(item.nodeid, item.location, {}, "failed", message, "call")
             )
@@ -158,12 +158,12 @@ class _ChipProcess:
             yield self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
 
     def end(self) -> str:
-        """Let the process finish, and return what it printed."""
+        """Let the process finish, and return its status and what it printed."""
         self.orders.close()
-        self.process.wait()
+        status = self.process.wait()
         with self.printed:
             self.printed.seek(0)
-            return self.printed.read()
+            return f"status {status}\n{self.printed.read()}"
 
 
 class _Serving:
