@@ -218,7 +218,7 @@ def test_a_vocabulary_that_does_not_divide_is_filled_up(world_size: int) -> None
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-6)
 
 
-def test_every_pass_keeps_its_tier_where_the_vocabulary_is_filled_up() -> None:
+def test_every_pass_keeps_its_tier_with_a_filled_vocabulary() -> None:
     check_tiers(Case(ODD, torch.float32), 2)
 
 

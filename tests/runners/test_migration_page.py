@@ -59,7 +59,7 @@ def test_every_setting_of_the_reference_dialogue_is_mapped() -> None:
     assert [name for name in variables.split() if f"`{name}" not in page] == []
 
 
-def test_what_an_error_calls_an_argument_is_what_the_page_calls_it() -> None:
+def test_an_error_calls_an_argument_as_the_page_does() -> None:
     rows = [line.split("|") for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     for argument, ours in FLAGS.items():
         setting = re.match(r"[a-z_.0-9]+", ours)

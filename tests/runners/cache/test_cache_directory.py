@@ -55,7 +55,7 @@ def test_whatever_others_can_write_is_refused_with_its_path(
         private_directory(root)
 
 
-def test_a_directory_that_nobody_else_can_enter_guards_what_is_in_it(tmp_path: Path) -> None:
+def test_a_directory_of_the_user_alone_guards_what_is_in_it(tmp_path: Path) -> None:
     """Compilers write with the umask's mode, which lets the group write for many users."""
     root = tmp_path / "cache"
     root.mkdir(mode=0o700)

@@ -69,7 +69,7 @@ def test_a_damaged_file_is_made_again(damage: Callable[[Path], object], tmp_path
     assert work(root)[1] == ["a.so", "b.so"]
 
 
-def test_what_a_killed_process_had_half_built_is_not_used_and_removed(tmp_path: Path) -> None:
+def test_what_a_killed_process_half_built_is_removed(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     workspace, _ = work(root, "die")
     assert workspace.is_dir()

@@ -85,7 +85,7 @@ def test_a_rank_that_has_finished_is_not_missed(settings: ModelSettings) -> None
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="/proc is Linux's")
-def test_the_ranks_meet_at_the_address_that_is_set_and_nowhere_else(settings: ModelSettings) -> None:
+def test_the_ranks_meet_at_the_address_that_is_set_only(settings: ModelSettings) -> None:
     listener = meeting_place(settings)
     port = int(listener.getsockname()[1])
     environment = gloo_environment(listener)

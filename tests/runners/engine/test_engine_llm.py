@@ -170,7 +170,7 @@ def test_a_call_from_a_callback_is_refused() -> None:
     assert_nothing_held(llm.engine)
 
 
-def test_an_interruption_keeps_what_is_finished_and_leaves_the_engine_usable() -> None:
+def test_an_interruption_keeps_finished_work_and_the_engine() -> None:
     llm = make_llm()
     settings = [SamplingParams(max_new_tokens=2 if index < 2 else 30) for index in range(6)]
     finished: list[int] = []

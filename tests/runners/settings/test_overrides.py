@@ -136,7 +136,7 @@ def test_a_malformed_list_says_how_to_write_it(argument: str, why: str) -> None:
         ("passes.rotry.enabled", "passes.rotary.enabled"),
     ],
 )
-def test_unknown_settings_are_refused_with_the_name_that_is_meant(prefix: str, name: str, instead: str) -> None:
+def test_unknown_settings_are_refused_naming_the_one_meant(prefix: str, name: str, instead: str) -> None:
     with pytest.raises(UserError) as error:
         read(INFER, [f"{prefix}{name}=1"])
     assert f"There is no setting {name}." in str(error.value)
