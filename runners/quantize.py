@@ -42,10 +42,10 @@ def quantize(settings: QuantizeSettings) -> None:
         )
     if scheme is None:
         raise UserError(f"quant.scheme is null; choose quant={', quant='.join(SCHEMES)}.")
-    if scheme != "w8a8" and (quant.anti_outlier != "none" or quant.range != "minmax"):
+    if not find_scheme(scheme).calibrated and (quant.anti_outlier != "none" or quant.range != "minmax"):
         raise UserError(
-            f"quant.anti_outlier and quant.range have a meaning with quant=w8a8 only, which is {scheme}. Leave "
-            "them out."
+            f"quant.anti_outlier and quant.range are about scales from calibration, of which quant={scheme} "
+            "has none. Leave them out."
         )
     source = model_directory(settings.model)
     if source is None:
