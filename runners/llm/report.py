@@ -8,7 +8,7 @@ from graph_model.stated import ends_by_file, stated_dtype
 from runners.backends.memory import peak_memory
 from runners.engine.result import RequestResult
 from runners.llm import LLM
-from runners.settings import ModelSettings
+from runners.settings.model_settings import ModelSettings
 
 
 def print_report(llm: LLM, results: list[RequestResult]) -> None:

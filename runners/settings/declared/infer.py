@@ -42,7 +42,11 @@ class InferSettings(Settings):
         "checkpoint: read model.path; random: random weights of the model's shape (for speed and memory only).",
         choices=("checkpoint", "random"),
     )
-    dtype: str | None = setting(None, "float16, bfloat16 or float32; null: as config.json says.", choices=dtypes)
+    dtype: str | None = setting(
+        None,
+        "float16, bfloat16 or float32; null: as config.json says, or else as the weights are stored.",
+        choices=dtypes,
+    )
     backend: str = setting(
         "auto",
         "auto, eager, inductor or torchair; auto: inductor where it can compile, else eager.",
@@ -107,7 +111,10 @@ class InferSettings(Settings):
     chat: bool = setting(False, "Render each prompt with the tokenizer's chat template, as the user's first message.")
     chat_template: str | None = setting(None, "Another chat template: Jinja text, or a file that has it.", reads=True)
     max_new_tokens: int = setting(128, "Most tokens of an answer.", least=1)
-    ignore_eos: bool = setting(False, "Go on after an end-of-sequence token.")
+    ignore_eos: bool = setting(
+        False,
+        "Go on after a token that ends an answer: eos_token_id of config.json and of generation_config.json.",
+    )
     sampling: Sampling = group(Sampling)
     stop: tuple[str, ...] = setting([], "An answer ends before the first of these texts.")
     output_file: str | None = setting(
