@@ -30,6 +30,9 @@ def compare(settings: CompareSettings) -> None:
     if sides[0].peer == sides[1].peer and sides[0].overrides == sides[1].overrides:
         raise UserError("a and b are the same configuration. Give a=[SETTING=VALUE,...] or b=[...], or b=transformers.")
     inputs = read_inputs(settings, resolve_settings(settings))
+    own = next((name for prompt in inputs.prompts for name in prompt.settings), None)
+    if own is not None:
+        raise UserError(f"prompts_file: a line sets {own}, but both sides answer all prompts alike. Leave it out.")
     sampling = SamplingParams(max_new_tokens=settings.max_new_tokens, ignore_eos=settings.ignore_eos)
     directory = writable_directory("results_dir", settings.results_dir)
     prompts = [prompt.token_ids for prompt in inputs.prompts]

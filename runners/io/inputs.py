@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from graph_model.errors import UserError
 from runners import demo
@@ -41,7 +42,9 @@ def read_inputs(settings: InferSettings, model: ModelSettings) -> Inputs:
         chat=settings.chat,
         chat_template=settings.chat_template,
     )
-    return Inputs(prompts, [sampling_params(settings, index) for index in range(len(prompts))], tokenizer)
+    return Inputs(
+        prompts, [sampling_params(settings, index, prompt.settings) for index, prompt in enumerate(prompts)], tokenizer
+    )
 
 
 def _prompts(settings: InferSettings, model: ModelSettings) -> Sequence[str] | None:
@@ -66,15 +69,21 @@ def _tokenizer(settings: InferSettings, model: ModelSettings) -> PreTrainedToken
     return load_tokenizer(model.checkpoint_dir)
 
 
-def sampling_params(settings: InferSettings, index: int = 0) -> SamplingParams:
-    """The sampling parameters of prompt number `index`, whose random numbers are its own."""
+def sampling_params(
+    settings: InferSettings, index: int = 0, own: Mapping[str, Any] = MappingProxyType({})
+) -> SamplingParams:
+    """The sampling parameters of prompt number `index`, whose random numbers are its own.
+
+    own: what the prompt's line in a file sets.
+    """
     given = settings.sampling
-    return SamplingParams(
-        temperature=given.temperature,
-        top_k=given.top_k,
-        top_p=given.top_p,
-        seed=None if given.seed is None else given.seed + index,
-        max_new_tokens=settings.max_new_tokens,
-        ignore_eos=settings.ignore_eos,
-        stop=settings.stop,
-    )
+    values: dict[str, Any] = {
+        "temperature": given.temperature,
+        "top_k": given.top_k,
+        "top_p": given.top_p,
+        "seed": None if given.seed is None else given.seed + index,
+        "max_new_tokens": settings.max_new_tokens,
+        "ignore_eos": settings.ignore_eos,
+        "stop": settings.stop,
+    }
+    return SamplingParams(**{**values, **own})

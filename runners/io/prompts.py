@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
+from graph_model.errors import UserError, shown
 from runners.io.tokenizer import chat_prompt
+from runners.settings.checking import check
+from runners.settings.declared.infer import InferSettings, Sampling
+from runners.settings.schema import Setting, members
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# What a line of a .jsonl file may set for its own prompt, under the names of the settings.
+LINE_SETTINGS = ("max_new_tokens", "ignore_eos", "stop", "temperature", "top_k", "top_p", "seed")
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Prompt:
 
     text: str | None
     token_ids: list[int]
+    settings: dict[str, Any] = field(default_factory=dict)  # of its line in a file: what differs from the run's own
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,7 @@ class _Item:
 
     source: str
     content: str | list[dict[str, str]] | list[int]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def read_prompts(
@@ -45,9 +53,10 @@ def read_prompts(
 ) -> list[Prompt]:
     """The prompts of exactly one of the three sources, tokenized and checked.
 
-    `prompts_file` is .txt (a prompt per line) or .jsonl (per line an object with `prompt` or with chat `messages`, or
-    a bare list of messages). With `chat` each text is the user's first message. A prompt must leave room for one new
-    token within `max_seq_len`. `tokenizer` may be None with `prompt_token_ids`. Raises UserError naming the prompt.
+    `prompts_file` is .txt (a prompt per line) or .jsonl: per line an object with `prompt` or with chat `messages`, which
+    may have LINE_SETTINGS, too, or a bare list of messages. With `chat` each text is the user's first message. A prompt
+    must leave room for one new token within `max_seq_len`. `tokenizer` may be None with `prompt_token_ids`. Raises
+    UserError naming the prompt.
     """
     given = {"prompts": prompts, "prompts_file": prompts_file, "prompt_token_ids": prompt_token_ids}
     sources = [name for name, value in given.items() if value is not None]
@@ -66,7 +75,7 @@ def read_prompts(
     if not items:
         raise UserError(f"{sources[0]}: there is no prompt in it. Give at least one.")
     _check_chat(items, sources[0], chat, chat_template)
-    result = [_encode(item, tokenizer, chat, chat_template) for item in items]
+    result = [replace(_encode(item, tokenizer, chat, chat_template), settings=item.settings) for item in items]
     for item, prompt in zip(items, result, strict=True):
         _check_ids(item.source, prompt.token_ids, config, max_seq_len)
     return result
@@ -111,18 +120,16 @@ def _read_file(path: Path) -> list[_Item]:
     while lines and not lines[-1].strip():
         lines.pop()
     parse = _parse_json if path.suffix == ".jsonl" else _parse_text
-    return [
-        _Item(f"{path}, line {number}", parse(f"{path}, line {number}", line)) for number, line in enumerate(lines, 1)
-    ]
+    return [parse(f"{path}, line {number}", line) for number, line in enumerate(lines, 1)]
 
 
-def _parse_text(source: str, line: str) -> str:
+def _parse_text(source: str, line: str) -> _Item:
     if not line.strip():
         raise UserError(f"{source}: the line is empty. Each line is a prompt: remove the line or fill it.")
-    return line
+    return _Item(source, line)
 
 
-def _parse_json(source: str, line: str) -> str | list[dict[str, str]]:
+def _parse_json(source: str, line: str) -> _Item:
     rule = "Each line must be a JSON object with 'prompt' (a text) or 'messages' (a list of {role, content})."
     try:
         value = json.loads(line)
@@ -132,16 +139,35 @@ def _parse_json(source: str, line: str) -> str | list[dict[str, str]]:
         value = {"messages": value}
     if not isinstance(value, dict) or ("prompt" in value) == ("messages" in value):
         raise UserError(f"{source}: it must have either 'prompt' or 'messages'. {rule}")
+    settings = _line_settings(source, value)
     if "prompt" in value:
         if not isinstance(value["prompt"], str):
-            raise UserError(f"{source}: 'prompt' is {value['prompt']!r}, which is no text. {rule}")
-        return value["prompt"]
+            raise UserError(f"{source}: 'prompt' is {shown(value['prompt'])}, which is no text. {rule}")
+        return _Item(source, value["prompt"], settings)
     messages = value["messages"]
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise UserError(
             f"{source}: 'messages' must be a list of at least one object with the texts 'role' and 'content'. {rule}"
         )
-    return messages
+    return _Item(source, messages, settings)
+
+
+def _line_settings(source: str, line: dict[str, Any]) -> dict[str, Any]:
+    """What a line sets for its own prompt, by the names of SamplingParams. Raises UserError."""
+    declared = {name: one for group in (InferSettings, Sampling) for name, one in members(group)}
+    found = {name: value for name, value in line.items() if name not in ("prompt", "messages")}
+    for name, value in found.items():
+        one = declared.get(name)
+        if name not in LINE_SETTINGS or not isinstance(one, Setting):
+            raise UserError(
+                f"{source}: there is no key {shown(name)}. A line has 'prompt' or 'messages', and for this prompt "
+                f"{', '.join(LINE_SETTINGS)}."
+            )
+        try:
+            found[name] = check(name, one, value)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from None
+    return found
 
 
 def _is_message(value: Any) -> bool:

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
 from support.tokenizers import BOS, ids_of, make_tokenizer
 
 from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
+from runners.command_line.entry import compose
+from runners.engine.sampling_params import SamplingParams
+from runners.io.inputs import sampling_params
 from runners.io.prompts import Prompt, read_prompts
 from runners.io.tokenizer import load_tokenizer
 
@@ -34,14 +36,12 @@ def with_bos(text: str) -> list[int]:
 def test_prompts_setting(tokenizer: Any) -> None:
     expected = [Prompt("Hi", with_bos("Hi")), Prompt("a b", with_bos("a b"))]
     assert read(tokenizer, prompts=["Hi", "a b"]) == expected
-    assert read(tokenizer, prompts=OmegaConf.create(["Hi", "a b"])) == expected
     assert read(tokenizer, prompts="Hi") == expected[:1]
 
 
 def test_token_ids_are_taken_as_they_are_and_need_no_tokenizer() -> None:
     expected = [Prompt(None, [5, 6, 7]), Prompt(None, [0])]
     assert read(None, prompt_token_ids=[[5, 6, 7], [0]]) == expected
-    assert read(None, prompt_token_ids=OmegaConf.create([[5, 6, 7], [0]])) == expected
 
 
 def test_text_file_has_a_prompt_per_line(tokenizer: Any, tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_text_file_has_a_prompt_per_line(tokenizer: Any, tmp_path: Path) -> None
 def test_jsonl_file_mixes_prompts_and_messages(tokenizer: Any, tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     messages = [{"role": "user", "content": "Hi"}]
-    lines = [{"prompt": "one\u2028", "id": 7}, {"messages": messages}, messages]
+    lines = [{"prompt": "one\u2028", "seed": 7}, {"messages": messages}, messages]
     file.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines), encoding="utf-8")
 
     plain, chat, bare = read(tokenizer, prompts_file=str(file))
@@ -140,3 +140,42 @@ def test_malformed_file_names_the_line(name: str, content: bytes, message: str, 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(tokenizer, prompts_file=tmp_path / name)
+
+
+def test_a_line_sets_what_holds_for_its_own_prompt(tokenizer: Any, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    own = {"max_new_tokens": 3, "ignore_eos": True, "stop": "x", "temperature": 1, "top_k": 2, "top_p": 0.5, "seed": 7}
+    file.write_text("\n".join(json.dumps(line) for line in ({"prompt": "a"}, {"prompt": "b", **own})))
+
+    plain, set_apart = read(tokenizer, prompts_file=file)
+
+    assert plain.settings == {}
+    assert set_apart.settings == {**own, "stop": ("x",), "temperature": 1.0}
+    settings = compose("infer", ["sampling.top_k=5", "sampling.seed=10"])
+    assert sampling_params(settings, 1, plain.settings) == SamplingParams(top_k=5, seed=11)
+    assert sampling_params(settings, 1, set_apart.settings) == SamplingParams(
+        max_new_tokens=3, ignore_eos=True, stop=("x",), temperature=1.0, top_k=2, top_p=0.5, seed=7
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        (
+            "max_tokens",
+            5,
+            "there is no key 'max_tokens'. A line has",
+        ),
+        ("max_batch_size", 5, "there is no key 'max_batch_size'"),
+        ("max_new_tokens", 0, "max_new_tokens is 0; it must be an integer of at least 1"),
+        ("top_p", "x", "top_p is 'x'; it must be a number above 0 and at most 1"),
+        ("k" * 10**6, 1, "there is no key 'kkk"),
+    ],
+)
+def test_other_keys_of_a_line_are_refused(key: str, value: Any, message: str, tokenizer: Any, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "b", key: value}))
+    with pytest.raises(UserError) as error:
+        read(tokenizer, prompts_file=file)
+    assert str(error.value).startswith(f"{file}, line 2: {message}")
+    assert len(str(error.value)) < 1000
