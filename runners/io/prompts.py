@@ -53,10 +53,10 @@ def read_prompts(
 ) -> list[Prompt]:
     """The prompts of exactly one of the three sources, tokenized and checked.
 
-    `prompts_file` is .txt (a prompt per line) or .jsonl: per line an object with `prompt` or with chat `messages`, which
-    may have LINE_SETTINGS, too, or a bare list of messages. With `chat` each text is the user's first message. A prompt
-    must leave room for one new token within `max_seq_len`. `tokenizer` may be None with `prompt_token_ids`. Raises
-    UserError naming the prompt.
+    `prompts_file` is .txt (a prompt per line) or .jsonl: per line a list of chat messages, or an object with `prompt`
+    or `messages` that may have LINE_SETTINGS, too. With `chat` each text is the user's first message. A prompt must
+    leave room for one new token within `max_seq_len`. `tokenizer` may be None with `prompt_token_ids`. Raises UserError
+    naming the prompt.
     """
     given = {"prompts": prompts, "prompts_file": prompts_file, "prompt_token_ids": prompt_token_ids}
     sources = [name for name, value in given.items() if value is not None]
