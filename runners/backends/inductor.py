@@ -93,7 +93,7 @@ class InductorBackend:
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         from torch._inductor import standalone_compile
 
-        with self._inductor(compiling=True), torch.no_grad():
+        with self._inductor(), torch.no_grad():
             try:
                 compiled = standalone_compile(
                     graph.module,
@@ -116,21 +116,21 @@ class InductorBackend:
     def load(self, artifact: Path) -> StepFunction | None:
         from torch._inductor import CompiledArtifact
 
-        with self._inductor(compiling=False), torch.no_grad():
+        with self._inductor(), torch.no_grad():
             return CompiledArtifact.load(path=str(artifact), format="binary")
 
     @contextlib.contextmanager
-    def _inductor(self, compiling: bool) -> Iterator[None]:
+    def _inductor(self) -> Iterator[None]:
         """Let Inductor work in this process's workspace, where the kernels are that were kept.
 
-        That goes for its precompiled headers, too, which it would look for at a place that others can foresee. Where
-        kernels are only to be loaded it need not look at headers at all, which takes a second or more.
+        That goes for its precompiled headers, too, which it would look for at a place that others can foresee. Whether
+        it uses them is part of a kernel's key, so loading must find the same setting as compiling.
         """
         from torch._inductor import codecache
         from torch._inductor import config as inductor_config
         from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
-        self._store.fetch(self._kernels, lambda path: compiling or path.suffix != ".gch")
+        self._store.fetch(self._kernels)
         directory = self._store.workspace / self._kernels
         directory.mkdir(parents=True, exist_ok=True)
         headers = directory / "precompiled_headers"
@@ -138,7 +138,7 @@ class InductorBackend:
         movable = all(hasattr(codecache, name) for name in places)
         with contextlib.ExitStack() as stack:
             stack.enter_context(temporary_cache_dir(str(directory)))
-            stack.enter_context(inductor_config.patch(cpp_cache_precompile_headers=compiling and movable))
+            stack.enter_context(inductor_config.patch(cpp_cache_precompile_headers=movable))
             if movable:
                 stack.enter_context(mock.patch.multiple(codecache, **places))
             yield

@@ -31,12 +31,12 @@ class FileStore:
         self._files = self.root / "files"
         self._known: set[str] = set()  # paths in the workspace that `root` holds
 
-    def fetch(self, prefix: str, wanted: Callable[[Path], bool] = lambda path: True) -> None:
+    def fetch(self, prefix: str) -> None:
         """Copy what is kept under paths that begin with `prefix` to the workspace; what is damaged is removed."""
         for stored in self._files.glob("*"):
             digest, _, quoted = stored.name.partition("-")
             path = unquote(quoted)
-            if not path.startswith(prefix) or path in self._known or not _is_plain(path) or not wanted(Path(path)):
+            if not path.startswith(prefix) or path in self._known or not _is_plain(path):
                 continue
             try:
                 content = stored.read_bytes()
