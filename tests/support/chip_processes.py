@@ -133,7 +133,8 @@ class _ChipProcess:
         self.config = config
         self.orders, theirs = Pipe()
         self.printed = tempfile.TemporaryFile("w+")  # noqa: SIM115 (until `end`)
-        options = [f"--chip={chip}", f"--chip-orders={theirs.fileno()}", "-m", "", "-p", "no:cacheprovider"]
+        without = ["-p", "no:cacheprovider", "-p", "no:logging"]  # torch's trace of each lowering is no log to keep
+        options = [f"--chip={chip}", f"--chip-orders={theirs.fileno()}", "-m", "", *without]
         options += [f"--tb={config.option.tbstyle}", f"--verbosity={config.option.verbose}"]
         options += [f"--capture={config.option.capture}"] + ["--update-golden"] * config.option.update_golden
         shown = config.option.capture == "no"

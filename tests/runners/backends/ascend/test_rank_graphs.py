@@ -86,7 +86,8 @@ MATRIX: dict[str, list[Case]] = {
 def measure(soc: Chip, case: Case) -> RankStep:
     model, world_size, dtype, scheme, phase, layers = case
     shard = Shard(world_size - 1, world_size)
-    passes = build_passes({cls.name: {} for cls in DEFAULT_PASSES}, shard) + kernel_passes(AscendOptions(soc, "exact"))
+    kernels = kernel_passes(AscendOptions(soc, "exact"))
+    passes = [*build_passes({cls.name: {} for cls in DEFAULT_PASSES}, shard), *kernels]
     config = replace(NAMED_CONFIGS[model], num_hidden_layers=layers)
     quantization = None
     if scheme != "none":
