@@ -136,3 +136,6 @@ class _Meeting(StaticTCPRendezvous):
         address, port = settings.ranks.master_address, int(listener.getsockname()[1])
         super().__init__(address, port, 0, 1, parameters.run_id, settings.ranks.timeout)
         self._store = serve_store(settings, listener)
+
+    def get_backend(self) -> str:
+        return _MEETING
