@@ -70,7 +70,7 @@ def windows(token_ids: list[int], size: int, bos: int | None = None) -> Iterator
     for first in range(1, len(token_ids), step):
         end = min(first + step, len(token_ids))
         context = token_ids[max(0, end - 1 - step) : first]
-        yield context if bos in (None, context[0]) else [bos, *context], token_ids[first:end]  # type: ignore[list-item]
+        yield context if bos is None or bos == context[0] else [bos, *context], token_ids[first:end]
 
 
 def _cut(pair: Pair, max_seq_len: int) -> Pair:

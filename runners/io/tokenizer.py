@@ -98,11 +98,13 @@ def chat_prompt(
         )
     try:
         text = run_bounded(
-            lambda: tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
+            lambda: str(
+                tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
             )
         )
     except Exception as error:  # whatever the template's author let it raise
