@@ -68,8 +68,8 @@ def sharded_sample_token(
     total = (scaled - top[:, :1]).exp().sum(-1, keepdim=True)
     gathered = stack_ranks(torch.cat((torch.where(finite, total, torch.inf), top), -1), world_size)
     total, top = gathered[:, :, 0], gathered[:, :, 1:]  # [world_size, batch], [world_size, batch, cap]
-    all_finite = total.amax(0) < torch.inf
-    best = top[:, :, 0].amax(0)
+    all_finite = total.max(0).values < torch.inf
+    best = top[:, :, 0].max(0).values
     mass = total * (top[:, :, 0] - best).exp()  # [world_size, batch]
 
     limited = (top_k > 0) & (top_k < world_size * size)
@@ -78,7 +78,7 @@ def sharded_sample_token(
     threshold = torch.where(restricted, threshold, -torch.inf)[:, None]
     missed = restricted & sampled & all_finite
     # Ids that were not gathered are at most as likely as the last candidate of their rank.
-    missed = missed & (needed <= top[:, :, -1].amax(0)) if cap < size else torch.zeros_like(missed)
+    missed = missed & (needed <= top[:, :, -1].max(0).values) if cap < size else torch.zeros_like(missed)
 
     # Of ids at the threshold the lowest are kept: those of the first ranks.
     above, at_threshold = top > threshold, (top == threshold).sum(-1)  # [world_size, batch, cap], [world_size, batch]
@@ -155,10 +155,10 @@ def _stack_sums(
     logits = logits.float()
     local, inside = _local(ids, rank, logits.shape[-1])
     chosen = torch.where(inside[..., None], logits.gather(-1, local[..., None]), 0.0)
-    maximum = logits.amax(-1, keepdim=True)
+    maximum = logits.max(-1, keepdim=True).values
     total = (logits - maximum).exp().sum(-1, keepdim=True)
     gathered = stack_ranks(torch.cat((chosen, maximum, total, *more), -1), world_size)  # [world_size, ..., 3 + more]
-    best = gathered[..., 1].amax(0)
+    best = gathered[..., 1].max(0).values
     log_total = best + (gathered[..., 2] * (gathered[..., 1] - best).exp()).sum(0).log()
     return gathered[..., 0].sum(0) - log_total, log_total, gathered[..., 3:]
 

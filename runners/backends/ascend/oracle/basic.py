@@ -53,6 +53,7 @@ _ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "LogicalOr": lambda x1, x2: (x1.int() + x2.int()).bool(),
     "LogicalNot": lambda x: x.int() == 0,
     "Neg": lambda x: 0 - x,
+    "Abs": lambda x: torch.where(x < 0, 0 - x, x),
     "Cos": lambda x: torch.sin(x + math.pi / 2),
     "Sin": lambda x: torch.cos(x - math.pi / 2),
     "Exp": lambda x: torch.pow(math.e, x),
