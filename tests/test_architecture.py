@@ -112,7 +112,7 @@ def test_the_plain_definition_imports_its_config_only() -> None:
 
 
 def test_config_and_canonical_ops_stand_alone() -> None:
-    below = {"graph_model.errors", "graph_model.foreign", "graph_model.json_file"}
+    below = {"graph_model.errors", "graph_model.foreign", "graph_model.json_file", "graph_model.stated"}
     assert own_imports(ROOT / "graph_model" / "config.py") == below
     for path in sources("graph_model.ops"):
         assert all(within(name, "graph_model.ops") for name in own_imports(path)), path

@@ -15,7 +15,8 @@ FACTS = re.compile(
     r"num_hidden_layers|input_layernorm|post_attention_layernorm|\b[qkvo]_proj|qkv_proj|gate_proj|up_proj|down_proj"
     r"|self_attn|embed_tokens|lm_head|model\.layers|model\.norm\b"
 )
-# The definition and its config; names of others' tools and engines; the training of the demo, which is a Gemma 1.
+# The definition and its config; names of others' tools and engines; the training of the demo, which is a Gemma 1; names
+# that users type in a setting, with its default.
 EXEMPT = (
     "graph_model/config.py",
     "graph_model/gemma.py",
@@ -23,6 +24,7 @@ EXEMPT = (
     "graph_model/checkpoint/anti_outlier.py",
     "runners/benchmarking/peers/",
     "runners/demo/training/",
+    "runners/settings/declared/model.py",
 )
 SOURCES = [
     path

@@ -17,7 +17,7 @@ from graph_model.graph import ModelGraph
 from graph_model.quantization.scheme import Scheme
 from passes.framework.contract import Pass
 from passes.framework.manager import run_passes
-from runners.backends import Backend, StepFunction
+from runners.backends.base import Backend, StepFunction
 from runners.compile import Recipe
 
 

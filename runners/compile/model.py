@@ -13,7 +13,7 @@ from graph_model import ops
 from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
 from graph_model.errors import NotFiniteError
 from graph_model.weights import Expression, Read, evaluate
-from runners.backends import StepFunction
+from runners.backends.base import StepFunction
 from runners.compile.not_finite import first_not_finite
 from runners.compile.step import Recipe, Step, prepare_step
 

@@ -23,7 +23,7 @@ from graph_model.tensor_parallel import WHOLE, Shard
 from graph_model.weights import WeightPlan
 from passes.framework.contract import Pass
 from passes.framework.manager import Observer, run_passes
-from runners.backends import Backend, StepFunction
+from runners.backends.base import Backend, StepFunction
 from runners.compile.cache import CompileCache, cache_key, source_digest
 
 

@@ -19,8 +19,8 @@ from graph_model.quantization.schemes import scheme_of
 from graph_model.tensor_parallel import WHOLE, Shard
 from graph_model.weights import Part, Read
 from passes.pipeline import build_kernel_options, build_passes
-from runners.backends import select_backend
 from runners.backends.base import Check
+from runners.backends.select import select_backend
 from runners.compile import CompileCache, CompiledModel, Recipe
 from runners.distributed.leader import LeadingModel, Message
 from runners.llm.random_weights import random_weights

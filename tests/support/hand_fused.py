@@ -13,6 +13,7 @@ from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.gemma import round_to_dtype
 from graph_model.graph import KVCacheConfig
+from graph_model.ops.tokens import NOT_FINITE, best_ids
 from passes.ascend.attention import CAUSAL_MASK_SIZE
 
 
@@ -82,7 +83,8 @@ class HandFused(torch.nn.Module):
             x = x + linear(attended.reshape(x.shape[0], -1), layer.o)
             hidden = linear(self.norm(x, layer.second), layer.gate_up)
             x = x + linear(torch.ops.npu.npu_geglu(hidden, -1, 1, True)[0], layer.down)
-        return linear(self.norm(x, self.final), self.embedding).argmax(-1)
+        ids, finite = best_ids(linear(self.norm(x, self.final), self.embedding))
+        return torch.where(finite, ids, NOT_FINITE).squeeze(-1)
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.duo:

@@ -12,7 +12,7 @@ from graph_model.graph import KVCacheConfig
 from graph_model.quantization.linears import Quantization
 from graph_model.tensor_parallel import WHOLE, Shard
 from passes.pipeline import PASSES, build_passes
-from runners.backends import Backend
+from runners.backends.base import Backend
 from runners.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
 from support.modelslim import quantized_tensors
 from support.ranks import part_reader

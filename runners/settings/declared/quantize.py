@@ -11,8 +11,9 @@ class Calibration(Settings):
 
     file: str | None = setting(
         None,
-        'A JSONL file, a line per text: {"prompt": TEXT}, or BoolQ\'s title, passage, question and answer. null: texts '
-        "of the demo's world.",
+        'A JSONL file, a line per text: {"prompt": TEXT}, {"inputs_pretokenized": TEXT} as MindIE and ModelSlim have '
+        "them, or BoolQ's title, passage, question and answer; or a .json file with a list of texts. null: texts of "
+        "the demo's world.",
         reads=True,
     )
     samples: int = setting(64, "Most texts to use.", least=1)

@@ -13,8 +13,8 @@ from support.configs import TINY_CONFIGS
 from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
 from graph_model.errors import UserError
 from passes.pipeline import build_kernel_options, build_passes
-from runners.backends import select_backend
 from runners.backends.ascend.standin import loader
+from runners.backends.select import select_backend
 from runners.command_line.entry import compose
 from runners.settings.model_settings import resolve_settings
 

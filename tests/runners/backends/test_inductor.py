@@ -20,7 +20,7 @@ from graph_model import ops
 from graph_model.bucket import Bucket, BucketTable, StepOutput
 from graph_model.config import GemmaConfig
 from graph_model.quantization.linears import Quantization, select_linears
-from runners.backends import Backend
+from runners.backends.base import Backend
 from runners.backends.eager import EagerBackend
 from runners.backends.inductor import InductorBackend, cpp_compiler
 from runners.compile import CompileCache, CompiledModel

@@ -107,12 +107,14 @@ def test_items_and_a_text(reference: tuple[Path, torch.nn.Module], tmp_path: Pat
     deviation = torch.tensor(hits).std().item()
     assert found["results"]["items.jsonl"]["acc_stderr,none"] == pytest.approx(deviation / 2)
     assert found["n-samples"]["items.jsonl"] == {"original": 4, "effective": 4}
-    # A token is a character: 300 of them behind <bos>, in windows of 127, the last of which reaches back.
+    # A token is a character: 300 of them after <bos>, in windows of 126 that begin with <bos> each, the last of which
+    # reaches back.
     ids = encode(text)
     total = 0.0
-    for first in range(1, len(ids), 127):
-        end = min(first + 127, len(ids))
-        total += logprob(model, ids[max(0, end - 128) : end], end - first)
+    for first in range(1, len(ids), 126):
+        end = min(first + 126, len(ids))
+        window = ids[max(0, end - 127) : end]
+        total += logprob(model, window if window[0] == ids[0] else [ids[0], *window], end - first)
     perplexity = found["results"]["text.txt"]["token_perplexity,none"]
     assert perplexity == pytest.approx(math.exp(-total / 300), rel=1e-3)
     # 60 words; a byte is a character.

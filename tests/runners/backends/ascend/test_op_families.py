@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from ge_graphs import data, graph, node
 from support.chips import with_limits
+from support.ge_graphs import data, graph, node
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 

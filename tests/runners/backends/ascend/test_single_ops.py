@@ -51,8 +51,8 @@ def perturbed(values: list[torch.Tensor]) -> list[torch.Tensor]:
     first = values[0].clone()
     flat = first.view(-1)
     if first.is_floating_point():
-        finite = flat[flat.isfinite()]
-        flat[-1] = 0.05 * finite.abs().max().clamp(min=1e-2) + (flat[-1] if flat[-1].isfinite() else 0.0)
+        finite = torch.where(flat.isfinite(), flat, 0.0)
+        flat[-1] = 0.05 * finite.abs().max().clamp(min=1e-2) + finite[-1]
     else:
         flat[-1] = ~flat[-1] if first.dtype is torch.bool else flat[-1] + 1
     return [first, *values[1:]]
