@@ -17,7 +17,7 @@ import torch.distributed as dist
 from graph_model.errors import UserError
 from runners.command_line.parent_process import PARENT
 from runners.distributed.group import READY, Place, find_place, form_group, is_lost_contact
-from runners.distributed.heartbeat import describe_silence
+from runners.distributed.heartbeat import Heartbeat, describe_silence
 from runners.distributed.launch import describe_end, gloo_environment, meeting_place, serve_store, threads_per_rank
 from runners.settings.model_settings import ModelSettings, check_devices
 
@@ -56,7 +56,7 @@ def lead_followers(settings: ModelSettings, follower: str) -> Iterator[None]:
             _raise_if_ended(followers)
             time.sleep(_POLL_S)
 
-        def end_silent(rank: int) -> None:
+        def end_silent(heartbeat: Heartbeat, rank: int) -> None:
             print(f"error: {describe_silence(rank, settings.ranks.timeout)}", file=sys.stderr, flush=True)
             followers[rank].kill()  # the collective that waits for it fails, and names it
 

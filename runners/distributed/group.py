@@ -8,7 +8,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -19,7 +19,7 @@ from graph_model.checkpoint.identity import checkpoint_identity
 from graph_model.errors import UserError
 from runners.command_line.parent_process import is_rank
 from runners.compile.cache import source_digest
-from runners.distributed.heartbeat import Heartbeat, end_this_rank
+from runners.distributed.heartbeat import Heartbeat, OnSilent, end_this_rank
 from runners.settings.model_settings import ModelSettings, check_devices
 
 # A rank that fails, or that sees another one gone, waits this long: the launcher stops it sooner if the fault is not
@@ -62,7 +62,7 @@ def join(settings: ModelSettings, place: Place, store: dist.TCPStore | None = No
         if place.rank:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         stack.enter_context(_named_errors(place.rank))
-        heartbeat = form_group(settings, place, end_this_rank(settings.ranks.timeout), store)
+        heartbeat = form_group(settings, place, end_this_rank(settings.ranks.timeout, launched=store is None), store)
         yield
         heartbeat.stop()
         # Not after an error: the others would lose contact before this process has ended, and told why.
@@ -70,7 +70,7 @@ def join(settings: ModelSettings, place: Place, store: dist.TCPStore | None = No
 
 
 def form_group(
-    settings: ModelSettings, place: Place, on_silent: Callable[[int], None], store: dist.TCPStore | None = None
+    settings: ModelSettings, place: Place, on_silent: OnSilent, store: dist.TCPStore | None = None
 ) -> Heartbeat:
     """Form the process group of all ranks and check that they were started with the same settings.
 

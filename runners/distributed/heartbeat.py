@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
 import sys
 import threading
 import time
@@ -14,24 +17,27 @@ import torch.distributed as dist
 _LEFT = 1 << 40  # added to the count of a rank that has finished
 _KEY = "graph_gemma_heartbeat"
 
+OnSilent = Callable[["Heartbeat", int], None]
+
 
 class Heartbeat:
     """Counts in the store that this rank is alive, and watches the counts of the others until `stop`.
 
     host, port: of the store. timeout: seconds (ranks.timeout); a rank is taken for stopped after 0.8 of it, before a
-    collective that waits for it fails without a name. on_silent: called once with that rank, from another thread.
-    Time in which this process was stopped itself does not count.
+    collective that waits for it fails without a name. on_silent: called once with this object and that rank,
+    from another thread. Time in which this process was stopped itself does not count.
     """
 
-    def __init__(
-        self, host: str, port: int, rank: int, world_size: int, timeout: int, on_silent: Callable[[int], None]
-    ) -> None:
+    def __init__(self, host: str, port: int, rank: int, world_size: int, timeout: int, on_silent: OnSilent) -> None:
         self._store = dist.TCPStore(host, port, None, False, timedelta(seconds=timeout), wait_for_workers=False)
         self._keys = [f"{_KEY}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{r}" for r in range(world_size)]
         self._rank = rank
         self._interval = min(timeout / 20, 2.0)
         self._patience = 0.8 * timeout
         self._on_silent = on_silent
+        self._store.set(f"{self._keys[rank]}/process", f"{_place()} {os.getpid()}")
+        self._store.add(self._keys[rank], 1)
+        self._processes: dict[int, str] = {}
         self._counts = [0] * world_size
         self._silent_s = [0.0] * world_size  # per rank; of this one: since the store has answered
         self._ended = threading.Event()
@@ -44,6 +50,13 @@ class Heartbeat:
         self._ended.set()
         self._beating.join(timeout=1.0)
 
+    def end(self, rank: int) -> None:
+        """End a rank's process if it is one of this machine: stopped as it is, it does not end when it is asked to."""
+        place, _, process = self._processes.get(rank, "").rpartition(" ")
+        if place == _place():
+            with contextlib.suppress(OSError):
+                os.kill(int(process), signal.SIGKILL)
+
     def _beat(self) -> None:
         try:
             while True:
@@ -51,6 +64,8 @@ class Heartbeat:
                 for rank, key in enumerate(self._keys):
                     own = rank == self._rank
                     count = self._store.add(key, (_LEFT if finished else 1) if own else 0)
+                    if count and rank not in self._processes:
+                        self._processes[rank] = self._store.get(f"{key}/process").decode()
                     if own or count != self._counts[rank] or count >= _LEFT:
                         self._counts[rank], self._silent_s[rank] = count, 0.0
                 if finished:
@@ -72,8 +87,14 @@ class Heartbeat:
             for rank in suspects:
                 if rank != self._rank and self._silent_s[rank] > self._patience:
                     self._ended.set()
-                    self._on_silent(rank)
+                    self._on_silent(self, rank)
                     return
+
+
+def _place() -> str:
+    """What two processes have in common that know each other by the same numbers."""
+    namespace = os.readlink("/proc/self/ns/pid") if sys.platform == "linux" else ""
+    return f"{socket.gethostname()} {namespace}"
 
 
 def describe_silence(rank: int, timeout: int) -> str:
@@ -84,12 +105,16 @@ def describe_silence(rank: int, timeout: int) -> str:
     )
 
 
-def end_this_rank(timeout: int) -> Callable[[int], None]:
-    """For a process that is a rank and nothing else: say which one is silent and end; the launcher then ends all."""
+def end_this_rank(timeout: int, launched: bool) -> OnSilent:
+    """For a process that is a rank and nothing else: say which one is silent and end; the launcher then ends all.
 
-    def end(rank: int) -> None:
+    launched: whether the silent rank is such a process, too, and not a user's program.
+    """
+
+    def end(heartbeat: Heartbeat, rank: int) -> None:
         print(f"error: {describe_silence(rank, timeout)}", file=sys.stderr, flush=True)
-        time.sleep(0.1)
+        if launched:
+            heartbeat.end(rank)
         os._exit(2)
 
     return end

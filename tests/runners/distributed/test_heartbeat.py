@@ -9,11 +9,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
 
 from graph_model.errors import UserError
 from runners.command_line.entry import compose
+from runners.distributed import launch
 from runners.distributed.launch import gloo_environment, meeting_place, serve_store
 from runners.settings.declared.model import Ranks
 from runners.settings.model_settings import ModelSettings, resolve_settings
@@ -24,7 +27,7 @@ RANK = """
 import sys
 from runners.distributed.heartbeat import Heartbeat, end_this_rank
 port, rank, timeout = map(int, sys.argv[1:])
-heartbeat = Heartbeat("127.0.0.1", port, rank, 2, timeout, end_this_rank(timeout))
+heartbeat = Heartbeat("127.0.0.1", port, rank, 2, timeout, end_this_rank(timeout, True))
 print("beating", flush=True)
 sys.stdin.readline()
 heartbeat.stop()
@@ -59,6 +62,7 @@ def test_a_stopped_rank_is_named_by_the_other_within_the_timeout(stopped: int, s
     os.kill(processes[stopped].pid, signal.SIGSTOP)
     try:
         assert other.wait(timeout=6 * TIMEOUT) == 2
+        assert processes[stopped].wait(timeout=TIMEOUT) == -signal.SIGKILL, "a stopped process does not end otherwise"
     finally:
         processes[stopped].kill()
         processes[stopped].communicate()
@@ -103,6 +107,19 @@ def test_the_ranks_meet_at_the_address_that_is_set_only(settings: ModelSettings)
 
 def test_a_port_in_use_is_told(settings: ModelSettings) -> None:
     with meeting_place(settings) as listener:
-        ranks = replace(settings.ranks, master_port=int(listener.getsockname()[1]))
+        ranks = settings.ranks.replace(master_port=int(listener.getsockname()[1]))
         with pytest.raises(UserError, match=r"ranks\.master_port: 127\.0\.0\.1:.* cannot be used"):
             meeting_place(replace(settings, ranks=ranks))
+
+
+def test_torch_s_launcher_takes_our_rendezvous(settings: ModelSettings) -> None:
+    listener = launch.meeting_place(settings)
+    port = int(listener.getsockname()[1])
+    rendezvous_handler_registry.register(launch._MEETING, launch._Meeting)
+    config: dict[str, Any] = {"settings": settings, "listener": listener}
+    parameters = RendezvousParameters(launch._MEETING, f"127.0.0.1:{port}", "run", 1, 1, **config)
+    found = rendezvous_handler_registry.create_handler(parameters).next_rendezvous()
+    assert (found.rank, found.world_size) == (0, 1)
+    assert (found.bootstrap_store_info.master_addr, found.bootstrap_store_info.master_port) == ("127.0.0.1", port)
+    found.store.set("key", "value")
+    assert found.store.get("key") == b"value"
