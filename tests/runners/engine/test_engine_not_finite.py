@@ -82,9 +82,10 @@ def test_a_model_that_goes_on_failing_is_searched_a_few_times(model: CompiledMod
 
 def test_what_a_fused_kernel_overflows_in_is_said() -> None:
     """The search computes with the reference kernels, which may stay finite."""
-    reference = make_model(replace(CONFIG, num_hidden_layers=1))
+    config = replace(CONFIG, num_hidden_layers=1)
     buckets = BucketTable((1,), (1,), (8,), (8,), 8)
-    built = build_model(EagerBackend(torch.device("cpu")), reference, CONFIG, buckets, num_blocks=8, block_size=16)
+    backend = EagerBackend(torch.device("cpu"))
+    built = build_model(backend, make_model(config), config, buckets, num_blocks=8, block_size=16)
     EngineDriver(built).generate([GOOD], SamplingParams(max_new_tokens=1))
     ((bucket, _),) = built._loaded.items()
     (error,) = built.explain_not_finite(bucket, [0])
