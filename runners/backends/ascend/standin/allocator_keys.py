@@ -82,6 +82,5 @@ def build_library(cache_dir: Path, cuda: str) -> Path:
     raise UserError(
         f"torch is a build for CUDA {cuda}, and torch_npu would end the process: both register allocator settings of "
         f"the same name. A small library that is built on first use keeps them apart, but {problem}. Install one "
-        "(apt-get install g++), or install torch for CPUs: pip install torch==VERSION --index-url "
-        "https://download.pytorch.org/whl/cpu"
+        "(apt-get install g++), or install the CPU build of the same torch, with the command of PyTorch's install page."
     )

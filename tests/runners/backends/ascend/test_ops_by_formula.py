@@ -78,6 +78,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("MaskedFill", {"x": h, "mask": b, "value": t(2.0).half()}, {}),
     ("MaskedFill", {"x": x, "mask": b, "value": t([2.0])}, {}),
     ("Neg", {"x": x}, {}),
+    ("Abs", {"x": x}, {}),
+    ("Abs", {"x": h}, {}),
     ("Neg", {"x": i}, {}),
     ("Range", {"start": t(0), "limit": t(5), "delta": t(1)}, {}),
     ("BroadcastTo", {"x": b[:, :1], "shape": t([3, 4])}, {}),
