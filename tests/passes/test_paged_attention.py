@@ -120,5 +120,5 @@ def test_a_changed_scale_is_a_lost_attribute() -> None:
 def test_attention_outside_a_layer_is_refused() -> None:
     graph = FLOAT32.before(PagedAttention)
     attention(graph).meta["layer"] = "model.pooler"
-    with pytest.raises(PassError, match=r"was traced in 'model\.pooler', expected a module of model\.layers"):
+    with pytest.raises(PassError, match=r"was traced in 'model\.pooler', expected a decoder layer's module"):
         run_passes(graph, [PagedAttention()])
