@@ -166,8 +166,6 @@ def test_two_ranks_are_measured_as_one_model(run: Run, tmp_path: Path) -> None:
         (["phase=fast"], ["phase", "fast", "max_batch"]),
         (["lengths=[[8,4]]", "peers=[vllm]"], ["peers", "vllm", "transformers"]),
         (["latency_limit_ms=-1"], ["latency_limit_ms", "-1"]),
-        (["peers=null"], ["peers", "list"]),
-        (["peers=transformers"], ["peers", "'transformers'", "list"]),
         (["peers=[transformers,transformers]"], ["peers", "twice"]),
         (["check=true"], ["check", "infer.py"]),
         (["at_once=1"], ["at_once", "1"]),

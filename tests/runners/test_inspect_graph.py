@@ -167,7 +167,7 @@ def test_what_is_not_a_graph_is_refused(run: Run, name: str, content: str | None
         ("page=missing/page.html", "does not exist"),
         ("picture=.", "is a directory"),
         ("top=0", "at least 1"),
-        ("context_length=many", "a number of tokens"),
+        ("context_length=many", "an integer of at least 1"),
         ("soc=ascend_910", "the chips are"),
     ],
 )

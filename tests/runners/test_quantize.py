@@ -77,11 +77,11 @@ def test_bad_lists_of_texts_are_refused(content: str, message: str, tmp_path: Pa
 
 
 def test_a_calibration_text_without_a_row_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = compose("quantize", [f"calibration.file={tmp_path}/t.jsonl"])
+    settings = compose("quantize", [f"calibration.file={tmp_path}/t.jsonl", f"output_dir={tmp_path}/out"])
     (tmp_path / "t.jsonl").write_text('{"prompt": "One day"}')
     config = replace(read_config(demo.CHECKPOINT_DIR), vocab_size=10)
     with pytest.raises(UserError, match=r"text 1 has the token id \d+, but the model's embedding ends at 9"):
-        calibration_sequences(settings, demo.CHECKPOINT_DIR, config)
+        calibration_sequences(settings.calibration, demo.CHECKPOINT_DIR, config)
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "config.json"])

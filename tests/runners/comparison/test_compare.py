@@ -156,10 +156,10 @@ def test_sides_of_different_precision_have_no_rule(b: str, run: Run, tmp_path: P
     [
         (["b=[]"], "a and b are the same configuration"),
         (["a=[dtype=float16]", "b=[dtype=float16]"], "a and b are the same configuration"),
-        (["b=[1]"], "b holds '1'; it must be a list of settings"),
+        (["b=[1]"], "b is [1]; it must be a list of texts"),
         (["b=vllm"], "b holds 'vllm'; it must be a list of settings"),
-        (["b=[backend=fast]"], "b: backend: 'fast' is unknown"),
-        (["b=[no_such=1]"], "b: The settings"),
+        (["b=[backend=fast]"], "b: backend is 'fast'; it must be auto"),
+        (["b=[no_such=1]"], "b: There is no setting no_such"),
         (["b=transformers", "results_dir=/dev/null/x"], "results_dir: /dev/null/x cannot be created"),
         (["b=[transformers,weights=random]"], "b: transformers needs a checkpoint"),
         (["b=transformers", "max_new_tokens=0"], "max_new_tokens is 0"),

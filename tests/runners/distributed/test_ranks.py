@@ -295,7 +295,7 @@ def test_fewer_devices_than_ranks_are_refused_before_starting(
     given = resolve_settings(compose("infer", ["world_size=2", "ranks.devices=[0]", *overrides]))
     with pytest.raises(UserError, match=message):
         on_ranks(given, lambda: None)
-    with pytest.raises(UserError, match=message), followers.lead_followers(given):
+    with pytest.raises(UserError, match=message), followers.lead_followers(given, "runners.llm.follower"):
         pass
     with pytest.raises(UserError, match=message):
         _prepare_device(given, Place(0, 2, 0, 2))
@@ -308,7 +308,7 @@ def test_fewer_devices_than_ranks_are_refused_before_starting(
         ("world_size=0", "world_size is 0; it must be an integer of at least 1"),
         ("ranks.devices=[0,0]", "must be a list of different device numbers"),
         ("ranks.master_port=0", "must be a port from 1 to 65535"),
-        ("ranks.timeout=0", "whole number of seconds"),
+        ("ranks.timeout=0", "an integer of at least 1"),
     ],
 )
 def test_wrong_settings_are_refused(checkpoint: Path, override: str, message: str) -> None:
