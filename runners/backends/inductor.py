@@ -54,7 +54,8 @@ class InductorBackend:
             )
         self._store = FileStore(cache_dir)
         kinds = json.dumps([torch.__version__, self.fingerprint()], sort_keys=True)
-        self._kernels = f"inductor-{hashlib.sha256(kinds.encode()).hexdigest()[:16]}/"
+        digest = hashlib.sha256(kinds.encode()).hexdigest()[:16]
+        self._kernels, self._headers = f"inductor-{digest}/", f"headers-{digest}/"
 
     def fingerprint(self) -> dict[str, Any]:
         if self.device.type == "cuda":
@@ -93,7 +94,7 @@ class InductorBackend:
     def compile(self, graph: ModelGraph, arguments: Sequence[Tensor], artifact: Path | None) -> StepFunction:
         from torch._inductor import standalone_compile
 
-        with self._inductor(), torch.no_grad():
+        with self._inductor(compiles=True), torch.no_grad():
             try:
                 compiled = standalone_compile(
                     graph.module,
@@ -110,38 +111,51 @@ class InductorBackend:
                 raise
             if artifact is not None:
                 compiled.save(path=str(artifact), format="binary")
-                self._store.keep(self._kernels, _is_kernel)
+                for place in (self._kernels, self._headers):
+                    self._store.keep(place, _is_kernel)
         return compiled
 
     def load(self, artifact: Path) -> StepFunction | None:
         from torch._inductor import CompiledArtifact
 
-        with self._inductor(), torch.no_grad():
+        with self._inductor(compiles=False), torch.no_grad():
             return CompiledArtifact.load(path=str(artifact), format="binary")
 
     @contextlib.contextmanager
-    def _inductor(self) -> Iterator[None]:
+    def _inductor(self, compiles: bool) -> Iterator[None]:
         """Let Inductor work in this process's workspace, where the kernels are that were kept.
 
         That goes for its precompiled headers, too, which it would look for at a place that others can foresee. Whether
-        it uses them is part of a kernel's key, so loading must find the same setting as compiling.
+        it uses them is part of a kernel's key, so loading must find the same setting as compiling; but what is only
+        loaded needs none, and they are large.
         """
         from torch._inductor import codecache
         from torch._inductor import config as inductor_config
         from torch._inductor.runtime.cache_dir_utils import temporary_cache_dir
 
-        self._store.fetch(self._kernels)
-        directory = self._store.workspace / self._kernels
-        directory.mkdir(parents=True, exist_ok=True)
-        headers = directory / "precompiled_headers"
+        for place in (self._kernels, self._headers) if compiles else (self._kernels,):
+            self._store.fetch(place)
+        kernels, headers = (self._store.workspace / place for place in (self._kernels, self._headers))
+        kernels.mkdir(parents=True, exist_ok=True)
         places: dict[str, Any] = {"_HEADER_DIR": str(headers), "_HEADER_LOCK_DIR": str(headers / "locks")}
+        if not compiles:
+            places["_precompile_header"] = lambda header, *_, **__: _plain_header(header, headers)
         movable = all(hasattr(codecache, name) for name in places)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(temporary_cache_dir(str(directory)))
+            stack.enter_context(temporary_cache_dir(str(kernels)))
             stack.enter_context(inductor_config.patch(cpp_cache_precompile_headers=movable))
             if movable:
                 stack.enter_context(mock.patch.multiple(codecache, **places))
             yield
+
+
+def _plain_header(header: str, directory: Path) -> str:
+    """A header that includes `header`, for a kernel that is missing although what calls it was kept."""
+    path = directory / f"{Path(header).stem}.h"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#include <{header}>\n")
+    return str(path)
 
 
 def _is_kernel(path: Path) -> bool:
