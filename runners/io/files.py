@@ -54,7 +54,9 @@ def _input_files(settings: Settings) -> Iterator[tuple[str, str]]:
     for name, value in inputs(settings):
         place = os.path.expanduser(value)
         inside = [os.path.join(place, entry) for entry in os.listdir(place)] if os.path.isdir(place) else []
-        yield from ((name, file) for file in (place, *inside) if os.path.isfile(file))
+        # Prompts and answers in a checkpoint's directory are no part of it.
+        parts = [entry for entry in inside if not entry.endswith(".jsonl")]
+        yield from ((name, file) for file in (place, *parts) if os.path.isfile(file))
 
 
 def _try_to_open(path: Path) -> None:

@@ -72,3 +72,9 @@ def test_dumped_graph_is_not_replaced_by_its_page(settings: Settings, tmp_path: 
 
 def test_devices_need_no_overwrite(settings: Settings) -> None:
     assert output_file(settings("output_file", Path("/dev/null")), "output_file") == Path("/dev/null")
+
+
+def test_earlier_answers_in_the_directory_of_the_model_are_replaced(settings: Settings, tmp_path: Path) -> None:
+    answers = tmp_path / "model" / "answers.jsonl"
+    answers.write_text("{}\n")
+    assert output_file(settings("output_file", answers, "overwrite=true"), "output_file") == answers
