@@ -10,6 +10,7 @@ from graph_model.bucket import BucketTable
 from graph_model.config import GemmaConfig
 from graph_model.graph import KVCacheConfig
 from graph_model.quantization.linears import Quantization
+from graph_model.quantization.schemes import scheme_of
 from graph_model.tensor_parallel import WHOLE, Shard
 from passes.pipeline import PASSES, build_passes
 from runners.backends.base import Backend
@@ -36,11 +37,11 @@ def build_model(
 
     quantization: where it says that the checkpoint is quantized, input ranges are made up.
     """
-    scheme = None if quantization is None else quantization.scheme
-    passes = (*build_passes({name: {} for name in PASSES}, shard), *backend.kernel_passes(dtype, scheme))
+    kernels = backend.kernel_passes(dtype, scheme_of(quantization))
+    passes = (*build_passes({name: {} for name in PASSES}, shard), *kernels)
     cache_config = KVCacheConfig(num_scratch_blocks(buckets, block_size) + num_blocks, block_size)
     recipe = Recipe(config, dtype, cache_config, passes, backend, cache, quantization=quantization, shard=shard)
     weights: dict[str, Any] = reference.state_dict()
     if quantization is not None and quantization.stored:
-        weights = quantized_tensors(weights, quantization.linears, scheme, dtype).tensors
+        weights = quantized_tensors(weights, quantization.linears, quantization.scheme, dtype).tensors
     return CompiledModel(recipe, buckets, max_seq_len, part_reader(weights.__getitem__))

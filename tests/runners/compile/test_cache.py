@@ -17,6 +17,7 @@ from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.quantization.linears import Quantization, linear_paths
+from graph_model.quantization.scheme import Scheme
 from graph_model.tensor_parallel import Shard
 from passes.pipeline import PASSES, build_passes
 from runners.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
@@ -52,7 +53,7 @@ class RecordingBackend:
     def fingerprint(self) -> dict[str, Any]:
         return {"options": self.options}
 
-    def kernel_passes(self, dtype: torch.dtype, scheme: str | None = None) -> tuple[()]:
+    def kernel_passes(self, dtype: torch.dtype, scheme: Scheme | None = None) -> tuple[()]:
         return ()
 
     def compile(self, graph: ModelGraph, arguments: Any, artifact: Path | None) -> Any:
