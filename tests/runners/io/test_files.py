@@ -74,7 +74,7 @@ def test_devices_need_no_overwrite(settings: Settings) -> None:
     assert output_file(settings("output_file", Path("/dev/null")), "output_file") == Path("/dev/null")
 
 
-def test_earlier_answers_in_the_directory_of_the_model_are_replaced(settings: Settings, tmp_path: Path) -> None:
+def test_earlier_answers_beside_a_model_are_replaced(settings: Settings, tmp_path: Path) -> None:
     answers = tmp_path / "model" / "answers.jsonl"
     answers.write_text("{}\n")
     assert output_file(settings("output_file", answers, "overwrite=true"), "output_file") == answers
