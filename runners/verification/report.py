@@ -9,8 +9,8 @@ from pathlib import Path
 
 from graph_model.errors import UserError
 from graph_model.whole_files import write_file
-from runners.backends.ascend.acceptance import OpResult
 from runners.backends.ascend.checked_step import Findings
+from runners.verification.acceptance import OpResult
 
 _ON_DEVICE = (
     "Each op ran alone, and each step whole, on the device; both are compared with the interpreter, and the "

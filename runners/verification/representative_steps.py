@@ -26,9 +26,9 @@ from passes.framework.manager import run_passes
 from passes.pipeline import DEFAULT_PASSES, build_passes
 from runners.backends.ascend.lower import lower
 from runners.backends.ascend.rank_graph import fake_group
-from runners.backends.ascend.single_ops import SingleOp, cut_out_ops
 from runners.backends.torchair import AscendOptions, kernel_passes
 from runners.llm.random_weights import random_weights
+from runners.verification.single_ops import SingleOp, cut_out_ops
 
 _NUM_BLOCKS = 8
 _LIMITS = {torch.int32: 1000, torch.float32: 8}  # of the numbers in place of zeros

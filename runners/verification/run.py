@@ -8,17 +8,17 @@ from collections.abc import Callable
 from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.errors import UserError
 from runners.backends.ascend import standin
-from runners.backends.ascend.acceptance import verify_ops
 from runners.backends.ascend.engine import describe_device
-from runners.backends.ascend.single_ops import SingleOp, cut_out_ops
 from runners.backends.torchair import TorchairBackend
 from runners.engine.sampling_params import SamplingParams
 from runners.engine.scoring import ScoreRequest
 from runners.llm import LLM
 from runners.settings.declared.infer import SMALLEST_CHUNK
 from runners.settings.model_settings import ModelSettings
+from runners.verification.acceptance import verify_ops
 from runners.verification.report import Report, StepResult
 from runners.verification.representative_steps import representative_steps
+from runners.verification.single_ops import SingleOp, cut_out_ops
 
 # The second prompt takes two chunks, the third finds the second's first chunk in the cache.
 _PROMPT_LENGTHS = (7, 2 * SMALLEST_CHUNK - 2, SMALLEST_CHUNK + 5)

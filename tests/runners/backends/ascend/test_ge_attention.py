@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend import oracle as formulas
 from runners.backends.ascend.interpreter.ops.attention import (
     fused_infer_attention_score,
     incre_flash_attention,
     prompt_flash_attention,
 )
+from runners.verification import oracle as formulas
 
 DIM = 32
 SCALE = 0.2

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend import oracle as formulas
 from runners.backends.ascend.interpreter.ops import activation, elementwise, matmul, norm, reduction
+from runners.verification import oracle as formulas
 
 HALVES = [torch.float16, torch.bfloat16]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GE_DTYPES
-from runners.backends.ascend.oracle.kernels import rms_norm
-from runners.backends.ascend.oracle.registry import Attrs, Inputs, formula
+from runners.verification.oracle.kernels import rms_norm
+from runners.verification.oracle.registry import Attrs, Inputs, formula
 
 _LARGEST = 127
 

@@ -17,11 +17,11 @@ from support.standin_commands import TINY, checkpoint, command
 
 from graph_model.ascend.ge_graph import GeGraphError
 from graph_model.bucket import Bucket
-from runners.backends.ascend import acceptance, standin
+from runners.backends.ascend import standin
 from runners.backends.ascend.interpreter.registry import OPS
-from runners.backends.ascend.single_ops import SingleOp
-from runners.verification import run
+from runners.verification import acceptance, run
 from runners.verification.representative_steps import RepresentativeStep
+from runners.verification.single_ops import SingleOp
 from runners.verify import verify
 
 

@@ -14,8 +14,8 @@ from graph_model.numerics import OP_TOLERANCE, relative_difference
 from runners.backends.ascend import standin
 from runners.backends.ascend.engine import EngineGraph, model_def
 from runners.backends.ascend.interpreter import Program
-from runners.backends.ascend.oracle import FORMULAS
-from runners.backends.ascend.single_ops import SingleOp
+from runners.verification.oracle import FORMULAS
+from runners.verification.single_ops import SingleOp
 
 # A number this near to a tie, relative to itself, may be rounded to either side: fp32 cannot tell.
 _NEAR_TIE = 2e-6

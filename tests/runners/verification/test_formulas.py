@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from support.data import LISTINGS
 
-from runners.backends.ascend import oracle as formulas
-from runners.backends.ascend.oracle import FORMULAS
+from runners.verification import oracle as formulas
+from runners.verification.oracle import FORMULAS
 
 
 def test_every_op_of_the_reviewed_graphs_has_a_formula() -> None:

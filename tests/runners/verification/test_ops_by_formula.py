@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from runners.backends.ascend.acceptance import by_definition, compare_outputs
 from runners.backends.ascend.interpreter.registry import OPS
-from runners.backends.ascend.oracle import FORMULAS
+from runners.verification.acceptance import by_definition, compare_outputs
+from runners.verification.oracle import FORMULAS
 
 GENERATOR = torch.Generator().manual_seed(0)
 t = torch.tensor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GE_DTYPES
-from runners.backends.ascend.oracle.registry import FORMULAS, Attrs, Formula, Inputs, formula
+from runners.verification.oracle.registry import FORMULAS, Attrs, Formula, Inputs, formula
 
 
 @formula("GatherV2")
