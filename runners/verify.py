@@ -16,6 +16,10 @@ def verify(settings: VerifySettings) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from pathlib import Path
 
+    from runners.command_line.checkout import require_checkout
+
+    require_checkout("runners.verification", "verify: what checks the ops")
+
     from runners.io.files import check_not_there
     from runners.settings.model_settings import require_torchair, resolve_settings
     from runners.verification.report import make_directory, write_report

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graph_model.errors import UserError
-from runners.benchmarking.peers import check_names
+from runners.benchmarking.peer_registry import check_names
 from runners.benchmarking.timing import Case
 from runners.io.files import check_not_there
 from runners.settings.declared.benchmark import BenchmarkSettings

@@ -15,9 +15,9 @@ from statistics import mean
 from tqdm import tqdm
 
 from graph_model.errors import UserError
-from runners.benchmarking import engine_runner, peers
+from runners.benchmarking import engine_runner
+from runners.benchmarking import peer_registry as peers
 from runners.benchmarking.bandwidth import ReadProbe, spread
-from runners.benchmarking.peers.weights import write_weights
 from runners.benchmarking.request import Request
 from runners.benchmarking.results import Row
 from runners.benchmarking.timing import Case, Timing, equal_share, random_prompts, summarize
@@ -129,7 +129,7 @@ class SpeedTest:
             return []
         if names:
             try:
-                in_new_process("weights", partial(write_weights, request.model, folder / "weights"), self.threads)
+                in_new_process("weights", partial(peers.write_weights, request.model, folder / "weights"), self.threads)
             except (WorkerError, UserError) as error:
                 _say(f"peers: {', '.join(names)} left out: their weights could not be written ({error})")
                 return []

@@ -12,7 +12,7 @@ import torch
 from graph_model.checkpoint import open_checkpoint
 from graph_model.weights import Read
 from runners.backends.memory import peak_memory
-from runners.benchmarking.peers import PeerJob
+from runners.benchmarking.peer_registry import PeerJob
 from runners.benchmarking.peers.weights import word
 from runners.benchmarking.runner import Facts
 from runners.benchmarking.timing import Timing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from runners.benchmarking.engine_runner import EngineRunner, warm_up
-from runners.benchmarking.peers import PeerJob
+from runners.benchmarking.peer_registry import PeerJob
 from runners.llm import LLM
 
 

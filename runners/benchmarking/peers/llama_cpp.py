@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from runners.backends.memory import peak_memory
-from runners.benchmarking.peers import PeerJob
+from runners.benchmarking.peer_registry import PeerJob
 from runners.benchmarking.peers.gguf_file import write_gguf
 from runners.benchmarking.runner import Facts
 from runners.benchmarking.timing import Timing

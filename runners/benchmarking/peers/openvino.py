@@ -10,7 +10,7 @@ import torch
 
 from graph_model.checkpoint import open_checkpoint
 from runners.backends.memory import peak_memory
-from runners.benchmarking.peers import PeerJob
+from runners.benchmarking.peer_registry import PeerJob
 from runners.benchmarking.peers.openvino_model import build_model, save_model
 from runners.benchmarking.runner import Facts
 from runners.benchmarking.timing import Timing

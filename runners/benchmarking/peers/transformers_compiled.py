@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from runners.backends.transformers_import import import_transformers
-from runners.benchmarking.peers import PeerJob
+from runners.benchmarking.peer_registry import PeerJob
 from runners.benchmarking.peers.transformers_eager import TransformersRunner
 
 

@@ -8,7 +8,7 @@ import torch
 
 from runners.backends.memory import peak_memory
 from runners.backends.transformers_import import import_transformers
-from runners.benchmarking.peers import PeerJob
+from runners.benchmarking.peer_registry import PeerJob
 from runners.benchmarking.peers.generating import timed_generate
 from runners.benchmarking.runner import Facts
 from runners.benchmarking.timing import Timing

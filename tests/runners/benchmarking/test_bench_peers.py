@@ -12,8 +12,8 @@ from support.configs import TINY_CONFIGS
 
 from graph_model.config import GemmaConfig
 from runners.backends.transformers_import import import_transformers
-from runners.benchmarking import peers
-from runners.benchmarking.peers import PeerJob
+from runners.benchmarking import peer_registry as peers
+from runners.benchmarking.peer_registry import PeerJob
 from runners.benchmarking.peers.gguf_file import write_gguf
 from runners.benchmarking.peers.weights import write_weights
 from runners.benchmarking.timing import Case, equal_share, random_prompts

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from runners.benchmarking import peers, speed
+from runners.benchmarking import peer_registry as peers
+from runners.benchmarking import speed
 from runners.benchmarking.results import Row
 from runners.benchmarking.runner import Facts
 from runners.benchmarking.speed import SpeedTest
