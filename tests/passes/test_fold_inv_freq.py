@@ -28,8 +28,8 @@ def test_ops_before_ops_after_matches_numerics(case: Case) -> None:
 def test_other_steps_are_a_near_miss() -> None:
     graph = BFLOAT16.before(FoldInvFreq)
     arange = find(graph, aten.arange.start_step)
-    arange.args = (0, 8, 1)
-    with pytest.raises(PassError, match=r"matched 0 times, expected 1 .*arange in model: counts \(0, 8, 1\)"):
+    arange.update_arg(2, 1)
+    with pytest.raises(PassError, match=r"matched 0 times.*arange in model: argument 2 \(step\) is 1, expected 2"):
         run_passes(graph, [FoldInvFreq()])
 
 
@@ -38,7 +38,7 @@ def test_a_theta_that_is_no_constant_is_a_near_miss() -> None:
     power = find(graph, aten.pow.Scalar)
     steps = power.args[1]
     replace_call(graph, power, aten.pow.Tensor_Scalar, steps, 2)
-    with pytest.raises(PassError, match=r"reciprocal in model: argument 0 is pow_\w+ \(aten\.pow\.Tensor_Scalar\)"):
+    with pytest.raises(PassError, match=r"reciprocal in model: argument 0 \(self\) is pow_\w+ \(aten\.pow\.Tens"):
         run_passes(graph, [FoldInvFreq()])
 
 

@@ -27,7 +27,7 @@ def test_ops_before_ops_after_matches_numerics(case: Case, bucket: str) -> None:
 def test_the_erf_form_is_a_near_miss(kwargs: dict[str, str]) -> None:
     graph = FLOAT32.before(GeluAndMul)
     find(graph, aten.gelu.default, "layers.1.mlp").kwargs = kwargs
-    reason = r"gelu_1 in model\.layers\.1\.mlp: uses the 'none' form of GELU, Gemma's is 'tanh'"
+    reason = r"gelu_1 in model\.layers\.1\.mlp: argument 1 \(approximate\) is 'none', expected 'tanh'"
     with pytest.raises(PassError, match=rf"gelu_and_mul matched 1 times, expected 2 .*{reason}"):
         run_passes(graph, [GeluAndMul()])
 
@@ -40,16 +40,8 @@ def test_a_sum_in_place_of_the_product_is_a_near_miss() -> None:
         run_passes(graph, [GeluAndMul()])
 
 
-def test_swapped_factors_are_a_near_miss() -> None:
-    graph = FLOAT32.before(GeluAndMul)
-    product = find(graph, aten.mul.Tensor, "layers.1.mlp")
-    product.args = tuple(reversed(product.args))
-    with pytest.raises(PassError, match=r"mul_\d+ in model\.layers\.1\.mlp: the activated tensor is not the first"):
-        run_passes(graph, [GeluAndMul()])
-
-
 def test_a_number_in_place_of_the_other_factor_is_a_near_miss() -> None:
     graph = FLOAT32.before(GeluAndMul)
     find(graph, aten.mul.Tensor, "layers.1.mlp").update_arg(1, 2.0)
-    with pytest.raises(PassError, match=r"mul_\d+ in model\.layers\.1\.mlp: argument 1 is 2\.0, expected a tensor"):
+    with pytest.raises(PassError, match=r"mul_\d+ in model\.layers\.1\.mlp: argument 1 \(other\) is 2\.0, expected a"):
         run_passes(graph, [GeluAndMul()])

@@ -90,12 +90,12 @@ def swap_other_dimensions(graph: ModelGraph) -> None:
 
 
 BREAKS: dict[str, tuple[Callable[[ModelGraph], None], str]] = {
-    "not_causal": (set_argument(5, False), "is not causal"),
-    "mask": (add_mask, "has a mask besides causality"),
-    "dropout": (set_argument(4, 0.1), "has dropout"),
-    "default_scale": (set_keyword("scale", None), "its scale is None, expected a number"),
-    "layout": (read_untransposed, "argument 0 is .*, expected a call of aten.transpose.int"),
-    "dimensions": (swap_other_dimensions, r"swaps dimensions \(2, 3\), expected \(1, 2\)"),
+    "not_causal": (set_argument(5, False), r"argument 5 \(is_causal\) is False, expected True"),
+    "mask": (add_mask, r"argument 3 \(attn_mask\) is transpose_\d .*, expected None"),
+    "dropout": (set_argument(4, 0.1), r"argument 4 \(dropout_p\) is 0\.1, expected 0\.0"),
+    "default_scale": (set_keyword("scale", None), r"argument 6 \(scale\) is None, expected a number of type float"),
+    "layout": (read_untransposed, r"argument 0 \(query\) is .*, expected a call of aten\.transpose\.int"),
+    "dimensions": (swap_other_dimensions, r"argument 1 \(dim0\) is 2, expected 1"),
 }
 
 
@@ -119,6 +119,6 @@ def test_a_changed_scale_is_a_lost_attribute() -> None:
 
 def test_attention_outside_a_layer_is_refused() -> None:
     graph = FLOAT32.before(PagedAttention)
-    attention(graph).meta["layer"] = "model.pooler"
+    find(graph, aten.transpose.int, "layers.1.self_attn", 3).meta["layer"] = "model.pooler"
     with pytest.raises(PassError, match=r"was traced in 'model\.pooler', expected a decoder layer's module"):
         run_passes(graph, [PagedAttention()])

@@ -70,12 +70,12 @@ def scale_by_a_number(graph: ModelGraph) -> None:
 
 
 BREAKS: dict[str, tuple[Callable[[ModelGraph], None], str]] = {
-    "swapped_halves": (swap_halves, "the negated half does not come first"),
-    "other_sign": (negate_the_first_half, "its parts are not the two halves of one tensor's last dimension"),
-    "uneven": (cut_unevenly, "its parts are not the two halves of one tensor's last dimension"),
-    "two_tensors": (take_the_first_half_of_another_tensor, "its parts are not the two halves of one tensor's"),
-    "cosine": (scale_another_tensor_by_cosine, "the cosine does not scale the tensor that is rotated"),
-    "constant": (scale_by_a_number, "argument 1 is 0.5, expected a tensor"),
+    "swapped_halves": (swap_halves, r"argument 0 \(tensors\) is slice_\d .*, expected a call of aten\.neg"),
+    "other_sign": (negate_the_first_half, r"argument 2 \(start\) is 0, expected 8"),
+    "uneven": (cut_unevenly, r"argument 2 \(start\) is 6, expected 8"),
+    "two_tensors": (take_the_first_half_of_another_tensor, r"argument 0 \(self\) is reshape .*, expected reshape_4 "),
+    "cosine": (scale_another_tensor_by_cosine, r"argument 0 \(self\) is reshape_4 .*, expected reshape "),
+    "constant": (scale_by_a_number, r"argument 1 \(other\) is 0\.5, expected a tensor"),
 }
 
 
