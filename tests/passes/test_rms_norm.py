@@ -95,7 +95,7 @@ BREAKS: dict[str, tuple[Callable[[ModelGraph], None], str]] = {
     "other_power": (cube, r"argument 1 \(exponent\) is 3, expected 2"),
     "other_tensor": (scale_another_tensor, r"argument 0 \(self\) is (pow|add)_\d .*, expected (a call of aten.to|pow)"),
     "no_eps": (drop_eps, r"argument 0 \(self\) is mean_\d \(aten\.mean\.dim\), expected a call of aten\.add\.Tensor"),
-    "no_checkpoint_weight": (weight_from_elsewhere, r"its factor is 1 \+ neg\w*, which is not a weight of the check"),
+    "no_checkpoint_weight": (weight_from_elsewhere, r"its factor is 1 \+ (neg|to)\w*, which is not a weight of"),
     "second_user": (use_the_square_root_twice, "is used by .*, .*, expected one call of aten.mul.Tensor"),
 }
 
