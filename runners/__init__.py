@@ -1,1 +1,1 @@
-"""The commands: thin entry points over graph_model and the engine."""
+"""The commands (infer.py, benchmark.py, ...), and packages that run models: backends, engine, settings."""

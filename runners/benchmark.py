@@ -23,7 +23,7 @@ def benchmark(settings: BenchmarkSettings) -> None:
 
 
 def _follows(request: Request) -> bool:
-    """Whether this process is a rank that torchrun started and that follows rank 0, which it has done then."""
+    """Follow rank 0 to its end if torchrun started this process as a rank above 0; returns whether it did."""
     from graph_model.errors import UserError
     from runners.distributed.group import find_place, join
     from runners.llm.follow import follow

@@ -1,4 +1,4 @@
-"""python runners/convert.py model.path=DIR: pytorch_model*.bin to safetensors."""
+"""Convert pytorch_model*.bin to safetensors: python runners/convert.py model.path=DIR."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 
 def convert(settings: ConvertSettings) -> None:
+    """Write the safetensors, and print their names and sizes."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from graph_model.checkpoint.convert import convert_checkpoint
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(settings: EvaluateSettings) -> None:
-    """Score what is asked for, write the reports."""
+    """Run the tasks, the dataset and the text that the settings name; print and write the reports."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from runners.evaluation.harness import check_installed
     from runners.llm.ranks import on_ranks

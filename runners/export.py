@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 def export(settings: ExportSettings) -> None:
+    """Lower every bucket, write the bundle, and print its graphs."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's own command line with the model `graph_gemma` and the demo's tasks:
+"""Command line of lm-evaluation-harness with the model `graph_gemma` and the demo's tasks.
 
 python runners/lm_eval_cli.py run --model graph_gemma --model_args dtype=float32 --tasks demo_comprehension
 

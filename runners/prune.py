@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 def prune_cache(settings: PruneSettings) -> None:
+    """Remove files until the cache is as small as the settings say, and print what was removed."""
     from runners.cache import private_directory, prune
     from runners.settings.model_settings import cache_directory, cache_limit
 

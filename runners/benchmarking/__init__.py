@@ -1,1 +1,1 @@
-"""What runners/benchmark.py measures and writes."""
+"""Benchmarks of speed, memory and start-up: what runners/benchmark.py measures and writes."""

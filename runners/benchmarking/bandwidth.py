@@ -1,4 +1,4 @@
-"""The read bandwidth of the machine now: what the bound of a decode step is made of."""
+"""Measure the read bandwidth of the machine, which bounds the speed of decode steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 _CPU_BYTES = 1 << 30
 _DEVICE_BYTES = 4 << 30
-_SLICE_BYTES = 16 << 20  # what a thread takes at once: threads then read at places of their own, and end together
+_SLICE_BYTES = 16 << 20  # that a thread reads at a time, so that all threads end at about the same time
 _READS = 3
 
 
@@ -32,7 +32,7 @@ class ReadProbe:
         else:
             self._array = torch.ones((num_bytes or _DEVICE_BYTES) // 4, device=device)
             self.nbytes = self._array.nbytes
-        self.read()  # the first touches the memory, and counts for nothing
+        self.read()  # the first read touches the memory and is not measured
 
     def read(self) -> float:
         """Read all of it once; returns the sum of its squares, or its sum on a device."""

@@ -17,13 +17,12 @@ from runners.llm import LLM
 
 @dataclass(frozen=True)
 class HostTime:
-    """Decode steps of the full batch, in seconds: whole, and the part outside the step's compiled function. backend:
-    the description of what ran them."""
+    """Seconds of the decode steps of the full batch."""
 
     case: Case
-    backend: str
-    step_s: list[float]
-    outside_s: list[float]
+    backend: str  # the description of what ran the steps
+    step_s: list[float]  # of each step
+    outside_s: list[float]  # of each step, outside its compiled function
 
     def cells(self, model: str) -> dict[str, str]:
         """Column -> text; empty where no step had the full batch."""

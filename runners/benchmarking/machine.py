@@ -1,4 +1,4 @@
-"""Where and with what figures were measured: the columns that every file of results ends with."""
+"""Machine and versions of a benchmark: the columns at the end of every file of results."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def machine() -> str:
 
 
 def _processor() -> str:
-    """The model's name, and of an x86 its widest instructions, which a virtual machine's name may not tell."""
+    """The processor's name, and of an x86 its widest instructions, which the name of a virtual one may not say."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

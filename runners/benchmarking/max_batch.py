@@ -20,11 +20,11 @@ _NO_MEMORY = ("SIGKILL", "MemoryError", "OutOfMemory", "can't allocate memory")
 
 @dataclass(frozen=True)
 class Trial:
-    """A batch that was tried. problem: why it is too large, or "". row: what was measured, if it could run."""
+    """A batch that was tried."""
 
     batch: int
-    problem: str
-    row: Row | None = None
+    problem: str  # why it is too large, or ""
+    row: Row | None = None  # what was measured; None: it could not run
 
 
 def largest_batch(attempt: Callable[[int], Trial], largest: int) -> tuple[int | None, str]:

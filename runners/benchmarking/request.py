@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do, with room for all of it."""
+"""Request of a benchmark: the cases to measure, and a model with room for all of them."""
 
 from __future__ import annotations
 
@@ -20,32 +20,28 @@ PHASES = {
     "max_batch": ("max_batch.csv",),
 }
 _LENGTHS = ((2048, 2048), (1024, 1024), (512, 512), (256, 256))
-# Settings of infer.py that say what to answer, and not with what.
+# Settings of infer.py about prompts, which a benchmark makes itself.
 _FOREIGN = ("prompts", "prompts_file", "prompt_token_ids", "output_file", "chat_template")
 
 
 @dataclass(frozen=True)
 class Request:
-    """The settings of conf/benchmark.yaml.
+    """The settings of conf/benchmark.yaml, checked."""
 
-    name: of the model, for the results. model: with room for all cases, and for no more unless the settings say so.
-    cases: each length with each batch size, in the order of the settings. at_once: most runners alive at once.
-    """
-
-    name: str
-    model: ModelSettings
+    name: str  # of the model, for the results
+    model: ModelSettings  # with room for all cases, and for no more unless the settings say so
     phase: str
-    cases: list[Case]
+    cases: list[Case]  # each length with each batch size, in the order of the settings
     repeats: int
     peers: list[str]
-    at_once: int
+    at_once: int  # most runners alive at once, ours included
     latency_limit_s: float
     largest_batch: int
     results_dir: Path
 
 
 def read_request(settings: BenchmarkSettings) -> Request:
-    """What depends on each other and on the model, filled in. Raises UserError."""
+    """Check the settings, also against each other and the model, and fill in defaults. Raises UserError."""
     for name in _FOREIGN:
         if getattr(settings, name) is not None:
             raise UserError(f"{name} is given, but a benchmark makes its own prompts. Leave it out.")

@@ -17,19 +17,16 @@ AVERAGES = ("Non-first token Throughput Average(Tokens/s)", "E2E Throughput Aver
 
 @dataclass(frozen=True)
 class Row:
-    """A case by a runner. bandwidth: median, smallest and largest that the machine read with while it was measured,
-    bytes/s. peak_bytes: most memory that the runner's process has held. equal_tokens: the share of the answers before
-    the first token that differs from ours; None in our own rows. round: rows of one round took turns.
-    """
+    """A case measured with one runner."""
 
     model: str
     runner: str
     summary: Summary
     facts: Facts
-    bandwidth: tuple[float, float, float]
-    peak_bytes: int
-    equal_tokens: float | None = None
-    round: int = 1
+    bandwidth: tuple[float, float, float]  # of reads in between, bytes/s: median, smallest, largest
+    peak_bytes: int  # most memory of the runner's process
+    equal_tokens: float | None = None  # share of the answers before the first token that differs from ours; None: ours
+    round: int = 1  # runners of one round took turns
 
     @property
     def achieved(self) -> float | None:

@@ -1,4 +1,4 @@
-"""What can run cases: our engine, and what a user would run instead."""
+"""Runner: the interface of an engine that a benchmark measures, ours or a peer's."""
 
 from __future__ import annotations
 
@@ -10,21 +10,16 @@ from runners.benchmarking.timing import Case, Timing
 
 @dataclass(frozen=True)
 class Facts:
-    """What a runner says of itself once it is ready.
+    """Precision, sizes and versions of a runner."""
 
-    precision: of its weights, and of what else differs. weight_bytes: of the weights that it holds (at world sizes
-    above 1, of one rank). step_bytes: of the weights that a step reads, each once, on all ranks. token_bytes: that a
-    step reads per token of a request's context. details: backend and version.
-    """
-
-    precision: str
-    weight_bytes: int
-    step_bytes: int
-    token_bytes: int
-    details: str
+    precision: str  # of its weights, and of what else differs
+    weight_bytes: int  # of its weights in memory; with several ranks, of one rank
+    step_bytes: int  # of the weights that a step reads, each once, on all ranks
+    token_bytes: int  # that a step reads per token of a request's context
+    details: str  # backend and version
 
     def decode_step_bytes(self, case: Case) -> int:
-        """What a step of the full batch in the middle of the answers must read."""
+        """Bytes that a step of the full batch in the middle of the answers must read."""
         return self.step_bytes + case.batch * (case.prompt + case.answer // 2) * self.token_bytes
 
 
@@ -37,4 +32,4 @@ class Runner(Protocol):
         """Greedy answers of exactly `answer` tokens to all prompts, which arrive at once."""
 
     def peak_bytes(self) -> int:
-        """Most memory that the process has held at once on the runner's device."""
+        """Peak memory of the process on the runner's device."""

@@ -1,4 +1,4 @@
-"""phase=speed: cases run by our engine and its peers in turn."""
+"""phase=speed: measure cases with our engine and its peers in turn."""
 
 from __future__ import annotations
 

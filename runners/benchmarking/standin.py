@@ -1,4 +1,4 @@
-"""What takes the place of speeds where the Ascend graph runs on the stand-in: the cost model's estimate."""
+"""Estimates by the cost model, in place of speeds, where the Ascend graph runs on the stand-in."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def on_standin(settings: ModelSettings) -> bool:
 
 
 def print_estimates(request: Request) -> None:
+    """Load the model and print the estimates of its cases."""
     assert request.model.soc is not None
     with LLM(request.model) as llm:
         print("\n".join(estimates(request, request.model.soc, llm.loaded.model)))

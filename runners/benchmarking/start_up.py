@@ -1,4 +1,4 @@
-"""phase=compile: what it costs until a model can run, without and with the compile cache."""
+"""phase=compile: start-up time until all steps can run, without and with the compile cache."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ from runners.settings.model_settings import ModelSettings
 
 @dataclass(frozen=True)
 class StartUp:
-    """A start, in seconds. process_s: until Python and torch are imported. lowering_s: the backend's work, or loading
-    what it left in the cache. ready_s: until every step can run, from the start of the process. backend: its
-    description."""
+    """A start, with its times in seconds."""
 
-    kind: str
-    backend: str
+    kind: str  # cold or warm
+    backend: str  # its description
     steps: int
-    from_cache: int
-    process_s: float
+    from_cache: int  # of the steps
+    process_s: float  # until Python and torch are imported
     capture_s: float
     passes_s: float
-    lowering_s: float
-    ready_s: float
+    lowering_s: float  # the backend's work, or loading what it left in the cache
+    ready_s: float  # from the start of the process until every step can run
 
     @property
     def rest_s(self) -> float:

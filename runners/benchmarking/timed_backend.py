@@ -22,16 +22,15 @@ from runners.compile import Recipe
 
 
 class TimedBackend:
-    """Does what `backend` does. lowering_s: spent in `compile` and `load`. runs: seconds of each step function's call,
-    until the device has finished."""
+    """Measures the time that `backend` takes."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self.name = backend.name
         self.leaves_artifacts = backend.leaves_artifacts
         self.device = backend.device
-        self.lowering_s = 0.0
-        self.runs: list[float] = []
+        self.lowering_s = 0.0  # seconds in `compile` and `load`
+        self.runs: list[float] = []  # seconds of each call of a step function, until the device has finished
 
     def fingerprint(self) -> dict[str, Any]:
         return self._backend.fingerprint()

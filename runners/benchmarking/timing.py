@@ -1,4 +1,4 @@
-"""What is measured of one batch of requests, and its summary over repeats."""
+"""Timings of a batch of requests, and their summary over repeats."""
 
 from __future__ import annotations
 
@@ -22,41 +22,31 @@ class Case:
 
 @dataclass(frozen=True)
 class Timing:
-    """One run of a case; times in seconds.
+    """One run of a case; times in seconds."""
 
-    total_s: until all answers were complete. first_s: per request, until its first token. prefill_s: spent on
-    computing prompts. step_s: of each step that gave every request of the batch a further token; partial_steps: how
-    many others gave a further token, to some of the requests. answers: the tokens chosen.
-    """
-
-    total_s: float
-    first_s: list[float]
-    prefill_s: float
-    step_s: list[float]
-    partial_steps: int = 0
+    total_s: float  # until all answers were complete
+    first_s: list[float]  # per request, until its first token
+    prefill_s: float  # of computing prompts
+    step_s: list[float]  # of each step that gave every request of the batch a further token
+    partial_steps: int = 0  # steps that gave only some of the requests a further token
     preemptions: int = 0
-    answers: list[list[int]] = field(default_factory=list)
+    answers: list[list[int]] = field(default_factory=list)  # token ids
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Repeats of a case by one runner: medians, and for the spread smallest and largest of the repeats.
-
-    first_s: until every request of the batch has its first token. first_mean_s: the mean over its requests. step_s: of
-    a step of the full batch, None if there was none. step_percentiles_s: of all such steps, the 50th, 90th and 99th.
-    note: why the figures are not those of an undisturbed full batch, or "".
-    """
+    """Repeats of a case with one runner: medians over the repeats; ranges are the smallest and largest repeat."""
 
     case: Case
     total_s: float
-    first_s: float
+    first_s: float  # until every request of the batch has its first token
     first_range_s: tuple[float, float]
-    first_mean_s: float
+    first_mean_s: float  # the mean over the requests
     prefill_s: float
-    step_s: float | None
+    step_s: float | None  # of a step of the full batch; None: there was none
     step_range_s: tuple[float, float] | None
-    step_percentiles_s: tuple[float, float, float] | None
-    note: str
+    step_percentiles_s: tuple[float, float, float] | None  # 50th, 90th and 99th of all such steps
+    note: str  # why the figures are not those of an undisturbed full batch, or ""
 
 
 def summarize(case: Case, timings: list[Timing]) -> Summary:

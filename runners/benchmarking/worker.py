@@ -1,4 +1,4 @@
-"""A process of its own for each thing that is measured: its memory is its own, and so is its end."""
+"""Worker: run an object in a new process, so that its memory is measured alone and a crash ends only itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PATIENCE_S = 5.0  # from being told to end to SIGTERM, from there to SIGKILL
 
 
 class WorkerError(Exception):
-    """What a worker was asked to do failed, or its process ended. The message says why in one line."""
+    """A call in a worker failed, or its process ended. The message says why in one line."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _serve(connection: Any, start: Callable[[], Any], threads: int | None) -> No
             method, arguments = connection.recv()
             _reply(connection, lambda: getattr(made[0], method)(*arguments))  # noqa: B023 (called at once)
     except (EOFError, OSError):
-        pass  # nobody is interested any more
+        pass  # the other end was closed
     finally:
         if made and hasattr(made[0], "close"):
             made[0].close()

@@ -1,1 +1,1 @@
-"""What every command shares: settings from the command line, --help, and errors without tracebacks."""
+"""Shared by all commands: settings from the command line, --help, errors without tracebacks."""

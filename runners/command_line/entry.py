@@ -1,4 +1,4 @@
-"""What every command shares: its settings, --help, and errors without tracebacks."""
+"""Entry point of every command: settings, --help, errors without tracebacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from runners.command_line.parent_process import end_with_parent, is_rank
 from runners.settings.declared import settings_of
 from runners.settings.schema import Settings
 
-# Reasons that a place has, not the program: a file without permission, a disk that is full, read-only or broken.
+# Errors of a file or disk and not of the program: no permission; the disk is full, read-only or broken.
 _PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
 _RUNNERS = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # pathlib takes longer to import
 CONF = os.path.join(os.path.dirname(_RUNNERS), "conf")

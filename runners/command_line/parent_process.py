@@ -11,7 +11,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """Leave no rank behind: an interruption ends it at once, and so does the end of the process that started it."""
+    """End this rank at an interruption (Ctrl-C), and as soon as the process that started it has ended."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         import ctypes  # --help need not wait for it

@@ -15,16 +15,12 @@ TITLES = ("A busy day", "In the village", "A short story", "What happened")
 
 @dataclass(frozen=True)
 class Item:
-    """A comprehension item; `facts` are what the passage tells, in its order: of one person, a kind once.
-
-    `about` is the fact that is asked about; the question names its person and `word`, which is that of the fact if
-    the answer is yes.
-    """
+    """A comprehension item: a passage and a question about one of its facts."""
 
     title: str
-    facts: tuple[Fact, ...]
-    about: Fact
-    word: str
+    facts: tuple[Fact, ...]  # of the passage, in its order: of one person, a kind once
+    about: Fact  # the fact that the question is about; the question names its person
+    word: str  # that the question names; the fact's own if the answer is yes
 
     @property
     def answer(self) -> bool:

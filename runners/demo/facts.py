@@ -49,12 +49,12 @@ Combination = tuple[str, str]  # a person, and a word that is so of that person
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of fact: its words, how it is told, asked for (yes or no) and asked about (which one)."""
+    """A kind of fact; {} stand for a person and a word."""
 
     words: tuple[str, ...]
     sentence: str
-    question: str
-    open_question: str
+    question: str  # answered by yes or no
+    open_question: str  # answered by a word
 
 
 KINDS = {

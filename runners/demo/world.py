@@ -1,4 +1,4 @@
-"""Texts of the tiny world, deterministic by seed: what the demo model is trained on and what it is tried on.
+"""Texts of the demo's tiny world, deterministic by seed: for training, evaluation, calibration and prompts.
 
 Held out are the combinations of a person and a word that `facts.is_held_out` picks. No training text tells of such a
 combination; every held-out item asks about one that its passage tells.

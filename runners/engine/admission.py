@@ -1,4 +1,4 @@
-"""Which requests an engine takes: those that it can serve alone."""
+"""Admission checks: a request is refused if the engine could not serve it even alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""BlockManager: who holds which block of the KV cache, and which blocks hold a known beginning of a text."""
+"""Block manager of the paged KV cache: reference counts, prefix caching, eviction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detokenizer: text of a token stream, never half a character."""
+"""Incremental detokenization: the text of a token stream, whole characters only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EngineDriver: prompts in, texts out."""
+"""EngineDriver: generate, stream, generate_async and score on top of the engine's steps."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class EngineDriver:
     ) -> None:
         self.engine = Engine(model, tokenizer, eos_token_ids, vocab_size)
         self.tokenizer = tokenizer
-        self._sinks: dict[int, Sink] = {}  # who gets the events of a request
-        self._lock = threading.Lock()  # held by whoever runs a step
+        self._sinks: dict[int, Sink] = {}  # request id -> what takes its events
+        self._lock = threading.Lock()  # held by the thread that runs a step
         self._stepping: int | None = None  # the thread that runs one
         self._driver: asyncio.Task[None] | None = None
         self._executor: ThreadPoolExecutor | None = None
-        self._failed: dict[int, Callable[[BaseException], None]] = {}  # whom to tell that the model failed
+        self._failed: dict[int, Callable[[BaseException], None]] = {}  # request id -> what takes the model's error
 
     def generate(
         self,

@@ -1,4 +1,4 @@
-"""Engine: the step loop. Schedule, prepare, run, take the tokens."""
+"""Engine: the step loop of continuous batching (schedule, prepare, run, take the tokens)."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ class Engine:
         self.abort(interrupted.request_id)
 
     def _take_token(self, sequence: Sequence, event: TokenEvent) -> None:
-        """Add the event's token to its sequence, fill in the text it gives, and tell the request's owner.
+        """Add the event's token to its sequence, fill in its text, and call the request's `on_event`.
 
         What goes wrong here (a tokenizer that fails, an `on_event` that raises) ends this request only.
         """

@@ -1,4 +1,4 @@
-"""Host time per decode step, measured with a model that does nothing.
+"""Host time (scheduling, sampling set-up, text) per decode step, measured with a model that does nothing.
 
 ``python runners/benchmark.py phase=host``; with a profile: ``python -m runners.engine.host_time --profile``.
 """

@@ -1,4 +1,4 @@
-"""InputBatch: what decode steps need of the running sequences, as arrays."""
+"""InputBatch: the running sequences as arrays, a row each, from which decode steps are filled."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class InputBatch:
         self.last_token[rows] = token_ids
 
     def rewind(self, sequence: Sequence) -> None:
-        """Let the row hold the sequence's own tokens, and no later ones that `append` added."""
+        """Set the row to the sequence's own tokens, without later ones that `append` added."""
         self.length[sequence.row] = len(sequence.token_ids)
         self.last_token[sequence.row] = sequence.token_ids[-1]
 
     def uniforms(self, rows: np.ndarray) -> np.ndarray:
-        """The random number of each row's next token; rows that take the likeliest token have any number."""
+        """The random number of each row's next token; greedy rows have any number."""
         positions = self.length[rows]
         chunks = positions // CHUNK
         stale = rows[(self._uniform_chunk[rows] != chunks) & (self.temperature[rows] > 0)]

@@ -1,4 +1,4 @@
-"""StepModel: what the engine asks of a compiled model."""
+"""StepModel: the interface of a compiled model that the engine runs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,27 @@ from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput
 
 
 class StepModel(Protocol):
-    """A model that is compiled for buckets and keeps keys and values in blocks.
-
-    buckets: the shapes it serves. block_size: tokens per block. num_blocks: all blocks, the scratch blocks included.
-    num_scratch_blocks: blocks 0..n-1 are scratch, their slots take the writes of padding (at least
-    ``buckets.num_scratch_slots`` slots). max_seq_len: most tokens of a sequence, prompt and answer together.
-    """
+    """A model that is compiled for buckets and keeps keys and values in blocks."""
 
     @property
-    def buckets(self) -> BucketTable: ...
+    def buckets(self) -> BucketTable:
+        """The shapes that it serves."""
+
     @property
-    def block_size(self) -> int: ...
+    def block_size(self) -> int:
+        """Tokens per block."""
+
     @property
-    def num_blocks(self) -> int: ...
+    def num_blocks(self) -> int:
+        """All blocks, the scratch blocks included."""
+
     @property
-    def num_scratch_blocks(self) -> int: ...
+    def num_scratch_blocks(self) -> int:
+        """Blocks 0..n-1, whose slots take the writes of padding: at least ``buckets.num_scratch_slots`` slots."""
+
     @property
-    def max_seq_len(self) -> int: ...
+    def max_seq_len(self) -> int:
+        """Most tokens of a sequence, prompt and answer together."""
 
     def inputs(self, bucket: Bucket) -> StepInputs:
         """The arrays that the next ``run(bucket)`` reads; the same object each time, filled in place."""
@@ -34,7 +38,7 @@ class StepModel(Protocol):
         """Execute the step that ``inputs(bucket)`` describes."""
 
     def explain_not_finite(self, bucket: Bucket, rows: Sequence[int]) -> list[Exception]:
-        """For each of these rows of the last ``run(bucket)``, whose logits are not finite: what to tell its request."""
+        """For each of these rows of the last ``run(bucket)``, whose logits are not finite: the error of its request."""
 
 
 def check_model(model: StepModel) -> None:

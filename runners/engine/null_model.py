@@ -1,4 +1,4 @@
-"""A model that does nothing: for the host's time, and for what steps an engine comes to."""
+"""A model that does nothing: to measure the host's time, and to list the steps that an engine runs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ _TOKEN = 65
 
 
 class NullModel:
-    """A StepModel whose greedy and sampled steps take no time and always choose the same token.
-
-    used: every bucket that an engine has run, in the order in which it came to them.
-    """
+    """A StepModel whose greedy and sampled steps take no time and always choose the same token."""
 
     def __init__(
         self, buckets: BucketTable, block_size: int, num_scratch_blocks: int, num_blocks: int, max_seq_len: int
@@ -36,6 +33,7 @@ class NullModel:
 
     @property
     def used(self) -> list[Bucket]:
+        """Every bucket that an engine has run, in the order of the first runs."""
         return list(self._inputs)
 
     def inputs(self, bucket: Bucket) -> StepInputs:

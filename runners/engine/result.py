@@ -1,4 +1,4 @@
-"""What the engine tells about a request: an event per token, and a result at its end."""
+"""Results of requests: an event per token, and a result at the end."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class TokenLogprobs:
     """Log-probabilities (natural logarithm) at one position of an answer."""
 
     logprob: float  # of the chosen token
-    top: list[tuple[int, float]]  # (token id, log-probability) of the likeliest tokens, likeliest first
+    top: list[tuple[int, float]]  # (token id, log-probability), the most likely first
 
     @classmethod
     def of_row(cls, output: StepOutput, row: int, count: int) -> TokenLogprobs:
-        """What a request for `count` likeliest tokens gets from a step that may have returned more."""
+        """The `count` most likely tokens that a request asked for, of a step that may have returned more."""
         assert output.logprob is not None
         top: list[tuple[int, float]] = []
         if count:
@@ -35,68 +35,56 @@ class TokenLogprobs:
 
 @dataclass(slots=True)
 class Scores:
-    """What a scoring request gets, S being the number of its positions.
+    """Result of a scoring request with S positions."""
 
-    token_ids [S] int64: the likeliest token behind each position. logprobs float32: [S], of the targets, or
-    [S, vocab], of every token.
-    """
-
-    token_ids: np.ndarray
-    logprobs: np.ndarray
+    token_ids: np.ndarray  # [S] int64: the most likely next token at each position
+    logprobs: np.ndarray  # float32: [S], of the targets; or [S, vocab], of every token
 
 
 @dataclass(slots=True)
 class RequestResult:
     """A finished request.
 
-    token_ids: every chosen token, the end-of-sequence token and those of a stop string included. text: their text up
-    to a stop string, without special tokens and without an incomplete character at the end.
     finish_reason: ``stop`` - end of sequence or stop string; ``length`` - max_new_tokens or max_seq_len reached;
     ``scored`` - a scoring request, which has no tokens but `scores`; ``abort`` - cancelled; ``error`` - handling its
     tokens raised `error`.
-    ttft_s: seconds from arrival to the first token. decode_tokens_per_s: of the tokens after the first.
-    num_cached_tokens: prompt tokens that needed no computing because their blocks were cached.
     """
 
     request_id: int
     prompt_token_ids: list[int]
-    token_ids: list[int]
-    text: str
+    token_ids: list[int]  # every chosen token, the end-of-sequence token and those of a stop string included
+    text: str  # of token_ids up to a stop string, without special tokens and an incomplete character at the end
     finish_reason: FinishReason
     seed: int
-    ttft_s: float | None = None
-    decode_tokens_per_s: float | None = None
+    ttft_s: float | None = None  # seconds from arrival to the first token
+    decode_tokens_per_s: float | None = None  # of the tokens after the first
     logprobs: list[TokenLogprobs] | None = None
     scores: Scores | None = None
-    num_cached_tokens: int = 0
+    num_cached_tokens: int = 0  # prompt tokens that were not computed, because their blocks were cached
     num_preemptions: int = 0
     error: Exception | None = None
 
 
 @dataclass(slots=True)
 class TokenEvent:
-    """News of a request: a token, its end, or both.
-
-    token_id: None where only the end is told (scored, abort, error). text: what may be shown now; it lags behind
-    the tokens while a character or a possible stop string is incomplete. result: set in the last event.
-    """
+    """An event of a request: a new token, its end, or both."""
 
     request_id: int
-    token_id: int | None = None
-    text: str = ""
+    token_id: int | None = None  # None: only the end (scored, abort, error)
+    text: str = ""  # what may be shown now; it comes later than its tokens where a character or stop string may go on
     logprobs: TokenLogprobs | None = None
-    result: RequestResult | None = None
+    result: RequestResult | None = None  # set in the last event
 
 
 def raise_errors(results: Iterable[RequestResult]) -> None:
-    """Raise the first error that a request ended with: what is made of all results cannot do without one."""
+    """Raise the first error that a request ended with, where a result is needed of every request."""
     for result in results:
         if result.error is not None:
             raise result.error
 
 
 def of_request(error: BaseException) -> Exception:
-    """The error that ends one request: of any kind that a tokenizer or a callback raises, but for the program's end.
+    """The error that ends one request, whatever a tokenizer or a callback raised; KeyboardInterrupt is raised again.
 
     A panic of a tokenizer written in Rust is no Exception, and would end the program that catches Exceptions.
     """

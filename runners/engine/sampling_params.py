@@ -1,4 +1,4 @@
-"""SamplingParams: how one request's tokens are chosen and when it ends."""
+"""Sampling parameters of a request: how its tokens are chosen, and when it ends."""
 
 from __future__ import annotations
 
@@ -14,26 +14,16 @@ GREEDY_BELOW = 1e-5  # a temperature below this would overflow float32 logits; i
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """Settings of one request.
+    """Settings of one request. Raises UserError when a value is out of range."""
 
-    temperature: 0 (or below 1e-5) takes the likeliest token. top_k: sample among the k likeliest, 0: no limit.
-    top_p: sample among the fewest likeliest tokens whose probabilities reach top_p, 1: no limit.
-    seed: key of the random numbers, 0 <= seed < 2**64; None: a fresh one, which the result tells.
-    max_new_tokens: most tokens of the answer. ignore_eos: go on after an end-of-sequence token.
-    stop: the answer ends before the first of these strings to be complete.
-    logprobs: None: none; n >= 0: log-probability of each chosen token and of the n likeliest (n <= 20).
-
-    Raises UserError when a value is out of range.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int | None = None
-    max_new_tokens: int = 128
-    ignore_eos: bool = False
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None
+    temperature: float = 0.0  # 0 (or below 1e-5): the most likely token
+    top_k: int = 0  # sample among the k most likely tokens; 0: no limit
+    top_p: float = 1.0  # sample among the fewest most likely tokens whose probabilities reach top_p; 1: no limit
+    seed: int | None = None  # key of the random numbers, 0 <= seed < 2**64; None: a new one, which the result has
+    max_new_tokens: int = 128  # most tokens of the answer
+    ignore_eos: bool = False  # go on after an end-of-sequence token
+    stop: tuple[str, ...] = ()  # the answer ends before the first of these strings to be complete
+    logprobs: int | None = None  # n: log-probability of each chosen token and of the n most likely (n <= 20)
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -54,7 +44,7 @@ class SamplingParams:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken, so that no random number is needed."""
+        """Whether the most likely token is taken, so that no random number is needed."""
         return self.temperature < GREEDY_BELOW
 
 

@@ -130,7 +130,7 @@ class Scheduler:
         self._admit()
         if not self.prefilling:
             return None
-        # One step returns one kind of thing: requests that score are computed with their like.
+        # A step returns tokens, scores or distributions: only requests of one kind share a step.
         kind = _kind(self.prefilling[0])
         candidates = [s for s in self.prefilling if _kind(s) == kind][: self._prefill_limit]
         counts = self._chunk([len(s.token_ids) - s.num_computed for s in candidates])
@@ -139,8 +139,8 @@ class Scheduler:
     def _admit(self) -> None:
         """Let waiting sequences run while rows and blocks last.
 
-        Beside what it takes itself, a newcomer leaves one free block per running sequence, so that it does not cause
-        preemptions at once. One whose beginning is just being computed by another waits for that one's blocks.
+        A new sequence leaves one free block per running sequence, besides those that it takes, so that it does not
+        cause preemptions at once. One whose beginning another sequence is computing now waits for those blocks.
         """
         while self.waiting and self._rows.num_free and len(self.prefilling) < self._prefill_limit:
             if self._blocks.num_free <= self.num_running:
@@ -179,7 +179,7 @@ class Scheduler:
         )
 
     def _chunk(self, remaining: list[int]) -> list[int]:
-        """How many tokens each of the first rows gets; `remaining` holds what every candidate still needs.
+        """How many tokens each of the first rows gets; remaining: what every candidate still needs.
 
         The first row gets all it can. As many rows join it, in order, as saves most against a step for each.
         """

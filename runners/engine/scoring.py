@@ -16,27 +16,22 @@ Kind = Literal["score", "distribution"]
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """Which next tokens of a text are scored.
+    """Which next tokens of a text are scored."""
 
-    token_ids: the text, as far as it is computed. positions: ascending places in it, 0 <= position < len(token_ids),
-    repeated where several tokens are scored behind one place. target_ids: the token behind each of them; None: the
-    whole distribution is returned instead.
-    """
-
-    token_ids: list[int]
-    positions: list[int]
-    target_ids: list[int] | None = None
+    token_ids: list[int]  # the text, as far as it is computed
+    positions: list[int]  # ascending, 0 <= position < len(token_ids); repeated where several next tokens are scored
+    target_ids: list[int] | None = None  # the token after each position; None: the log-probabilities of all tokens
 
     @classmethod
     def continuation(cls, context: list[int], continuation: list[int]) -> ScoreRequest:
-        """Every token of `continuation` behind `context`, which has at least one token."""
+        """Score every token of `continuation` after `context`, which has at least one token."""
         token_ids = context + continuation
         return cls(token_ids[:-1], list(range(len(context) - 1, len(token_ids) - 1)), continuation)
 
 
 @dataclass(eq=False)
 class Scoring:
-    """What a sequence scores, and its scores as far as its chunks were computed."""
+    """Positions and targets of a scoring request, and its scores as far as its chunks were computed."""
 
     positions: np.ndarray
     target_ids: np.ndarray | None

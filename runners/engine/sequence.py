@@ -1,4 +1,4 @@
-"""Sequence: one request on its way through the engine."""
+"""Sequence: the state of one request while the engine serves it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sequence:
     detokenizer: Detokenizer | None = None
     stop_matcher: StopMatcher | None = None
     on_event: Callable[[TokenEvent], None] | None = None
-    scoring: Scoring | None = None  # set: it makes no answer, its prompt's next tokens are scored
+    scoring: Scoring | None = None  # None: it makes an answer; else next tokens of its prompt are scored
 
     row: int = -1  # row in InputBatch, -1: does not run
     blocks: list[int] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Statistics: what the engine has done so far."""
+"""Statistics of an engine: steps, tokens, seconds, preemptions, cache hits."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ class Statistics:
     """Counts and seconds since the engine was made or `reset` was called.
 
     A prefill step (of a `prefill` or an `extend` bucket) computes prompt tokens, or the tokens of a preempted
-    sequence again; a decode step makes one token per row. prefill_host_s, decode_host_s: the part that passed outside
-    ``StepModel.run``; a model that compiles a bucket in ``inputs``, for want of a warm-up, does so in that time.
+    sequence again; a decode step makes one token per row. Seconds of the host are those outside ``StepModel.run``;
+    they include compiling a bucket that was not warmed up.
     """
 
     prefill_steps: int = 0
     prefill_tokens: int = 0
     prefill_s: float = 0.0
-    prefill_host_s: float = 0.0
+    prefill_host_s: float = 0.0  # of prefill_s, on the host
     decode_steps: int = 0
     decode_tokens: int = 0
     decode_s: float = 0.0
-    decode_host_s: float = 0.0
+    decode_host_s: float = 0.0  # of decode_s, on the host
     preemptions: int = 0
     prompt_tokens: int = 0  # of sequences admitted for the first time
     cached_prompt_tokens: int = 0  # of these, found in the cache

@@ -1,4 +1,4 @@
-"""Preparing a step: the bucket that holds it and the arrays that it reads."""
+"""Preparing a step: choose its bucket and fill its input arrays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StopMatcher: finds stop texts in an answer that comes in pieces."""
+"""Stop strings: find them in an answer that comes in pieces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import accumulate
 
 
 class StopMatcher:
-    """Lets a text through up to the first stop text, and holds back what may turn out to be one.
+    """Returns a text up to the first stop text, and keeps back an end that may become one.
 
     Special tokens leave no text. A stop text that names one, such as ``<end_of_turn>``, is searched in the answer with
     its special tokens written out; any other in the text that is shown.

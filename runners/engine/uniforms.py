@@ -12,7 +12,7 @@ def uniform_chunk(seed: int, index: int) -> np.ndarray:
     """The numbers of positions CHUNK * index to CHUNK * (index + 1) - 1: [CHUNK] float32 in [0, 1).
 
     Position p takes the p-th 64-bit word of Philox4x64-10 (Salmon et al., 2011) with key `seed` and counter 0;
-    its upper 24 bits are the number, so that float32 holds it exactly and never rounds up to 1.
+    its upper 24 bits are the number, so that float32 has it exactly and never rounds up to 1.
     """
     counter = index * (CHUNK // _WORDS_PER_COUNT)
     words = np.random.Philox(key=seed, counter=counter).random_raw(CHUNK)

@@ -29,7 +29,7 @@ def check_installed() -> None:
 def run_tasks(llm: LLM, names: Sequence[str], limit: int | None) -> list[TaskReport]:
     """Run tasks, groups or tags by their names in the harness, or by the path of a YAML file. Raises UserError.
 
-    A report per task, in the harness's order, and behind them one per group that has a figure of its own.
+    A report per task, in the harness's order, and after them one per group that has a figure of its own.
     """
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager

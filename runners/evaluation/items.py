@@ -16,9 +16,9 @@ NUM_DEMO_ITEMS = 2000
 
 @dataclass(frozen=True)
 class BoolQItem:
-    """source: where the item stands, for messages."""
+    """A yes/no question about a passage."""
 
-    source: str
+    source: str  # file and line, for messages
     title: str
     passage: str
     question: str

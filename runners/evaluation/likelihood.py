@@ -15,14 +15,14 @@ Pair = tuple[list[int], list[int]]  # token ids: context (at least one), continu
 
 @dataclass(frozen=True)
 class Likelihood:
-    """logprob: natural logarithm of the continuation's probability. is_greedy: greedy decoding would give it."""
+    """Likelihood of a continuation after its context."""
 
-    logprob: float
-    is_greedy: bool
+    logprob: float  # natural logarithm of the probability
+    is_greedy: bool  # whether greedy decoding would give it
 
 
 def loglikelihoods(llm: EngineDriver, pairs: Sequence[Pair], description: str, max_seq_len: int) -> list[Likelihood]:
-    """Of each continuation behind its context; a pair longer than max_seq_len tokens loses its beginning.
+    """Score each continuation after its context; a pair longer than max_seq_len tokens loses its beginning.
 
     Pairs that need the same tokens computed, such as the choices of a question that are one token each, are one
     request; requests run in the same steps and share their beginnings. A bar shows the progress in pairs. Raises
@@ -51,11 +51,11 @@ def loglikelihoods(llm: EngineDriver, pairs: Sequence[Pair], description: str, m
     logprobs = [0.0] * len(pairs)
     greedy = [True] * len(pairs)
     for place, scores in zip(places, found, strict=True):
-        for (_, index, number), logprob, likeliest in zip(
+        for (_, index, number), logprob, best in zip(
             place, scores.logprobs.tolist(), scores.token_ids.tolist(), strict=True
         ):
             logprobs[index] += logprob
-            greedy[index] &= likeliest == (requests[index].target_ids or [])[number]
+            greedy[index] &= best == (requests[index].target_ids or [])[number]
     return [Likelihood(*both) for both in zip(logprobs, greedy, strict=True)]
 
 
@@ -77,7 +77,7 @@ def _cut(pair: Pair, max_seq_len: int) -> Pair:
     context, continuation = pair
     if len(continuation) >= max_seq_len:
         raise UserError(
-            f"max_seq_len is {max_seq_len}, and a continuation of {len(continuation)} tokens is to be scored behind at "
+            f"max_seq_len is {max_seq_len}, and a continuation of {len(continuation)} tokens is to be scored after at "
             "least one token. Raise max_seq_len."
         )
     return context[max(0, len(context) + len(continuation) - max_seq_len) :], continuation

@@ -15,7 +15,7 @@ ANSWERS = (" no", " yes")
 
 
 def boolq(llm: LLM, name: str, items: list[BoolQItem]) -> TaskReport:
-    """An item is right if its answer, behind the prompt, is more probable than the other one.
+    """Accuracy on yes/no items: right if the answer, after the prompt, is more probable than the other one.
 
     The standard error is that of a mean: the samples' standard deviation over the root of their number. Raises
     UserError if an item is longer than max_seq_len.

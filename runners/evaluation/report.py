@@ -1,4 +1,4 @@
-"""What an evaluation found: on the terminal, in a results file, and in CSVs of the metrics and of each sample."""
+"""Reports of an evaluation: on the terminal, a results file, and CSVs of the metrics and of each sample."""
 
 from __future__ import annotations
 
@@ -17,18 +17,14 @@ from runners.io.files import time_stamp
 
 @dataclass
 class TaskReport:
-    """A task's metrics, by names like lm-evaluation-harness's ("acc,none", "acc_stderr,none"), and its samples.
-
-    samples: a row of the CSV each; none: a group of tasks. count: of items (a harness task has a row of samples per
-    item and filter). seconds: what scoring took, compiling excluded. harness: the harness's own results, with the
-    first of its tasks; None: a local task.
-    """
+    """A task's metrics and samples."""
 
     name: str
-    metrics: dict[str, Any]
-    samples: list[dict[str, Any]]
-    count: int
-    seconds: float = 0.0
+    metrics: dict[str, Any]  # by names like lm-evaluation-harness's: "acc,none", "acc_stderr,none"
+    samples: list[dict[str, Any]]  # rows of the CSV, with a harness task per item and filter; none: a group of tasks
+    count: int  # of items
+    seconds: float = 0.0  # that scoring took, compiling excluded
+    # The harness's own results, with the first of its tasks; None: a local task.
     harness: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
@@ -98,6 +94,7 @@ def results(reports: Sequence[TaskReport], configuration: dict[str, Any]) -> dic
 
 
 def print_reports(reports: Sequence[TaskReport]) -> None:
+    """Print each task's metrics, with their standard errors, and its speed."""
     for report in reports:
         for metric, value in report.metrics.items():
             if "_stderr" in metric or not isinstance(value, float):

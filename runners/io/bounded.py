@@ -11,7 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-SECONDS, MEMORY, SIZE = 10.0, 1 << 30, 1 << 24  # of the run; bytes more than this process has; bytes of the text
+SECONDS = 10.0  # of the run
+MEMORY = 1 << 30  # bytes more than this process has
+SIZE = 1 << 24  # bytes of the text
 
 
 class OutOfBounds(Exception):

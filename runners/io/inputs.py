@@ -1,4 +1,4 @@
-"""What a run is asked to do: prompts, and how to sample their answers."""
+"""Prompts and sampling parameters of a run, from its settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of items: a line of JSON each."""
+"""Read JSONL files: an item per line."""
 
 from __future__ import annotations
 

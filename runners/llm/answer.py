@@ -1,4 +1,4 @@
-"""Answer the prompts of a run, show the answers as they come, and name those that failed."""
+"""Answer the prompts of infer.py: print the answers as they come, and name requests that failed."""
 
 from __future__ import annotations
 

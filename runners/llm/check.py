@@ -1,4 +1,4 @@
-"""check=true: passes against their tiers, lowered graphs against their origins, answers against the plain model."""
+"""check=true: compare passes before and after, lowered graphs with what was lowered, answers with the plain model."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_model_passes(loaded: LoadedModel) -> None:
 
 
 def report_checked_steps(loaded: LoadedModel) -> None:
-    """Print what comparing lowered graphs with the graphs that were lowered showed, at every run of every bucket."""
+    """Print the comparison of each lowered graph with the graph that was lowered, over all its runs."""
     backend = loaded.model.recipe.backend
     if not isinstance(backend, TorchairBackend):
         return
@@ -62,16 +62,16 @@ def report_checked_steps(loaded: LoadedModel) -> None:
 
 
 def check_answers(loaded: LoadedModel, inputs: Inputs, results: list[RequestResult]) -> None:
-    """Hold greedy answers to the token rule: the plain model sees each prefix and must choose the same token.
+    """Check greedy answers by the token rule: after each prefix the plain model must choose the same token.
 
-    In 16 bit a token is excused if the plain model's logit of it is within two spacings of the dtype of the best one:
-    steps add in another order than whole sequences do, which may move each of the two by one. At most 1 % of the tokens
-    may need that, or three, which chance gives a short run. Raises UserError.
+    In 16 bit a token may differ if the plain model's logit of it is within two spacings of the dtype of the best one:
+    steps add in another order than whole sequences do, which may move each of the two logits by one spacing. At most
+    1 % of the tokens may differ so, or three in a short run. Raises UserError.
     """
     if not all(sampling.greedy for sampling in inputs.sampling):
         print("check: sampled answers are not compared with the plain model; their passes were")
         return
-    total = excused = 0
+    total = equal = 0
     model = _plain_model(loaded)
     quantized = loaded.model.recipe.quantization is not None
     for result in results:
@@ -82,19 +82,21 @@ def check_answers(loaded: LoadedModel, inputs: Inputs, results: list[RequestResu
                 f"than rounding. The prompt's ids are {result.prompt_token_ids}."
             )
         total += len(verdicts)
-        excused += len(verdicts) - verdicts.count("equal")
+        equal += verdicts.count("equal")
     if quantized:
-        print(f"check: {total - excused} of {total} tokens equal the plain model's, which computes in floating point")
+        print(f"check: {equal} of {total} tokens equal the plain model's, which computes in floating point")
         return
-    if excused > most_excused(total):
+    rounded = total - equal
+    if rounded > most_excused(total):
         raise UserError(
-            f"check: {excused} of {total} tokens needed the excuse of rounding; at most 1 %, or {FEW_EXCUSED}, may."
+            f"check: {rounded} of {total} tokens differ from the plain model's within rounding; at most 1 %, or "
+            f"{FEW_EXCUSED}, may."
         )
-    print(f"check: {total} tokens equal the plain model's, {excused} of them within rounding")
+    print(f"check: {total} tokens equal the plain model's, {rounded} of them within rounding")
 
 
 def token_verdicts(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> list[str]:
-    """'equal', 'excused' or 'wrong' for each token of a greedy answer, by the plain model's logits."""
+    """'equal', 'within rounding' or 'wrong' for each token of a greedy answer, by the plain model's logits."""
     ids = torch.tensor([prompt + answer])
     with torch.no_grad():
         logits = model(ids, torch.arange(ids.shape[1])[None])[0, len(prompt) - 1 : -1]
@@ -104,7 +106,7 @@ def token_verdicts(model: torch.nn.Module, prompt: list[int], answer: list[int])
     spacing = torch.finfo(logits.dtype).eps * torch.exp2(exponent - 1.0)
     near = (best - chosen).float() <= (0.0 if logits.dtype == torch.float32 else 2 * spacing)
     return [
-        "equal" if token == choice else "excused" if close else "wrong"
+        "equal" if token == choice else "within rounding" if close else "wrong"
         for token, choice, close in zip(answer, choices.tolist(), near.tolist(), strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""What runners/export.py does: lowers every bucket and writes the bundle."""
+"""Export a bundle of Ascend graphs: lower every bucket, write graphs, weights and manifest."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def export_model(
 ) -> list[Bucket]:
     """Write a bundle with every bucket that serving under `settings` can come to; returns the buckets.
 
-    Raises UserError; then nothing is left behind.
+    Raises UserError; then nothing was written.
     """
     with ExitStack() as resources:
         assert settings.soc is not None

@@ -1,4 +1,4 @@
-"""What the ranks above 0 do: load their part of the model and run the steps that rank 0 announces."""
+"""Ranks above 0: load their part of the model and run the steps that rank 0 announces."""
 
 from __future__ import annotations
 

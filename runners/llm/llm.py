@@ -1,4 +1,4 @@
-"""LLM: from settings to something that answers prompts, in Python."""
+"""LLM: load a model from settings and answer prompts, in Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from runners.settings.model_settings import ModelSettings, resolve_settings
 
 
 class LLM(EngineDriver):
-    """A loaded model behind the engine's interface: `generate`, `stream`, `generate_async`, `abort`.
+    """A loaded model with the engine's interface: `generate`, `stream`, `generate_async`, `score`, `abort`.
 
     settings: overrides as on the command line of runners/infer.py (``["model.path=DIR", "dtype=bfloat16"]``), of which
     those of the model count; or resolved settings. tokenizer: None: the checkpoint's own, where it has one; without

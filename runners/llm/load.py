@@ -1,4 +1,4 @@
-"""From settings to a model that runs steps: weights and buckets."""
+"""Load a model: weights, buckets, passes and backend from the settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from runners.llm.sizes import num_blocks
 from runners.settings.declared.infer import SMALLEST_CHUNK
 from runners.settings.model_settings import ModelSettings
 
-# Block tables are not made narrower than this many tokens: attention over them costs nothing beside the weights.
+# Block tables are not made narrower than this many tokens: attention over them costs nothing next to the weights.
 _NARROWEST_TABLE_TOKENS = 256
 
 
@@ -85,7 +85,7 @@ def load_model(
 
 
 def bucket_table(settings: ModelSettings) -> BucketTable:
-    """The sizes that steps are padded up to. Rows grow by fours: a padded row costs little beside the weights."""
+    """The sizes that steps are padded up to. Rows grow by fours: a padded row costs little next to the weights."""
     blocks = -(-settings.max_seq_len // settings.block_size)
     narrowest = min(blocks, max(1, _NARROWEST_TABLE_TOKENS // settings.block_size))
     return BucketTable(

@@ -1,4 +1,4 @@
-"""What a run prints at its end: speed, memory, and what the engine did."""
+"""The report at the end of infer.py: speed, memory, steps, KV cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many blocks of the KV cache fit in memory with the weights."""
+"""Size the KV cache: how many blocks fit in memory with the weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _given_blocks(settings: ModelSettings, shard: Shard, scratch: int, memory: f
     largest = max(0.0, _blocks_that_fit(settings, shard, memory) - scratch)
     if usable > largest:
         raise UserError(
-            f"num_blocks is {usable}; beside the weights there is free memory for at most {int(largest)} blocks "
+            f"num_blocks is {usable}; besides the weights there is free memory for at most {int(largest)} blocks "
             f"of {settings.block_size} tokens. Lower num_blocks, or leave it out: memory_fraction then decides."
         )
     return usable
@@ -78,7 +78,7 @@ def _too_few(settings: ModelSettings, limit: str, usable: int, way_out: str) -> 
 
 
 def _blocks_that_fit(settings: ModelSettings, shard: Shard, memory: float) -> float:
-    """Blocks that so many bytes hold beside the weights; whole ones and a part."""
+    """Blocks that fit in so many bytes with the weights, as a fraction."""
     model = settings.config, getattr(torch, settings.dtype), settings.quantization, shard
     token = cache_token_bytes(*model)
     room = memory - weight_bytes(*model)

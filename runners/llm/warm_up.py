@@ -1,4 +1,4 @@
-"""Which buckets a run can come to, so that everything is compiled before the first token."""
+"""Warm-up: which buckets a run can need, so that all are compiled before the first token."""
 
 from __future__ import annotations
 

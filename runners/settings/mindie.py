@@ -1,4 +1,4 @@
-"""What the arguments of MindIE-LLM's Gemma commands are called here; docs/migration.md explains them."""
+"""Arguments of MindIE-LLM's Gemma commands and the settings that they are here (docs/migration.md explains them)."""
 
 FLAGS = {
     "model_path": "model.path=DIR",

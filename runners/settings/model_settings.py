@@ -1,4 +1,4 @@
-"""The settings that decide which model is built, checked and resolved."""
+"""ModelSettings: the settings that decide which model is built, checked, with every default filled in."""
 
 from __future__ import annotations
 
@@ -30,20 +30,15 @@ NAMED_CONFIGS = {"gemma_2b": GEMMA_2B, "gemma_7b": GEMMA_7B}
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What to build, with every default filled in.
-
-    checkpoint_dir is None only with random weights of a named size. quantization: the checkpoint's, or what loading
-    makes of floating-point weights; None: nothing is quantized. soc is None unless the backend is torchair.
-    cache_limit: bytes.
-    """
+    """What to build, with every default filled in; named as the settings of infer.py where nothing is said."""
 
     config: GemmaConfig
-    checkpoint_dir: Path | None
+    checkpoint_dir: Path | None  # None: random weights of a named size
     random_weights: bool
-    quantization: Quantization | None
+    quantization: Quantization | None  # the checkpoint's, or what loading makes of floating-point weights
     dtype: str
     backend: str
-    soc: Chip | None
+    soc: Chip | None  # None unless the backend is torchair
     norm: str
     block_size: int
     max_batch_size: int
@@ -55,7 +50,7 @@ class ModelSettings:
     passes: dict[str, dict[str, Any]]
     dump_dir: Path | None
     cache_dir: Path
-    cache_limit: float | None = None
+    cache_limit: float | None = None  # bytes; None: any size
     world_size: int = 1
     ranks: Ranks = field(default_factory=lambda: typed(Ranks, {}))
 
@@ -137,7 +132,7 @@ def require_torchair(settings: ModelSettings) -> None:
 
 
 def cache_directory(value: str | None) -> Path:
-    """What the setting cache_dir means; null: graph_gemma in the user's cache directory (XDG Base Directory)."""
+    """Directory of the setting cache_dir; null: graph_gemma in the user's cache directory (XDG Base Directory)."""
     if value is not None:
         return Path(value).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

@@ -1,4 +1,4 @@
-"""generate of transformers' interface, timed; also other libraries' models have it."""
+"""Time each token of `generate`, of transformers' models and of others with its interface."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runners.benchmarking.timing import Timing
 def timed_generate(
     model: Any, prompts: list[list[int]], answer: int, synchronize: Callable[[], None], **settings: Any
 ) -> Timing:
-    """Greedy answers of `answer` tokens; the time of each token is when `synchronize` has returned behind it."""
+    """Greedy answers of `answer` tokens; the time of each token is when `synchronize` has returned after it."""
     transformers = import_transformers()
     times: list[float] = []
 

@@ -1,4 +1,4 @@
-"""llama.cpp, through llama-cpp-python's low-level interface: token ids in, the likeliest token out."""
+"""llama.cpp, through llama-cpp-python's low-level interface: token ids in, the most likely token out."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ class LlamaCppRunner:
                 last = first + len(chunk) == len(prompt)
                 rows = [(token, first + i, sequence) for i, token in enumerate(chunk)]
                 self._decode(rows, logits=[len(rows) - 1] if last else [])
-            answers.append([self._likeliest(len(rows) - 1)])
-        # All prompts are computed before the first answer goes on, one behind the other.
+            answers.append([self._most_likely(len(rows) - 1)])
+        # All prompts are computed before the first answer goes on, one after the other.
         times = [time.perf_counter()]
         for step in range(1, answer):
             rows = [(tokens[-1], len(prompts[i]) + step - 1, i) for i, tokens in enumerate(answers)]
             self._decode(rows, logits=range(len(rows)))
             for index, tokens in enumerate(answers):
-                tokens.append(self._likeliest(index))
+                tokens.append(self._most_likely(index))
             times.append(time.perf_counter())
         return Timing(
             total_s=times[-1] - start,
@@ -113,6 +113,6 @@ class LlamaCppRunner:
         if status:
             raise RuntimeError(f"llama_decode returns {status}")
 
-    def _likeliest(self, index: int) -> int:
+    def _most_likely(self, index: int) -> int:
         logits = self._api.llama_get_logits_ith(self._context, index)
         return int(np.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())

@@ -18,7 +18,7 @@ _FLOATED = "_as_float"  # end of the names of nodes that turn a stored weight in
 
 def build_model(config: GemmaConfig, read: Read, dtype: str, int8: bool) -> Any:
     """An openvino.Model: input_ids and position_ids [batch, tokens] int64, beam_idx [batch] int32 -> logits [batch,
-    vocab] behind each row's last token.
+    vocab] after each row's last token.
 
     Matrices are stored in `dtype`, or as int8 with a scale per row; computation is written in float32, and the plugin
     chooses the precision. Keys and values are variables that grow with every call until the state is reset.
@@ -27,7 +27,7 @@ def build_model(config: GemmaConfig, read: Read, dtype: str, int8: bool) -> Any:
 
 
 def save_model(model: Any, path: Path) -> None:
-    """Write path (XML) and its weights beside it. The plugin keeps 16-bit weights as they are only where the XML says
+    """Write path (XML) and its weights next to it. The plugin keeps 16-bit weights as they are only where the XML says
     that what turns them into float32 is a decompression, which Python cannot say in the model."""
     import openvino
 
@@ -115,7 +115,7 @@ class _Builder:
         return op.add(op.multiply(x, self.cos), op.multiply(turned, self.sin))
 
     def _cached(self, new: Any, name: str) -> Any:
-        """What the variable `name` holds, with `new` behind it, which the variable holds from then on."""
+        """The value of the variable `name` with `new` appended, which becomes its value."""
         op, c = self.op, self.config
         from openvino.op.util import Variable, VariableInfo
 

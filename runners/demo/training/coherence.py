@@ -1,5 +1,4 @@
-"""Whether a text is a story that the world could have told: one plot from its beginning to its end, the same names
-and things throughout."""
+"""Check that a text is one of the world's stories: one plot from beginning to end, with the same names and things."""
 
 from __future__ import annotations
 

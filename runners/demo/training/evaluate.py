@@ -106,7 +106,7 @@ def text_losses(logits_of: Logits, tokenizer: Tokenizer, texts: Sequence[str], r
 
 
 def generate_greedily(model: GemmaForCausalLM, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
-    """What continues one prompt by the likeliest tokens, up to and with a token that ends it."""
+    """What continues one prompt by the most likely tokens, up to and with a token that ends it."""
     return continue_greedily(model, [prompt_ids], max_new_tokens)[0][len(prompt_ids) :]
 
 
@@ -114,7 +114,7 @@ def generate_greedily(model: GemmaForCausalLM, prompt_ids: list[int], max_new_to
 def continue_greedily(
     model: GemmaForCausalLM, prompts: Sequence[list[int]], max_new_tokens: int, rows: int = 32
 ) -> list[list[int]]:
-    """Each prompt with its likeliest tokens, up to and with one that ends it; no cache, so short texts."""
+    """Each prompt with its most likely tokens, up to and with one that ends it; no cache, so short texts."""
     ends = model.model.config.eos_token_ids
     texts = [list(prompt) for prompt in prompts]
     for start in range(0, len(texts), rows):

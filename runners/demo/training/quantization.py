@@ -103,10 +103,10 @@ class GraphModel:
 
 @dataclass(frozen=True)
 class Scores:
-    """right: of each item, whether it was answered right. losses: mean negative log-likelihood of each story."""
+    """Scores of a model on the held-out items and stories."""
 
-    right: list[bool]
-    losses: list[float]
+    right: list[bool]  # of each item: whether it was answered right
+    losses: list[float]  # of each story: the mean negative log-likelihood
 
     @property
     def accuracy(self) -> float:

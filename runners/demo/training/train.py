@@ -199,7 +199,7 @@ def schedule(step: int, steps: int) -> float:
 def training_batches(tokenizer: Tokenizer, steps: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Per step a batch of token ids and loss weights, both [rows, tokens].
 
-    Looking a word up in a passage is learned first and from exercises alone: beside stories it does not come about.
+    Looking a word up in a passage is learned first and from exercises alone: together with stories it is not learned.
     """
     stages = [
         (0.15, mixed_documents([(1.0, first_exercise_documents)], seed)),
@@ -262,7 +262,7 @@ def encode_document(tokenizer: Tokenizer, document: Document) -> tuple[list[int]
 
 
 def save_checkpoint(model: GemmaForCausalLM, tokenizer: Tokenizer, output_dir: Path) -> None:
-    """Write the checkpoint's files to a directory beside `output_dir`, then move them there; others stay."""
+    """Write the checkpoint's files to a directory next to `output_dir`, then move them there; others stay."""
     temporary = output_dir.with_name(f".{output_dir.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
     try:

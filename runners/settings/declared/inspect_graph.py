@@ -31,7 +31,7 @@ class InspectGraphSettings(InferSettings):
     compare: str | None = setting(
         None,
         "naive: instead of the figures of one graph, print kernels and bytes of a decoder layer of the configured "
-        "model's steps beside those of transformers' model as torchair lowers it, with nothing done to it.",
+        "model's steps next to those of transformers' model as torchair lowers it, with nothing done to it.",
         choices=("naive",),
     )
     top: int = setting(10, "How many of the slowest nodes are printed.", least=1)
