@@ -169,7 +169,7 @@ def test_tokenizer_absent(refused: Refused, checkpoint: Path) -> None:
         ("prompts_file=nowhere.txt", "nowhere.txt cannot be read"),
         ("block_size=48", "block_size is 48; it must be 16, 32, 64 or 128"),
         ("num_blocks=3", "one sequence of max_seq_len=512 tokens needs 8"),
-        ("num_blocks=1000000000", "num_blocks is 1000000000; beside the weights there is free memory for at most"),
+        ("num_blocks=1000000000", "num_blocks is 1000000000; besides the weights there is free memory for at most"),
         ("memory_fraction=1e-9", "it leaves 0 blocks"),
         ("sampling.temperature=-1", "sampling.temperature is -1"),
         ("sampling.top_p=0", "sampling.top_p is 0"),
