@@ -4,58 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from support.checkpoints import write_random_checkpoint
-from support.configs import TINY_CONFIGS
-from torch import Tensor
+from safetensors.torch import save_file
+from support.foreign_checkpoints import Weights, assert_reads, refusal, rewrite, set_config, weights_of
 
-from graph_model.checkpoint import open_checkpoint
 from graph_model.config import read_config
-from graph_model.errors import LONGEST_MESSAGE, UserError
 
-CONFIG = replace(TINY_CONFIGS["one_kv_head"], num_hidden_layers=2, dtype="bfloat16")
 Q = "model.layers.0.self_attn.q_proj"
-Weights = dict[str, Tensor]
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    write_random_checkpoint(tmp_path / "model", CONFIG)
-    return tmp_path / "model"
-
-
-def weights_of(directory: Path) -> Weights:
-    return load_file(directory / "model.safetensors")
-
-
-def rewrite(directory: Path, change: Callable[[Weights], Any]) -> None:
-    weights = weights_of(directory)
-    change(weights)
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, directory / "model.safetensors")
-
-
-def set_config(directory: Path, **fields: Any) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
-
-
-def refusal(directory: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        open_checkpoint(directory, read_config(directory))
-    return str(caught.value)
-
-
-def assert_reads(directory: Path, expected: Weights) -> None:
-    with open_checkpoint(directory, read_config(directory)) as checkpoint:
-        assert set(checkpoint.names) == set(expected)
-        assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in expected.items())
 
 
 # Another tool's quantization.
@@ -302,60 +261,3 @@ def test_what_keras_hub_exports_is_read(directory: Path) -> None:
     assert_reads(directory, weights_of(directory))
     config = read_config(directory)
     assert (config.rms_norm_eps, config.rope_theta, config.eos_token_ids) == (1e-6, 10000.0, (1,))
-
-
-# Absurd and hostile content.
-
-
-@pytest.mark.parametrize(
-    "field",
-    ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "max_position_embeddings"],
-)
-def test_absurd_sizes_are_refused_before_anything_is_built(field: str, directory: Path) -> None:
-    set_config(directory, **{field: 10**12})
-    assert f"{field} is 1000000000000; no Gemma is that large" in refusal(directory)
-
-
-def test_a_number_of_thousands_of_digits_is_no_json(directory: Path) -> None:
-    (directory / "config.json").write_text('{"model_type": "gemma", "x": ' + "1" * 5000 + "}")
-    assert "config.json is not valid JSON" in refusal(directory)
-
-
-def test_a_config_of_many_megabytes_is_not_parsed(directory: Path) -> None:
-    (directory / "config.json").write_text(" " * (17 << 20))
-    assert "larger than 16 MB" in refusal(directory)
-
-
-def test_a_byte_order_mark_is_skipped(directory: Path) -> None:
-    path = directory / "config.json"
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert_reads(directory, weights_of(directory))
-
-
-def test_long_values_are_cut_and_the_way_out_kept(directory: Path) -> None:
-    set_config(directory, hidden_act="x" * 1_000_000)
-    message = refusal(directory)
-    assert len(message) < LONGEST_MESSAGE + 100
-    assert message.endswith("mean the same).")
-
-
-@pytest.mark.parametrize("value", ["a" * 5000, "a/b", "../x", "", ["w8a8"], 8, "\u202e"])
-def test_quantize_must_be_a_name(value: Any, directory: Path) -> None:
-    set_config(directory, quantize=value)
-    assert "it must be a scheme's name" in refusal(directory)
-
-
-@pytest.mark.parametrize("name", ["a" * 5000, "\U0001f600" * 100, "\ud800"])
-def test_file_names_that_no_system_has_are_refused(name: str, directory: Path) -> None:
-    (directory / "model.safetensors").unlink()
-    index = {"weight_map": {"a": f"{name}.safetensors"}}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "model.safetensors.index.json" in refusal(directory)
-
-
-def test_control_sequences_in_names_are_escaped(directory: Path) -> None:
-    name = "\x1b]0;pwned\x07\x1b[31mred\u202e\x9b"
-    rewrite(directory, lambda w: w.update({name: torch.zeros(1)}))
-    message = refusal(directory)
-    assert r"\x1b]0;pwned\x07\x1b[31mred\u202e\x9b" in message
-    assert message.isprintable()

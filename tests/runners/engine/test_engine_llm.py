@@ -1,40 +1,16 @@
-"""The Python API: generate, stream, generate_async, refusals, interruption, and failures of single requests."""
+"""The Python API: generate and stream, refusals, interruption, and failures of single requests."""
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import itertools
-import threading
-import time
 
 import pytest
-from support.engine_fakes import (
-    FakeModel,
-    assert_nothing_held,
-    byte_level_tokenizer,
-    expected_tokens,
-    scripted,
-    small_buckets,
-)
+from support.engine_drivers import PROMPTS, SAMPLING, TOKENIZER, Panic, expected, make_llm
+from support.engine_fakes import FakeModel, assert_nothing_held, scripted, small_buckets
 
 from graph_model.errors import UserError
 from runners.engine import Engine, EngineDriver, SamplingParams, TokenEvent
-
-TOKENIZER = byte_level_tokenizer()
-PROMPTS = [[base] * (3 + base) for base in range(6)]
-SAMPLING = SamplingParams(max_new_tokens=10)
-
-
-def make_llm(**arguments: object) -> EngineDriver:
-    model = FakeModel(**arguments)  # type: ignore[arg-type]
-    llm = EngineDriver(model, TOKENIZER)
-    model.blocks = llm.engine.blocks
-    return llm
-
-
-def expected(index: int) -> list[int]:
-    return expected_tokens(PROMPTS[index], SAMPLING, 64)
 
 
 def test_generate_answers_in_the_order_of_the_prompts() -> None:
@@ -90,45 +66,29 @@ def test_a_callback_that_raises_fails_its_request_only(fail_at: int) -> None:
     assert_nothing_held(llm.engine)
 
 
-def test_a_tokenizer_that_fails_fails_the_request_only() -> None:
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [(ValueError("no such token"), "no such token"), (Panic("out of bounds"), "Panic: out of bounds")],
+)
+def test_a_tokenizer_that_raises_fails_the_request_only(error: BaseException, shown: str) -> None:
     class FailingTokenizer:
-        """Cannot decode token 66."""
+        """Cannot decode token 66, nor encode."""
 
         def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
             if 66 in token_ids:
-                raise ValueError("no such token")
+                raise error
             return "x" * len(token_ids)
+
+        def encode(self, text: str) -> list[int]:
+            raise error
 
     answers = {3: [65, 65, 65, 65], 4: [65, 66, 65, 65]}
     model = FakeModel(choose=lambda context: answers[context[0]][len(context) - 2])
     llm = EngineDriver(model, FailingTokenizer())
     good, bad = llm.generate([[3, 3], [4, 4]], SamplingParams(max_new_tokens=4))
     assert (good.finish_reason, good.text) == ("length", "xxxx")
-    assert (bad.finish_reason, bad.text, str(bad.error)) == ("error", "x", "no such token")
-    assert_nothing_held(llm.engine)
-
-
-class Panic(BaseException):
-    """What a library in Rust raises: no Exception."""
-
-
-def test_a_tokenizer_that_panics_fails_the_request_only() -> None:
-    class PanickingTokenizer:
-        def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
-            if 66 in token_ids:
-                raise Panic("index out of bounds")
-            return "x" * len(token_ids)
-
-        def encode(self, text: str) -> list[int]:
-            raise Panic(text)
-
-    answers = {3: [65, 65, 65, 65], 4: [65, 66, 65, 65]}
-    model = FakeModel(choose=lambda context: answers[context[0]][len(context) - 2])
-    llm = EngineDriver(model, PanickingTokenizer())
-    good, bad = llm.generate([[3, 3], [4, 4]], SamplingParams(max_new_tokens=4))
-    assert good.finish_reason == "length"
-    assert (bad.finish_reason, str(bad.error)) == ("error", "Panic: index out of bounds")
-    with pytest.raises(RuntimeError, match="Panic: a text"):
+    assert (bad.finish_reason, bad.text, str(bad.error)) == ("error", "x", shown)
+    with pytest.raises(Exception, match=shown):
         llm.generate("a text")
     assert_nothing_held(llm.engine)
 
@@ -292,101 +252,3 @@ def test_statistics_count_tokens_steps_and_seconds() -> None:
     assert statistics.peak_blocks == 4
     statistics.reset()
     assert statistics.decode_tokens == 0
-
-
-async def collect(llm: EngineDriver, index: int) -> list[int]:
-    return [event.token_id async for event in llm.generate_async(PROMPTS[index], SAMPLING)]
-
-
-def test_async_requests_share_steps_and_get_their_own_tokens() -> None:
-    llm = make_llm(buckets=small_buckets(batch=6, prefill_batch=4))
-
-    async def serve() -> list[list[int]]:
-        return await asyncio.gather(*(collect(llm, index) for index in range(6)))
-
-    assert asyncio.run(serve()) == [expected(index) for index in range(6)]
-    assert max(rows for _, rows, _ in llm.engine.model.steps) > 1  # type: ignore[attr-defined]
-    assert_nothing_held(llm.engine)
-    assert asyncio.run(collect(llm, 2)) == expected(2), "another event loop may follow"
-
-
-def test_async_steps_leave_the_event_loop_free() -> None:
-    llm = make_llm()
-    threads: set[int] = set()
-    llm.engine.model.before_run = lambda _: (threads.add(threading.get_ident()), time.sleep(0.01))  # type: ignore[attr-defined]
-
-    async def serve() -> int:
-        ticks = 0
-        request = asyncio.create_task(collect(llm, 0))
-        while not request.done():
-            await asyncio.sleep(0.001)
-            ticks += 1
-        return ticks
-
-    assert asyncio.run(serve()) > 20
-    assert threading.get_ident() not in threads
-    assert len(threads) == 1
-
-
-def test_a_cancelled_task_aborts_its_request_only() -> None:
-    llm = make_llm()
-
-    async def serve() -> list[int]:
-        long = SamplingParams(max_new_tokens=50)
-
-        async def endless() -> None:
-            async for _ in llm.generate_async([7, 7], long):
-                pass
-
-        cancelled = asyncio.create_task(endless())
-        other = asyncio.create_task(collect(llm, 1))
-        while not llm.engine.statistics.decode_steps:
-            await asyncio.sleep(0)
-        cancelled.cancel()
-        tokens = await other
-        with pytest.raises(asyncio.CancelledError):
-            await cancelled
-        while llm.engine.has_unfinished():
-            await asyncio.sleep(0.001)
-        return tokens
-
-    assert asyncio.run(serve()) == expected(1)
-    assert llm.engine.statistics.decode_tokens < 50
-    assert_nothing_held(llm.engine)
-
-
-def test_a_model_that_fails_is_told_to_every_waiting_task() -> None:
-    llm = make_llm()
-
-    def fail(step: int) -> None:
-        if step == 5:
-            raise RuntimeError("device lost")
-
-    llm.engine.model.before_run = fail  # type: ignore[attr-defined]
-
-    async def serve() -> list[object]:
-        outcomes = await asyncio.gather(*(collect(llm, index) for index in range(4)), return_exceptions=True)
-        llm.engine.model.before_run = None  # type: ignore[attr-defined]
-        return [*outcomes, await collect(llm, 5)]
-
-    *failed, tokens = asyncio.run(serve())
-    assert [str(error) for error in failed] == ["device lost"] * 4
-    assert tokens == expected(5)
-    assert_nothing_held(llm.engine)
-
-
-def test_a_panic_in_a_step_reaches_every_waiting_task() -> None:
-    llm = make_llm()
-
-    def fail(step: int) -> None:
-        if step == 5:
-            raise Panic("lost")
-
-    llm.engine.model.before_run = fail  # type: ignore[attr-defined]
-
-    async def serve() -> list[object]:
-        tasks = [asyncio.wait_for(collect(llm, index), 60) for index in range(4)]
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    failed = asyncio.run(serve())
-    assert ["Panic('lost')" in str(error) for error in failed] == [True] * 4

@@ -73,7 +73,7 @@ def test_memory_fraction_is_a_share_of_the_free_memory(blocks: Blocks) -> None:
 def test_more_blocks_than_memory_are_refused_naming_the_most(blocks: Blocks) -> None:
     room = scratch() + 40
     assert blocks(room, "num_blocks=40") == 40
-    with pytest.raises(UserError, match="num_blocks is 41; besides the weights there is free memory for at most 40 blo"):
+    with pytest.raises(UserError, match="num_blocks is 41; besides the weights there is free memory for at most 40 b"):
         blocks(room, "num_blocks=41")
     with pytest.raises(UserError, match=r"num_blocks is 1000000000; .* at most 0 blocks"):
         blocks(3, "num_blocks=1000000000")
