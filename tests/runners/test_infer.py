@@ -21,7 +21,7 @@ from runners.settings.model_settings import NAMED_CONFIGS
 
 Run = Callable[..., CommandResult]
 
-# From one token to several blocks of 16, on and beside their boundaries, and beyond one chunk of 64 tokens.
+# From one token to several blocks of 16, on and next to their boundaries, and beyond one chunk of 64 tokens.
 LENGTHS = (1, 2, 15, 16, 17, 32, 47, 63, 64, 65, 100, 131)
 
 
@@ -43,29 +43,29 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda line: line["index"])
 
 
+def answers(
+    run: Run, checkpoint: Path, lengths: tuple[int, ...], vocab_size: int, *settings: str
+) -> list[dict[str, Any]]:
+    """The answers to random prompts of these lengths, in blocks of 16 and chunks of 64 tokens."""
+    output = checkpoint.parent / "out.jsonl"
+    prompts = random_prompts(vocab_size, lengths)
+    given = [f"model.path={checkpoint}", f"prompt_token_ids={json.dumps(prompts)}", f"output_file={output}"]
+    small = ["block_size=16", "max_prefill_tokens=64", "ignore_eos=true", "overwrite=true"]
+    result = run(*given, *small, *settings)
+    assert result.status == 0, result.stderr
+    found = lines(output)
+    assert [answer["prompt_token_ids"] for answer in found] == prompts
+    return found
+
+
 @pytest.mark.parametrize("name", TINY_CONFIGS)
 def test_tokens_equal_those_of_transformers_in_float32(name: str, run: Run, tmp_path: Path) -> None:
     config = TINY_CONFIGS[name]
     model = make_checkpoint(tmp_path / "checkpoint", config)
-    prompts = random_prompts(config.vocab_size)
-    output = tmp_path / "out.jsonl"
-    result = run(
-        f"model.path={tmp_path / 'checkpoint'}",
-        f"prompt_token_ids={json.dumps(prompts)}",
-        f"output_file={output}",
-        "overwrite=true",
-        "backend=eager",
-        "block_size=16",
-        "max_prefill_tokens=64",
-        "max_batch_size=3",
-        "max_new_tokens=24",
-        "ignore_eos=true",
-    )
-    assert result.status == 0, result.stderr
-    answers = lines(output)
-    assert [answer["prompt_token_ids"] for answer in answers] == prompts
-    assert all(len(answer["token_ids"]) == 24 for answer in answers)
-    for answer in answers:
+    settings = ("backend=eager", "max_batch_size=3", "max_new_tokens=24")
+    found = answers(run, tmp_path / "checkpoint", LENGTHS, config.vocab_size, *settings)
+    assert all(len(answer["token_ids"]) == 24 for answer in found)
+    for answer in found:
         assert check_greedy(model, answer["prompt_token_ids"], answer["token_ids"]) == 0
 
 
@@ -74,23 +74,11 @@ def test_tokens_equal_those_of_transformers_in_float32(name: str, run: Run, tmp_
 def test_tokens_follow_the_token_rule_in_16_bit(dtype: str, run: Run, tmp_path: Path) -> None:
     config = TINY_CONFIGS["one_kv_head"]
     model = make_checkpoint(tmp_path / "checkpoint", config, dtype=getattr(torch, dtype))
-    output = tmp_path / "out.jsonl"
-    result = run(
-        f"model.path={tmp_path / 'checkpoint'}",
-        f"prompt_token_ids={json.dumps(random_prompts(config.vocab_size))}",
-        f"output_file={output}",
-        "overwrite=true",
-        "backend=eager",
-        "block_size=16",
-        "max_prefill_tokens=64",
-        "max_new_tokens=32",
-        "ignore_eos=true",
-    )
-    assert result.status == 0, result.stderr
-    answers = lines(output)
-    total = sum(len(answer["token_ids"]) for answer in answers)
+    settings = ("backend=eager", "max_new_tokens=32")
+    found = answers(run, tmp_path / "checkpoint", LENGTHS, config.vocab_size, *settings)
+    total = sum(len(answer["token_ids"]) for answer in found)
     assert total == len(LENGTHS) * 32
-    assert sum(check_greedy(model, a["prompt_token_ids"], a["token_ids"]) for a in answers) <= 0.01 * total
+    assert sum(check_greedy(model, a["prompt_token_ids"], a["token_ids"]) for a in found) <= 0.01 * total
 
 
 def test_check_mode_reports_every_pass_and_the_answers(run: Run, tmp_path: Path) -> None:
@@ -144,32 +132,23 @@ def test_dumps_are_written_for_each_pass_of_each_bucket(run: Run, tmp_path: Path
 def test_inductor_follows_transformers_and_starts_from_cache(run: Run, tmp_path: Path) -> None:
     config = TINY_CONFIGS["grouped_kv_heads"]
     model = make_checkpoint(tmp_path / "checkpoint", config)
-    output = tmp_path / "out.jsonl"
-    arguments = [
-        f"model.path={tmp_path / 'checkpoint'}",
-        f"prompt_token_ids={json.dumps(random_prompts(config.vocab_size, (1, 15, 17, 64)))}",
-        f"output_file={output}",
-        "overwrite=true",
-        "backend=inductor",
-        "block_size=16",
-        "max_seq_len=128",
-        "max_batch_size=1",
-        "max_prefill_batch_size=1",
-        "max_prefill_tokens=64",
-        "max_new_tokens=24",
-        "ignore_eos=true",
-    ]
+    small = ("max_seq_len=128", "max_batch_size=1", "max_prefill_batch_size=1")
+    settings = ("backend=inductor", "max_new_tokens=24", *small)
+    printed: list[str] = []
+
+    def recorded(*arguments: str) -> CommandResult:
+        result = run(*arguments)
+        printed.append(result.stdout)
+        return result
+
     made = []
     for _ in range(2):
-        result = run(*arguments)
-        assert result.status == 0, result.stderr
-        assert "inductor on cpu" in result.stdout
-        steps = re.search(r"steps: +(\d+) compiled, (\d+) from the cache", result.stdout)
-        assert steps, result.stdout
+        found = answers(recorded, tmp_path / "checkpoint", (1, 15, 17, 64), config.vocab_size, *settings)
+        assert "inductor on cpu" in printed[-1]
+        steps = re.search(r"steps: +(\d+) compiled, (\d+) from the cache", printed[-1])
+        assert steps, printed[-1]
         made.append(tuple(map(int, steps.groups())))
-        answers = lines(output)
-        assert len(answers) == 4
-        for answer in answers:
+        for answer in found:
             assert len(answer["token_ids"]) == 24
             assert check_greedy(model, answer["prompt_token_ids"], answer["token_ids"]) == 0
     compiled = made[0][0]

@@ -77,23 +77,49 @@ def edit_weights(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], N
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_missing_directory(refused: Refused, tmp_path: Path) -> None:
-    assert f"model.path: {tmp_path / 'nowhere'} is not a directory" in refused(f"model.path={tmp_path / 'nowhere'}")
+def write(name: str, content: bytes) -> Callable[[Path], object]:
+    return lambda checkpoint: (checkpoint / name).write_bytes(content)
 
 
-def test_missing_config(refused: Refused, checkpoint: Path) -> None:
-    (checkpoint / "config.json").unlink()
-    assert "config.json is missing" in refused()
+def tensor(name: str, value: torch.Tensor | None) -> Callable[[Path], object]:
+    """Set a tensor, or remove it."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors.pop(name, None)
+        tensors.update({} if value is None else {name: value})
+
+    return lambda checkpoint: edit_weights(checkpoint, change)
 
 
-def test_malformed_config(refused: Refused, checkpoint: Path) -> None:
-    (checkpoint / "config.json").write_text('{"model_type": "gemma"')
-    assert "config.json is not valid JSON" in refused()
+def cut(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
 
 
-def test_other_model_type(refused: Refused, checkpoint: Path) -> None:
-    edit_config(checkpoint, model_type="gemma2")
-    assert "model_type is 'gemma2'" in refused()
+UP = "model.layers.1.mlp.up_proj.weight"
+DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "config missing": (lambda c: (c / "config.json").unlink(), ["config.json is missing"]),
+    "config malformed": (write("config.json", b'{"model_type": "gemma"'), ["config.json is not valid JSON"]),
+    "another model": (lambda c: edit_config(c, model_type="gemma2"), ["model_type is 'gemma2'"]),
+    "weights truncated": (cut, ["model.safetensors"]),
+    "weights of garbage": (write("model.safetensors", b"\xff" * 64), ["model.safetensors"]),
+    "tensor missing": (tensor(UP, None), [UP]),
+    "tensor unexpected": (tensor("extra", torch.zeros(3)), ["extra"]),
+    "tensor of wrong shape": (tensor("model.norm.weight", torch.zeros(3)), ["model.norm.weight", "3"]),
+    "tensor of wrong dtype": (tensor("model.norm.weight", torch.zeros(48).int()), ["model.norm.weight"]),
+    "pickled weights": (
+        lambda c: (c / "model.safetensors").rename(c / "pytorch_model.bin"),
+        ["runners/convert.py"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_checkpoints(name: str, refused: Refused, checkpoint: Path) -> None:
+    damage, words = DAMAGE[name]
+    damage(checkpoint)
+    message = refused()
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize(
@@ -107,37 +133,8 @@ def test_impossible_config_values(refused: Refused, checkpoint: Path, field: str
     assert str(value) in message
 
 
-def test_truncated_safetensors(refused: Refused, checkpoint: Path) -> None:
-    path = checkpoint / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    assert "model.safetensors" in refused()
-
-
-def test_garbage_safetensors(refused: Refused, checkpoint: Path) -> None:
-    (checkpoint / "model.safetensors").write_bytes(b"\xff" * 64)
-    assert "model.safetensors" in refused()
-
-
-def test_missing_tensor(refused: Refused, checkpoint: Path) -> None:
-    edit_weights(checkpoint, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))  # type: ignore[arg-type,return-value]
-    assert "model.layers.1.mlp.up_proj.weight" in refused()
-
-
-def test_unexpected_tensor(refused: Refused, checkpoint: Path) -> None:
-    edit_weights(checkpoint, lambda tensors: tensors.update(extra=torch.zeros(3)))
-    assert "extra" in refused()
-
-
-def test_tensor_of_wrong_shape(refused: Refused, checkpoint: Path) -> None:
-    edit_weights(checkpoint, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}))
-    message = refused()
-    assert "model.norm.weight" in message
-    assert "3" in message
-
-
-def test_tensor_of_wrong_dtype(refused: Refused, checkpoint: Path) -> None:
-    edit_weights(checkpoint, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(48, dtype=torch.int32)}))
-    assert "model.norm.weight" in refused()
+def test_missing_directory(refused: Refused, tmp_path: Path) -> None:
+    assert f"model.path: {tmp_path / 'nowhere'} is not a directory" in refused(f"model.path={tmp_path / 'nowhere'}")
 
 
 def test_shard_missing(refused: Refused, tmp_path: Path) -> None:
@@ -146,11 +143,6 @@ def test_shard_missing(refused: Refused, tmp_path: Path) -> None:
     shard = sorted(directory.glob("model-*.safetensors"))[0]
     shard.unlink()
     assert shard.name in refused(f"model.path={directory}")
-
-
-def test_only_pickled_weights_name_the_converter(refused: Refused, checkpoint: Path) -> None:
-    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
-    assert "runners/convert.py" in refused()
 
 
 def test_tokenizer_absent(refused: Refused, checkpoint: Path) -> None:

@@ -196,19 +196,30 @@ def test_truncated_file_is_refused(size: int, copy: Callable[[str], Path]) -> No
     assert_refused(directory, r"model.safetensors is not a readable safetensors file .* truncated or damaged")
 
 
+NO_SAFETENSORS = "not a readable safetensors file"
+BAD_INDEX = "index.json (is not valid JSON|has no weight_map|holds a JSON list)"
+INDEXES = ("", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000, "\x00")
+LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
 @pytest.mark.parametrize(
-    "content", [b"garbage" * 100, b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b"PK\x03\x04" + b"\0" * 60]
+    ("name", "file", "content", "message"),
+    [
+        ("single", "model.safetensors", b"garbage" * 100, NO_SAFETENSORS),
+        ("single", "model.safetensors", b"\xff" * 64, NO_SAFETENSORS),
+        ("single", "model.safetensors", b"\x02\0\0\0\0\0\0\0[]", NO_SAFETENSORS),
+        ("single", "model.safetensors", b"PK\x03\x04" + b"\0" * 60, NO_SAFETENSORS),
+        ("single", "model.safetensors", LFS_POINTER, "git lfs pull"),
+        *(("sharded", "model.safetensors.index.json", text.encode(), BAD_INDEX) for text in INDEXES),
+    ],
+    ids=lambda value: repr(value)[:20],
 )
-def test_garbage_is_refused(content: bytes, copy: Callable[[str], Path]) -> None:
-    directory = copy("single")
-    (directory / "model.safetensors").write_bytes(content)
-    assert_refused(directory, "not a readable safetensors file")
-
-
-def test_git_lfs_pointer_is_recognized(copy: Callable[[str], Path]) -> None:
-    directory = copy("single")
-    (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    assert_refused(directory, "git lfs pull")
+def test_unreadable_content_is_refused(
+    name: str, file: str, content: bytes, message: str, copy: Callable[[str], Path]
+) -> None:
+    directory = copy(name)
+    (directory / file).write_bytes(content)
+    assert_refused(directory, message)
 
 
 def test_directory_without_weights_is_refused(tmp_path: Path) -> None:
@@ -260,29 +271,10 @@ def test_shards_without_an_index_are_refused(copy: Callable[[str], Path]) -> Non
     assert_refused(directory, "no index files")
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', "[" * 100_000, "\x00"]
-)
-def test_malformed_index_is_refused(content: str, copy: Callable[[str], Path]) -> None:
-    directory = copy("sharded")
-    (directory / "model.safetensors.index.json").write_text(content)
-    assert_refused(directory, "index.json (is not valid JSON|has no weight_map|holds a JSON list)")
+OUTSIDE = ("../single/model.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "x.bin", "C:\\x.safetensors")
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../single/model.safetensors",
-        "/etc/passwd",
-        "sub/x.safetensors",
-        "..",
-        "x.bin",
-        7,
-        None,
-        "",
-        "C:\\x.safetensors",
-    ],
-)
+@pytest.mark.parametrize("name", [*OUTSIDE, 7, None, ""])
 def test_index_must_not_lead_out_of_the_directory(name: Any, copy: Callable[[str], Path]) -> None:
     directory = copy("sharded")
     edit_index(directory, lambda index: index["weight_map"].update({K_PROJ: name}))
