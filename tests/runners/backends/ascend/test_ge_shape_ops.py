@@ -46,12 +46,6 @@ def test_joins_and_splits() -> None:
         shape.concat_v2([X, X.half()], t(0), N=2)
 
 
-def test_a_tensor_move_owns_its_memory() -> None:
-    moved = shape.tensor_move(X)
-    assert torch.equal(moved, X)
-    assert moved.data_ptr() != X.data_ptr()
-
-
 def test_ranges_and_fills() -> None:
     assert shape.range_(t(0).int(), t(5), t(2).int()).tolist() == [0, 2, 4]
     assert shape.range_(t(0).int(), t(5), t(2).int()).dtype is torch.int64
