@@ -11,7 +11,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches, Pass, Tier, argument, require
+from passes.framework.contract import Matches, Pass, Tier, operand, require
 from passes.framework.matches import per_model
 
 aten = torch.ops.aten
@@ -35,7 +35,7 @@ class AddRMSNorm(Pass):
         return [norm for norm in norms if norm.args[0].target != aten.mul.Tensor]  # type: ignore[union-attr]
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        total = argument(candidate, 0, aten.add.Tensor)
+        total = operand(candidate, 0, aten.add.Tensor)
         residual, x = total.args
         tensors = isinstance(residual, fx.Node) and isinstance(x, fx.Node)
         require(tensors and not total.kwargs, total, "is not a plain sum of two tensors")

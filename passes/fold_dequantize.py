@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches, Pass, Tier, argument, operand, sole_user
+from passes.framework.contract import Matches, Pass, Tier, operand, sole_user
 from passes.framework.integers import SAME, IntegerBound
 from passes.framework.matches import Counted, not_quantized
 
@@ -50,7 +50,7 @@ class FoldDequantize(Pass):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         if candidate.target == ops.dequantize:
-            total = argument(candidate, 0, ops.int_linear)
+            total = operand(candidate, 0, ops.int_linear)
             sole_user(total, ops.dequantize)
             result = graph.insert(ops.int8_linear, *total.args, *candidate.args[1:], at=candidate)
             candidate.replace_all_uses_with(result)

@@ -37,9 +37,6 @@ class QuantizeCache(Pass):
     def idle(self, graph: ModelGraph) -> str:
         return "" if graph.quantization is not None and graph.quantization.kv8 else "the cache is not quantized"
 
-    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(ops.paged_attention)
-
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         scales = []
         for cache in candidate.args[_CACHES]:

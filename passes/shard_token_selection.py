@@ -12,7 +12,7 @@ from torch import fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from graph_model.weights import PaddingMask
-from passes.framework.contract import Matches, Pass, Tier, argument, require
+from passes.framework.contract import Matches, Pass, Tier, operand, require
 from passes.framework.matches import Counted
 from passes.shard_tensor_parallel import rank_weight
 
@@ -63,8 +63,8 @@ class ShardTokenSelection(Pass):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         padded = graph.config.vocab_size % graph.shard.world_size > 0
-        joined = argument(candidate, 0, aten.slice.Tensor) if padded else candidate
-        gathered = argument(joined, 0, ops.all_gather)
+        joined = operand(candidate, 0, aten.slice.Tensor) if padded else candidate
+        gathered = operand(joined, 0, ops.all_gather)
         logits, world_size = gathered.args
         require(world_size == graph.shard.world_size, gathered, f"gathers from {world_size} ranks")
         if padded:

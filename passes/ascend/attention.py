@@ -34,9 +34,6 @@ class AscendAttention(Pass):
     after: ClassVar[tuple[str, ...]] = ("paged_attention", "quantize_cache")
     removes: ClassVar[tuple[object, ...]] = (ops.paged_attention,)
 
-    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(*self.removes)
-
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         attention = Attention(graph, candidate)
         self.write_cache(attention)

@@ -35,9 +35,6 @@ class AscendGeGlu(Pass):
     removes: ClassVar[tuple[object, ...]] = (ops.gelu_and_mul,)
     introduces: ClassVar[tuple[str, ...]] = ("npu.npu_geglu",)
 
-    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(ops.gelu_and_mul)
-
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         gate, up = operand(candidate, 0), operand(candidate, 1)
         merged = _halves(gate, up)

@@ -10,7 +10,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches, NearMiss, Pass, Tier, argument, operand, require
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, operand, require
 from passes.framework.matches import Counted
 
 aten = torch.ops.aten
@@ -50,7 +50,7 @@ class AscendMatmulAllReduce(Pass):
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         linear = operand(candidate, 0)
         if linear.target == aten.reshape.default:
-            linear = argument(linear, 0, torch.ops.ascend.linear.default)
+            linear = operand(linear, 0, torch.ops.ascend.linear.default)
         elif linear.target != torch.ops.ascend.linear.default:
             raise NearMiss(candidate, f"it sums {linear.name}, which is no product in floating point")
         x, weight, bias = (*linear.args, None)[:3]

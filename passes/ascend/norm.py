@@ -30,9 +30,6 @@ class AscendNorm(Pass):
     needs: ClassVar[tuple[str, ...]] = ("rms_norm",)
     after: ClassVar[tuple[str, ...]] = ("add_rms_norm", "fold_quantize", "ascend_quant")
 
-    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(ops.rms_norm, ops.add_rms_norm)
-
 
 @dataclass(frozen=True)
 class AscendNormExact(AscendNorm):
@@ -52,7 +49,7 @@ class AscendNormExact(AscendNorm):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         weight, eps = operand(candidate, len(candidate.args) - 2), candidate.args[-1]
-        factor = _factor(candidate, weight)
+        factor = _one_plus(candidate, weight)
         fused = candidate.target == ops.add_rms_norm
         x = operand(candidate, 0)
         if fused:
@@ -87,8 +84,7 @@ class AscendNormFused(AscendNorm):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         weight, eps = operand(candidate, len(candidate.args) - 2), candidate.args[-1]
-        factor = _factor(candidate, weight)
-        rounded = graph.add_weight(f"{weight.name}_rounded", Rounded(factor, graph.dtype))
+        rounded = rounded_factor(graph, candidate, weight)
         if candidate.target == ops.add_rms_norm:
             x, residual = candidate.args[:2]
             fused = graph.insert(torch.ops.npu.npu_add_rms_norm.default, x, residual, rounded, eps, at=candidate)
@@ -104,7 +100,12 @@ def _quantizing(graph: ModelGraph) -> int:
     return sum(describe_target(node.target) in _QUANTIZING for node in graph.calls())
 
 
-def _factor(norm: fx.Node, weight: fx.Node) -> OnePlus:
+def rounded_factor(graph: ModelGraph, norm: fx.Node, weight: fx.Node) -> fx.Node:
+    """The factor of a norm in the graph's dtype. Raises NearMiss."""
+    return graph.add_weight(f"{weight.name}_rounded", Rounded(_one_plus(norm, weight), graph.dtype))
+
+
+def _one_plus(norm: fx.Node, weight: fx.Node) -> OnePlus:
     expression = weight.meta.get("expression")
     if not isinstance(expression, OnePlus):
         raise NearMiss(norm, f"its weight {weight.name} is not 1 + a weight of the checkpoint")

@@ -14,8 +14,9 @@ from graph_model import ops
 from graph_model.ascend.ops.quant_matmul import MAX_SIZE, sums_integers
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
-from graph_model.weights import CheckpointTensor, Concat, Constant, Expression, OnePlus, Rounded, Slice, rows_of
-from passes.framework.contract import Matches, NearMiss, Pass, Tier, argument, operand
+from graph_model.weights import CheckpointTensor, Concat, Constant, Expression, Slice, rows_of
+from passes.ascend.norm import rounded_factor
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, operand
 from passes.framework.integers import IntegerBound
 from passes.framework.matches import EveryCandidate, linear_calls, not_quantized
 from passes.linear_kernel import as_rows, shaped_like
@@ -84,9 +85,6 @@ class AscendQuant(Pass):
         per_token = graph.scheme is not None and graph.scheme.activations == "per_token"
         return IntegerBound(1, 0.2 if per_token and graph.dtype == torch.bfloat16 else 0.05)
 
-    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(*self.removes)
-
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         if candidate.target == ops.quantize:
             candidate.replace_all_uses_with(_quantize(graph, operand(candidate, 0), candidate))
@@ -122,14 +120,14 @@ class AscendQuant(Pass):
         _finish(graph, candidate, result, None)
 
     def _sum_of_integers(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        joined = argument(candidate, 0, ops.all_reduce)
+        joined = operand(candidate, 0, ops.all_reduce)
         scale, row_scale, bias, dtype = candidate.args[1:]
         if sums_integers(self.chip):
             rows = as_rows(graph, joined, candidate)
             result = graph.insert(torch.ops.ascend.dequantize.default, rows, scale, dtype, at=candidate)
             _finish(graph, candidate, result, None)
             return
-        total = argument(joined, 0, ops.int_linear)
+        total = operand(joined, 0, ops.int_linear)
         share = graph.insert(ops.int8_linear, *total.args, scale, row_scale, bias, dtype, at=candidate)
         candidate.replace_all_uses_with(graph.insert(ops.all_reduce, share, at=candidate))
         _int8_linear(graph, share)
@@ -147,20 +145,12 @@ def _quantize_rows(graph: ModelGraph, candidate: fx.Node) -> None:
         pair = graph.insert(torch.ops.npu.npu_dynamic_quant.default, source, at=candidate)
         candidate.replace_all_uses_with(pair)
         return
-    rounded = _rounded_factor(graph, norm)
+    rounded = rounded_factor(graph, norm, operand(norm, 2))
     target = torch.ops.npu.npu_add_rms_norm_dynamic_quant.default
     options = {"epsilon": norm.args[-1], "output_mask": [True, False]}
     fused = graph.insert(target, *norm.args[:2], rounded, **options, at=norm)
     _replace_items(graph, candidate, fused, {0: 0, 1: 3})
     _replace_items(graph, norm, fused, {1: 2})
-
-
-def _rounded_factor(graph: ModelGraph, norm: fx.Node) -> fx.Node:
-    weight = operand(norm, 2)
-    factor = weight.meta.get("expression")
-    if not isinstance(factor, OnePlus):
-        raise NearMiss(norm, f"its weight {weight.name} is not 1 + a weight of the checkpoint")
-    return graph.add_weight(f"{weight.name}_rounded", Rounded(factor, graph.dtype))
 
 
 def _replace_items(graph: ModelGraph, node: fx.Node, fused: fx.Node, places: dict[int, int]) -> None:
@@ -173,7 +163,7 @@ def _replace_items(graph: ModelGraph, node: fx.Node, fused: fx.Node, places: dic
 
 def _norm_and_quantize(graph: ModelGraph, candidate: fx.Node) -> None:
     x, residual = (operand(candidate, index) for index in range(2))
-    rounded = _rounded_factor(graph, candidate)
+    rounded = rounded_factor(graph, candidate, operand(candidate, 2))
     scale, offset = _scale_and_offset(graph, candidate)
     target = torch.ops.npu.npu_add_rms_norm_quant.default
     fused = graph.insert(target, x, residual, rounded, scale, offset, epsilon=candidate.args[-1], at=candidate)

@@ -36,9 +36,6 @@ class AscendRotary(Pass):
     removes: ClassVar[tuple[object, ...]] = (ops.rotary,)
     introduces: ClassVar[tuple[str, ...]] = ("npu.npu_rotary_mul",)
 
-    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(ops.rotary)
-
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         x, cos, sin = (operand(candidate, index) for index in range(3))
         size = x.meta["val"].shape[-1]

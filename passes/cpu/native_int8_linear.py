@@ -44,9 +44,6 @@ class NativeInt8Linear(Pass):
     def idle(self, graph: ModelGraph) -> str:
         return not_quantized(graph)
 
-    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        return graph.calls(*self.removes)
-
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         few = is_skinny(operand(candidate, 0))
         if candidate.target == ops.int8_weight_linear:

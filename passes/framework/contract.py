@@ -71,9 +71,9 @@ class Pass(ABC):
     removes: ClassVar[tuple[object, ...]] = ()  # ops that may not remain
     introduces: ClassVar[tuple[str, ...]] = ()  # names of ops that no other pass knows, as dumps write them
 
-    @abstractmethod
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        """The nodes that a match hangs on, in graph order."""
+        """The nodes that a match hangs on, in graph order: calls of what the pass removes, unless it says otherwise."""
+        return graph.calls(*self.removes)
 
     @abstractmethod
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
@@ -110,21 +110,13 @@ def out_of_order(passes: Sequence[Pass]) -> tuple[Pass, Pass] | None:
     return None
 
 
-def operand(node: fx.Node, index: int) -> fx.Node:
-    """Argument `index` of `node`, which must be a node. Raises NearMiss."""
+def operand(node: fx.Node, index: int, target: object = None) -> fx.Node:
+    """Argument `index` of `node`, which must be a node, and a call of `target` where one is given. Raises NearMiss."""
     value = node.args[index] if index < len(node.args) else None
-    if isinstance(value, fx.Node):
+    if isinstance(value, fx.Node) and target in (None, value.target):
         return value
-    raise NearMiss(node, f"argument {index} is {value!r}, expected a tensor")
-
-
-def argument(node: fx.Node, index: int, target: object) -> fx.Node:
-    """Argument `index` of `node`, which must be a call of `target`. Raises NearMiss."""
-    value = node.args[index] if index < len(node.args) else None
-    if isinstance(value, fx.Node) and value.op == "call_function" and value.target == target:
-        return value
-    found = describe(value)
-    raise NearMiss(node, f"argument {index} is {found}, expected a call of {describe_target(target)}")
+    expected = "a tensor" if target is None else f"a call of {describe_target(target)}"
+    raise NearMiss(node, f"argument {index} is {describe(value)}, expected {expected}")
 
 
 def sole_user(node: fx.Node, target: object) -> fx.Node:
