@@ -19,7 +19,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class AddRMSNorm(Pass):
-    """Original: s = residual + x; y = gemma.rms_norm(s, w, eps). After: y, s = gemma.add_rms_norm(x, residual, w, eps).
+    """Residual sum and norm become one op.
+
+    Original: s = residual + x; y = gemma.rms_norm(s, w, eps). After: y, s = gemma.add_rms_norm(x, residual, w, eps).
 
     Every norm but the first one has an addition before it.
     """

@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Canonicalize(Pass):
-    """Drop what computes nothing, spell what is left one way.
+    """One spelling for each operation; no-ops and unused weights dropped.
 
     ::
 

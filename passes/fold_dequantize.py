@@ -19,7 +19,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class FoldDequantize(Pass):
-    """One op for a quantized linear, which backends have kernels for.
+    """Dequantize becomes part of the integer linear.
+
+    That is one op, which backends have kernels for.
 
     ::
 

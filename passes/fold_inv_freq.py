@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class FoldInvFreq(Recognize):
-    """Constants of the step become a weight, inv_freq."""
+    """The rotary frequencies become a weight."""
 
     name: ClassVar[str] = "fold_inv_freq"
     matches: ClassVar[Matches] = per_model(lambda counts: counts.rotary_bases)

@@ -17,7 +17,7 @@ from passes.framework.matches import Counted, is_quantized
 
 @dataclass(frozen=True)
 class FoldQuantize(Pass):
-    """A norm that only a quantize reads gives int8 itself.
+    """Quantize becomes part of the norm before it.
 
     ::
 

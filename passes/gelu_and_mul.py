@@ -19,7 +19,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class GeluAndMul(Recognize):
-    """The tanh form of GELU and a product become gemma.gelu_and_mul(gate, up)."""
+    """GELU and product become one op."""
 
     name: ClassVar[str] = "gelu_and_mul"
     matches: ClassVar[Matches] = per_model(lambda counts: counts.gated_activations)

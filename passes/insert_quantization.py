@@ -23,7 +23,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class InsertQuantization(Pass):
-    """Weights become int8, from the checkpoint or made at load; activations as the scheme says.
+    """Quantize and dequantize around the linears that `quant` or the checkpoint names.
+
+    Weights become int8, from the checkpoint or made at load; activations as the scheme says.
 
     Original: y = aten.linear(x, w, bias). After: what the scheme's `compute` inserts, see `graph_model.quantization`.
 

@@ -35,7 +35,7 @@ TOKEN_WISE = {
 
 @dataclass(frozen=True)
 class LastToken(Pass):
-    """Everything behind the last attention sees one token per row: the last layer's MLP, the norm and the head.
+    """After the last attention only each row's last token is computed.
 
     Original: linear(rms_norm(a + b), head). After: linear(rms_norm(last(a) + last(b)), head) and so on backwards as
     long as ops work token by token, where last is gemma.last_token(_, query_lens), or select(_, 1, 0) in decode.

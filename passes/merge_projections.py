@@ -87,7 +87,7 @@ class MergeQKV(MergeProjections):
 
 @dataclass(frozen=True)
 class MergeGateUp(MergeProjections):
-    """One linear for the gate and the up projection."""
+    """One linear for gate and up."""
 
     name: ClassVar[str] = "merge_gate_up"
     role: ClassVar[Role] = "gate_up"

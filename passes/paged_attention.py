@@ -20,10 +20,10 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class PagedAttention(Recognize):
-    """Causal attention gets a cache: the one pass that changes what a step means.
+    """Attention becomes paged attention; adds caches, block table and lengths.
 
-    Before it, a graph reads whole sequences. After it, a graph reads the next tokens of sequences whose earlier keys
-    and values lie in blocks::
+    It is the one pass that changes what a step means. Before it, a graph reads whole sequences. After it, a graph reads
+    the next tokens of sequences whose earlier keys and values lie in blocks::
 
         gemma.paged_attention(q, k, v, key_cache_i, value_cache_i, slot_mapping, query_lens, context_lens, block_table,
                               scale)

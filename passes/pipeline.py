@@ -49,6 +49,15 @@ PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in DEFAULT_PASSES}
 KERNEL_OPTIONS: dict[str, type[Pass]] = {AscendMatmulAllReduce.name: AscendMatmulAllReduce}
 
 
+def described() -> dict[str, tuple[bool, str]]:
+    """Of every pass that a config may name: whether it is on unless the config says otherwise, and what it does."""
+    found = {}
+    for name, cls in {**PASSES, **KERNEL_OPTIONS}.items():
+        about = " ".join((cls.__doc__ or "").partition("\n\n")[0].split())
+        found[name] = name in PASSES, f"{about} Cannot be left out." if cls.required else about
+    return found
+
+
 def build_passes(settings: Mapping[str, Mapping[str, Any]], shard: Shard | None = None) -> list[Pass]:
     """The passes that the config lists, in its order: name -> {enabled, options...}. Raises UserError.
 

@@ -19,7 +19,9 @@ _CACHES = slice(3, 5)  # the arguments of attention that are caches
 
 @dataclass(frozen=True)
 class QuantizeCache(Pass):
-    """The caches become int8 with heads before tokens, and each gets a cache of scales, one per token and head.
+    """With quant.kv8 the KV cache becomes int8.
+
+    Heads come before tokens then, and each cache gets a cache of scales, one per token and head.
 
     Original: gemma.paged_attention(q, k, v, key_cache, value_cache, ...). After::
 

@@ -20,9 +20,9 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class RMSNorm(Recognize):
-    """Float32 norm arithmetic becomes gemma.rms_norm(x, factor, eps).
+    """Float32 norm arithmetic becomes one op, with its factor 1 + w computed when weights load.
 
-    The factor, 1 + w in float32, becomes a weight: it is computed once, when weights load.
+    That is gemma.rms_norm(x, factor, eps), whose factor is a weight in float32.
     """
 
     name: ClassVar[str] = "rms_norm"

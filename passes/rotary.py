@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Rotary(Recognize):
-    """Slices, negation and concatenation become gemma.rotary(x, cos, sin)."""
+    """Slices, negation and concatenation become one rotary op."""
 
     name: ClassVar[str] = "rotary"
     matches: ClassVar[Matches] = per_model(lambda counts: counts.rotations)

@@ -24,7 +24,9 @@ SAMPLING_INPUTS = (
 
 @dataclass(frozen=True)
 class SelectToken(Pass):
-    """Original: return logits. After: return token_ids, and log-probabilities where the bucket asks for them.
+    """Logits become token ids.
+
+    Original: return logits. After: return token_ids, and log-probabilities where the bucket asks for them.
 
     A greedy bucket takes the maximum (no sort); a sampling bucket gets the inputs temperature, top_k, top_p and
     uniform, one number per row each. A scoring bucket takes the maximum behind every scored position and returns the

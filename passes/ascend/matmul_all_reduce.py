@@ -18,7 +18,10 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class AscendMatmulAllReduce(Pass):
-    """A row-parallel layer as one kernel, MatmulAllReduce, which sends what it has computed while it computes more.
+    """With several ranks on an Atlas 800I A2, in steps of prompts: a matrix product and its all-reduce become one
+    kernel.
+
+    MatmulAllReduce sends what it has computed while it computes more.
 
     Original: gemma.all_reduce(reshape(ascend.linear(x, w))). After: reshape(ascend.matmul_all_reduce(x, w)).
 

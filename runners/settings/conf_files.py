@@ -27,7 +27,7 @@ def conf_files() -> dict[str, str]:
                 for option in declared.settings.options:
                     found[f"{name}/{option}.yaml"] = _option(name, declared, option)
             elif isinstance(declared, Switches):
-                found[f"{name}/default.yaml"] = _switches(declared)
+                found[f"{name}/default.yaml"] = _switches(declared.help)
     return found
 
 
@@ -71,10 +71,12 @@ def _option(name: str, group: Group, option: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _switches(declared: Switches) -> str:
-    lines = [*_comment(declared.help), ""]
-    for thing, (enabled, about) in declared.things.items():
-        lines += [*_comment(about), f"{thing}: {{enabled: {literal(enabled)}}}"]
+def _switches(help: str) -> str:
+    from passes.pipeline import described
+
+    lines = [*_comment(help), ""]
+    for name, (enabled, about) in described().items():
+        lines += [*_comment(about), f"{name}: {{enabled: {literal(enabled)}}}"]
     return "\n".join(lines) + "\n"
 
 

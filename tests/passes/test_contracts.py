@@ -2,96 +2,86 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from support.graphs import BFLOAT16, FLOAT32, QUANTIZED_CASES, Case
+from support.graphs import FLOAT32, QUANTIZED_CASES, Case
 from torch import fx
 
+import passes
 from graph_model import ops
 from graph_model.chips.registry import find_soc
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
 from graph_model.quantization.linears import Quantization
 from graph_model.tensor_parallel import Shard
-from passes.ascend.attention import AscendFusedAttention
-from passes.ascend.flat_attention import AscendFlatAttention
-from passes.ascend.geglu import AscendGeGlu
-from passes.ascend.int8_attention import AscendInt8Attention
-from passes.ascend.last_token import AscendLastToken
-from passes.ascend.linear import AscendLinear
-from passes.ascend.matmul_all_reduce import AscendMatmulAllReduce
-from passes.ascend.norm import AscendNormExact, AscendNormFused
-from passes.ascend.quant import AscendQuant
-from passes.ascend.rotary import AscendRotary
 from passes.check import PassChecker
 from passes.cpu.native_int8_linear import NativeInt8Linear
 from passes.cpu.onednn_linear import OneDNNLinear
-from passes.cpu.skinny_linear import SkinnyLinear
-from passes.cpu.tiled_linear import TiledLinear
 from passes.framework.contract import Pass, PassError, out_of_order
 from passes.framework.manager import run_passes
 from passes.pipeline import DEFAULT_PASSES, PASSES, build_passes
+from passes.recognize import Recognize
 from passes.shard_tensor_parallel import ShardTensorParallel
 
 aten = torch.ops.aten
-A2, DUO = find_soc("atlas_800i_a2"), find_soc("atlas_300i_duo")
-STATIC = QUANTIZED_CASES["float32-w8a8-stored"]
-KV8 = replace(FLOAT32, quantization=Quantization(None, kv8=True))
-CASE_OF = {"insert_quantization": STATIC, "fold_dequantize": STATIC, "fold_quantize": STATIC, "quantize_cache": KV8}
+SHARD = Shard(1, 2)
+SETTINGS: dict[str, dict[str, Any]] = {name: {} for name in PASSES}
+# What passes are made with, by the names of their fields; other fields have defaults.
+OPTIONS = {"chip": find_soc("atlas_800i_a2"), "shard": SHARD}
+# The graphs that passes get, in the order in which they are tried: the first that the pass has something to do with.
+CASES = (FLOAT32, QUANTIZED_CASES["float32-w8a8-stored"], replace(FLOAT32, quantization=Quantization(None, kv8=True)))
+GRAPHS = [(case, bucket, shard) for shard in (None, SHARD) for bucket in ("decode", "prefill") for case in CASES]
+
+
+def classes() -> dict[str, type[Pass]]:
+    """Every pass of the package, by its name."""
+    modules = [importlib.import_module(each.name) for each in pkgutil.walk_packages(passes.__path__, "passes.")]
+    found = [cls for module in modules for _, cls in inspect.getmembers(module, inspect.isclass)]
+    return {cls.name: cls for cls in found if issubclass(cls, Pass) and "name" in vars(cls)}
+
+
+CLASSES = classes()
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A pass and the graph that it gets: the case's, after the default passes before it."""
+    """A pass and the graph that it gets: a case's, after the default passes before it."""
 
     graph_pass: Pass
-    case: Case = FLOAT32
-    bucket: str = "decode"
-    shard: Shard | None = None
+    case: Case
+    bucket: str
+    shard: Shard | None
 
     def graph(self) -> ModelGraph:
-        return _graph(self).copy()
+        found = build_passes(SETTINGS, self.shard)
+        names = [each.name for each in found]
+        before = names.index(self.graph_pass.name) if self.graph_pass.name in names else len(names)
+        return _graph(self.case, self.bucket, self.shard, before).copy()
 
 
 @cache
-def _graph(subject: Subject) -> ModelGraph:
-    graph = subject.case.captured(subject.bucket)
-    passes = build_passes({name: {} for name in PASSES}, subject.shard)
-    names = [p.name for p in passes]
-    before = names.index(subject.graph_pass.name) if subject.graph_pass.name in names else len(names)
-    run_passes(graph, passes[:before])
+def _graph(case: Case, bucket: str, shard: Shard | None, count: int) -> ModelGraph:
+    graph = case.captured(bucket)
+    run_passes(graph, build_passes(SETTINGS, shard)[:count])
     return graph
 
 
-SHARD = Shard(1, 2)
-SUBJECTS = {
-    subject.graph_pass.name: subject
-    for subject in (
-        *(Subject(cls(), CASE_OF.get(cls.name, FLOAT32)) for cls in DEFAULT_PASSES),
-        Subject(ShardTensorParallel(SHARD), shard=SHARD),
-        Subject(build_passes({name: {} for name in PASSES}, SHARD)[-1], shard=SHARD),
-        Subject(SkinnyLinear(), BFLOAT16),
-        Subject(OneDNNLinear()),
-        Subject(TiledLinear(), BFLOAT16),
-        Subject(NativeInt8Linear(), STATIC),
-        Subject(AscendQuant(A2), STATIC),
-        Subject(AscendFusedAttention(A2)),
-        Subject(AscendInt8Attention(A2), KV8),
-        Subject(AscendFlatAttention(DUO)),
-        Subject(AscendNormExact(A2)),
-        Subject(AscendNormFused()),
-        Subject(AscendRotary(A2)),
-        Subject(AscendGeGlu()),
-        Subject(AscendLinear(A2)),
-        Subject(AscendLastToken()),
-        Subject(AscendMatmulAllReduce(), bucket="prefill", shard=SHARD),
-    )
-}
+@cache
+def subject_of(name: str) -> Subject:
+    cls = CLASSES[name]
+    graph_pass = cls(**{field.name: OPTIONS[field.name] for field in fields(cls) if field.name in OPTIONS})
+    shares = name not in PASSES and name in {each.name for each in build_passes(SETTINGS, SHARD)}
+    tried = (Subject(graph_pass, *graph) for graph in GRAPHS if not shares or graph[2])
+    return next(each for each in tried if not graph_pass.idle(each.graph()))
 
 
 def hide(graph: ModelGraph, nodes: list[fx.Node], keep_op: bool) -> None:
@@ -114,10 +104,9 @@ def without_chip(graph_pass: Pass) -> Pass:
     return stubbed
 
 
-@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
-def test_nothing_to_match_is_an_error(subject: Subject) -> None:
-    graph, graph_pass = subject.graph(), without_chip(subject.graph_pass)
-    assert not graph_pass.idle(graph)
+@pytest.mark.parametrize("name", CLASSES)
+def test_nothing_to_match_is_an_error(name: str) -> None:
+    graph, graph_pass = subject_of(name).graph(), without_chip(subject_of(name).graph_pass)
     # Sharding tells linears by their module; the embedding, which it tells by its op, is the one match that stays.
     sharding = isinstance(graph_pass, ShardTensorParallel)
     hide(graph, graph_pass.candidates(graph), keep_op=sharding)
@@ -126,26 +115,42 @@ def test_nothing_to_match_is_an_error(subject: Subject) -> None:
         run_passes(graph, [graph_pass])
 
 
-@pytest.mark.parametrize("subject", SUBJECTS.values(), ids=SUBJECTS)
-def test_one_match_less_is_an_error(subject: Subject) -> None:
-    graph, graph_pass = subject.graph(), without_chip(subject.graph_pass)
+@pytest.mark.parametrize("name", CLASSES)
+def test_one_match_less_is_an_error(name: str) -> None:
+    graph, graph_pass = subject_of(name).graph(), without_chip(subject_of(name).graph_pass)
     last = [n for n in graph_pass.candidates(graph) if n.target != aten._assert_tensor_metadata.default][-1]
     hide(graph, [last], keep_op=isinstance(graph_pass, ShardTensorParallel))
     with pytest.raises(PassError, match=rf"^({graph_pass.name}|after {graph_pass.name}:) "):
         run_passes(graph, [graph_pass])
 
 
-NEEDS = [(name, need) for name, subject in SUBJECTS.items() for need in subject.graph_pass.needs]
+@pytest.mark.parametrize("name", [name for name, cls in CLASSES.items() if issubclass(cls, Recognize)])
+def test_arithmetic_with_any_other_op_is_an_error(name: str) -> None:
+    whole, graph_pass = subject_of(name).graph(), subject_of(name).graph_pass
+    recognized = whole.copy()
+    run_passes(recognized, [graph_pass])
+    layer = graph_pass.candidates(whole)[-1].meta["layer"]
+    gone = {n.name for n in whole.calls() if n.meta["layer"] == layer} - {n.name for n in recognized.calls()}
+    assert gone
+    for index, node in enumerate(whole.calls()):
+        if node.name in gone:
+            graph = whole.copy()
+            graph.calls()[index].target = aten.relu.default
+            with pytest.raises(PassError, match=rf"^{name} matched \d+ times, expected"):
+                run_passes(graph, [graph_pass])
+
+
+NEEDS = [(name, need) for name, cls in CLASSES.items() for need in cls.needs]
 
 
 @pytest.mark.parametrize(("name", "off"), NEEDS, ids=[f"{name} without {off}" for name, off in NEEDS])
 def test_a_pass_that_another_leaves_nothing_says_which(name: str, off: str, tmp_path: Path) -> None:
-    subject = SUBJECTS[name]
+    subject = subject_of(name)
     graph_pass = subject.graph_pass
-    passes = [p for p in build_passes({each: {} for each in PASSES}) if p.name != off]
-    names = [p.name for p in passes]
+    others = [p for p in build_passes(SETTINGS) if p.name != off]
+    names = [p.name for p in others]
     graph = subject.case.captured(subject.bucket)
-    run_passes(graph, passes[: names.index(name)] if name in names else passes)
+    run_passes(graph, others[: names.index(name)] if name in names else others)
     checker = PassChecker(subject.case.read)
     run_passes(graph, [graph_pass], dump_dir=tmp_path, observe=checker)
     assert graph.skipped[name] == f"{off} is off"
@@ -188,18 +193,16 @@ def test_the_manager_refuses_an_order_too() -> None:
 
 
 def test_orders_name_passes_that_exist() -> None:
-    known = {*PASSES, *(subject.graph_pass.name for subject in SUBJECTS.values())}
-    for subject in SUBJECTS.values():
-        assert {*subject.graph_pass.needs, *subject.graph_pass.after} <= known
+    for cls in CLASSES.values():
+        assert {*cls.needs, *cls.after} <= set(CLASSES)
     assert out_of_order([cls() for cls in DEFAULT_PASSES]) is None
 
 
-def test_every_pass_is_a_subject() -> None:
-    """A pass that is added is added here as well."""
+def test_every_pass_is_found() -> None:
     root = Path(__file__).parents[2] / "passes"
     names = {
         name
         for path in root.rglob("*.py")
         for name in re.findall(r'^    name: ClassVar\[str\] = "(\w+)"', path.read_text(encoding="utf-8"), re.MULTILINE)
     }
-    assert names == {subject.graph_pass.name for subject in SUBJECTS.values()}
+    assert names == set(CLASSES) >= set(PASSES)

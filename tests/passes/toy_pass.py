@@ -22,7 +22,6 @@ class SwapSums(Pass):
     name: ClassVar[str] = "swap_sums"
     tier: ClassVar[Tier] = Tier.EXACT
     matches: ClassVar[Matches] = per_model(lambda counts: counts.norms_after_sums)
-    needs: ClassVar[tuple[str, ...]] = ("rms_norm",)
     after: ClassVar[tuple[str, ...]] = ("last_token",)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import ClassVar
 
 from runners.settings.schema import Option, Settings, setting
@@ -117,33 +119,13 @@ class Ranks(Settings):
     )
 
 
-# Of every pass, in the order in which they run: whether it is on, and what it does.
+PASSES_FILE = Path(__file__).resolve().parents[3] / "conf" / "passes" / "default.yaml"
+# Of every pass, in the order in which they run: whether it is on, and what it does. Passes say so themselves, but to
+# ask them takes torch, which --help does not wait for; conf_files writes down what they say.
 PASSES = {
-    "canonicalize": (True, "One spelling for each operation; no-ops and unused weights dropped. Cannot be left out."),
-    "fold_inv_freq": (True, "The rotary frequencies become a weight."),
-    "rms_norm": (True, "Float32 norm arithmetic becomes one op, with its factor 1 + w computed when weights load."),
-    "rotary": (True, "Slices, negation and concatenation become one rotary op."),
-    "merge_qkv": (True, "One linear for query, key and value."),
-    "merge_gate_up": (True, "One linear for gate and up."),
-    "gelu_and_mul": (True, "GELU and product become one op."),
-    "paged_attention": (
-        True,
-        "Attention becomes paged attention; adds caches, block table and lengths. Cannot be left out.",
-    ),
-    "last_token": (True, "After the last attention only each row's last token is computed. Cannot be left out."),
-    "quantize_cache": (True, "With quant.kv8 the KV cache becomes int8. Cannot be left out."),
-    "insert_quantization": (
-        True,
-        "Quantize and dequantize around the linears that `quant` or the checkpoint names. Cannot be left out.",
-    ),
-    "fold_dequantize": (True, "Dequantize becomes part of the integer linear."),
-    "add_rms_norm": (True, "Residual sum and norm become one op."),
-    "fold_quantize": (True, "Quantize becomes part of the norm before it."),
-    "select_token": (True, "Logits become token ids. Cannot be left out."),
-    "ascend_matmul_all_reduce": (
-        False,
-        "With several ranks on an Atlas 800I A2, in steps of prompts: a matrix product and its all-reduce become one "
-        "kernel.",
-    ),
+    name: (enabled == "true", " ".join(about.replace("# ", "").split()))
+    for about, name, enabled in re.findall(
+        r"((?:^# .*\n)+)^(\w+): \{enabled: (true|false)\}$", PASSES_FILE.read_text(encoding="utf-8"), re.MULTILINE
+    )
 }
 ABOUT_PASSES = "Every pass, in the order in which they run. passes.NAME.enabled=false leaves one out."
