@@ -27,7 +27,8 @@ from support.fuzz_targets import TARGETS, attempt
 
 MEMORY = 1 << 30
 _ROUND = 100  # inputs between two looks at the clock
-_GRACE = 120  # seconds for imports and for making an example smaller
+_GRACE = 120  # seconds of the processor, for imports and for making an example smaller
+_PATIENCE = 10  # how many times longer it may take on a machine that does other work
 
 
 def run_target(name: str, seconds: float, first_seed: int) -> dict[str, object]:
@@ -45,6 +46,9 @@ def run_target(name: str, seconds: float, first_seed: int) -> dict[str, object]:
     )()
     used = _data_bytes()
     resource.setrlimit(resource.RLIMIT_DATA, (used + MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    # Ends a reader that never comes back to Python, which no signal handler of Python could.
+    processor = int(time.process_time() + seconds + _GRACE)
+    resource.setrlimit(resource.RLIMIT_CPU, (processor, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     start = time.perf_counter()
     number = first_seed
     while time.perf_counter() - start < seconds and not findings:
@@ -82,6 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [arguments.only] if arguments.only else list(TARGETS)
     share = arguments.seconds / len(names)
+    longest = _PATIENCE * (share + _GRACE)
     if arguments.inside:
         print(json.dumps(run_target(names[0], share, arguments.seed)))
         return
@@ -90,13 +95,11 @@ def main() -> None:
     for name in names:
         command = [sys.executable, __file__, "--inside", "--only", name, "--seed", str(arguments.seed)]
         try:
-            child = subprocess.run(
-                [*command, "--seconds", str(share)], capture_output=True, text=True, timeout=share + _GRACE
-            )
+            child = subprocess.run([*command, "--seconds", str(share)], capture_output=True, text=True, timeout=longest)
             result = json.loads(child.stdout.splitlines()[-1]) if child.returncode == 0 else None
-            problem = child.stderr[-4000:]
+            problem = f"status {child.returncode} {child.stderr[-4000:]}"
         except subprocess.TimeoutExpired:
-            result, problem = None, f"no end within {share + _GRACE:g} s"
+            result, problem = None, f"no end within {longest:g} s"
         if result is None:
             result = {"read": 0, "refused": 0, "seconds": share, "findings": [f"the process ended: {problem}"]}
         inputs = result["read"] + result["refused"]
