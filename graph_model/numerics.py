@@ -1,4 +1,4 @@
-"""Rounding: how far apart two results of the same computation may be, and how far apart they are."""
+"""Tolerances of rounding by dtype, and the relative difference of two tensors."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 # the last place of 1 (the demo's attention comes to 4.3).
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 6e-3, torch.bfloat16: 4.6e-2}
 
-# Of 16-bit tokens that are held to a reference, how many may need the excuse of rounding: a hundredth; chance gives a
-# short run more.
-FEW_EXCUSED = 3
+# A tie is a token that differs from the reference's in 16 bit, where both logits are equal up to rounding. So many may
+# occur in a run of any length.
+FEW_TIES = 3
 
 # Largest difference that an op's own rounding may make, relative to the largest value. Integers must be equal.
 OP_TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
-def most_excused(tokens: int) -> int:
-    """How many of so many tokens rounding may excuse."""
-    return max(FEW_EXCUSED, tokens // 100)
+def most_ties(tokens: int) -> int:
+    """How many of so many tokens may be ties: 1 %, in short runs FEW_TIES."""
+    return max(FEW_TIES, tokens // 100)
 
 
 def is_finite(x: Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 from graph_model.capture import plain_weight
 from graph_model.errors import UserError
 from graph_model.gemma import GemmaForCausalLM
-from graph_model.numerics import FEW_EXCUSED, most_excused
+from graph_model.numerics import FEW_TIES, most_ties
 from graph_model.weights import evaluate
 from passes.check import check_passes
 from passes.framework.contract import PassError
@@ -57,7 +57,7 @@ def report_checked_steps(loaded: LoadedModel) -> None:
             print(
                 f"check: lowered graph of {step.bucket} equals the graph that was lowered in {found.runs} runs: "
                 f"{found.nodes} nodes, largest difference {found.error:.1e} at {found.node}; "
-                f"{found.tokens} tokens, {found.excused} of them within rounding"
+                f"{found.tokens} tokens, {found.ties} of them within rounding"
             )
 
 
@@ -87,10 +87,10 @@ def check_answers(loaded: LoadedModel, inputs: Inputs, results: list[RequestResu
         print(f"check: {equal} of {total} tokens equal the plain model's, which computes in floating point")
         return
     rounded = total - equal
-    if rounded > most_excused(total):
+    if rounded > most_ties(total):
         raise UserError(
             f"check: {rounded} of {total} tokens differ from the plain model's within rounding; at most 1 %, or "
-            f"{FEW_EXCUSED}, may."
+            f"{FEW_TIES}, may."
         )
     print(f"check: {total} tokens equal the plain model's, {rounded} of them within rounding")
 

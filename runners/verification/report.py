@@ -102,11 +102,11 @@ def report_text(report: Report) -> str:
             line += f"{_largest(result.engine for result in results):>10}"
         line += f"{max(result.allowed for result in results):10.0e}"
         lines.append(line + ("  DIFFERS" if any(result.problem for result in results) else ""))
-    columns = f"{'runs':>6}{'nodes':>7}{'error':>10}{'tokens':>8}{'excused':>9}"
+    columns = f"{'runs':>6}{'nodes':>7}{'error':>10}{'tokens':>8}{'ties':>6}"
     lines += ["", f"{'step':34}{columns}"]
     for step in report.steps:
         found = step.findings
-        line = f"{step.bucket:34}{found.runs:6}{found.nodes:7}{found.error:10.1e}{found.tokens:8}{found.excused:9}"
+        line = f"{step.bucket:34}{found.runs:6}{found.nodes:7}{found.error:10.1e}{found.tokens:8}{found.ties:6}"
         lines.append(line + ("  DIFFERS" if found.problems else ""))
     lines += ["", *(f"FAILED {failure}" for failure in report.failures)]
     lines.append(f"{'passed' if report.passed else 'FAILED'}, on the {report.where}")

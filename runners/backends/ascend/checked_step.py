@@ -1,4 +1,4 @@
-"""Level 2 of the checks: a lowered step against the FX graph that was lowered, node by node, on the inputs of a run."""
+"""Check a lowered step against the FX graph that was lowered, node by node, on the inputs of every run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from graph_model import ops
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
-from graph_model.numerics import FEW_EXCUSED, OP_TOLERANCE, TOLERANCE, most_excused, relative_difference
+from graph_model.numerics import FEW_TIES, OP_TOLERANCE, TOLERANCE, most_ties, relative_difference
 from runners.backends.ascend import standin
 from runners.backends.ascend.interpreter import Program
 from runners.backends.ascend.interpreter.memory import host_view
@@ -26,19 +26,16 @@ _DRIFT = 4
 
 @dataclass
 class Findings:
-    """What the runs of one step showed. error: the largest difference at a node, relative to a tensor's largest value;
-    node: at which. drift: how far the logits end up from the FX graph's after a whole step, relative to the largest.
-    excused: tokens that differ because two candidates lie closer than rounding. problems: what was wrong first, in each
-    run that had something wrong."""
+    """What the runs of one step showed. Differences are relative to a tensor's largest value."""
 
     runs: int = 0
-    nodes: int = 0
-    tokens: int = 0
-    excused: int = 0
-    error: float = 0.0
-    node: str = ""
-    drift: float = 0.0
-    problems: list[str] = field(default_factory=list)
+    nodes: int = 0  # compared in a run
+    tokens: int = 0  # compared in all runs
+    ties: int = 0  # tokens that differ where two candidates are equal up to rounding
+    error: float = 0.0  # the largest difference at a node
+    node: str = ""  # at which
+    drift: float = 0.0  # the largest difference of the logits after a whole step
+    problems: list[str] = field(default_factory=list)  # for each run with a fault, the first
 
 
 class CheckedStep:
@@ -47,8 +44,8 @@ class CheckedStep:
     - Node by node: the interpreter executes the GE graph, and the FX graph whose kernels were selected computes each of
       its nodes, by CPU kernels, from what the interpreter has for the node's inputs. Every node that both graphs have
       must agree up to the rounding of one op, integers exactly; so must what is written into the caches.
-    - Whole: the FX graph alone. Rounding adds up along a graph, so logits are not held to it but tokens are: a greedy
-      one may differ where the FX graph's logits of both are equal up to rounding, a drawn one once in 100 given the
+    - Whole: the FX graph alone. Rounding adds up along a graph, so tokens are compared and logits are not: a greedy
+      token may differ where the FX graph's logits of both are equal up to rounding, a drawn one once in 100 given the
       interpreter's logits.
     - What the run gave: on the stand-in the interpreter's results bit for bit; on a device caches and outputs as near
       to the FX graph's as the interpreter's are, up to `TOLERANCE` and `_DRIFT`.
@@ -62,7 +59,7 @@ class CheckedStep:
         self.findings = Findings()
         self._graph = graph
         self._record = record
-        self._run = run
+        self._run_step = run
         self._program = Program(lowered.graph)
         self._bound = TOLERANCE[graph.dtype]
         self._weights = len(graph.placeholders("weight"))
@@ -73,14 +70,14 @@ class CheckedStep:
 
     def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
         try:
-            return self._checked(arguments)
+            return self._run_and_compare(arguments)
         except _Difference as difference:
             self.findings.problems.append(str(difference))
             if not self._record:
                 raise UserError(f"check: {self.bucket}: {difference}") from None
         return self._outputs
 
-    def _checked(self, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _run_and_compare(self, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
         first_input = self._weights + self._caches
         if not self._host_weights:
             self._host_weights = [_on_host(tensor) for tensor in arguments[: self._weights]]
@@ -88,7 +85,7 @@ class CheckedStep:
         given, local, whole = ([cache.cpu() for cache in caches] for _ in range(3))
         self.findings.runs += 1
         with torch.no_grad():
-            outputs = self._outputs = self._run(*arguments)
+            outputs = self._outputs = self._run_step(*arguments)
             recorded = Recorder(self._graph, self.lowered.module)
             results = self._program.run(self.lowered.as_read([*self._host_weights, *given, *inputs]), recorded)
             found = [results[i] for i in self.lowered.output_order]
@@ -96,7 +93,7 @@ class CheckedStep:
             expected = reference.run(*self._host_weights, *whole, *inputs)
             if all(bool((tokens == ops.NOT_FINITE).any()) for tokens in (expected[0], found[0])):
                 return outputs  # the model's own numbers, which the engine refuses
-            nodes = Synchronized(self._graph, recorded, self._hold)
+            nodes = Synchronized(self._graph, recorded, self._check_rounding)
             by_node = nodes.run(*self._host_weights, *local, *inputs)
         self.findings.nodes = nodes.compared
         own, own_caches = [output.cpu() for output in outputs], [_on_host(cache) for cache in caches]
@@ -118,10 +115,11 @@ class CheckedStep:
                 same = (expected[0] == own[0]) & (expected[0] == found[0])
             for node, a, b, theirs in zip(self._graph.outputs, expected, found, own, strict=True):
                 if a.is_floating_point():
-                    self._hold_as_near(a[same], b[same], theirs[same], f"output {node.name} of the device")
+                    self._check_drift(a[same], b[same], theirs[same], f"output {node.name} of the device")
         return outputs
 
-    def _hold(self, expected: Tensor, found: Tensor, what: str) -> None:
+    def _check_rounding(self, expected: Tensor, found: Tensor, what: str) -> None:
+        """Raise if `found` differs by more than the rounding of one op."""
         error, allowed = relative_difference(expected, found), OP_TOLERANCE.get(expected.dtype, 0.0)
         if not error <= allowed:
             raise _Difference(
@@ -134,14 +132,14 @@ class CheckedStep:
     def _compare_caches(
         self, expected: list[Tensor], found: list[Tensor], slots: Tensor, who: str, near: list[Tensor] | None = None
     ) -> None:
-        """What is written at the step's slots, and that nothing else is. near: as of `_hold_as_near`."""
+        """Raise if what is written at the step's slots differs, or else is written. near: as of `_check_drift`."""
         for index, node in enumerate(self._graph.placeholders("cache")):
             rows, theirs = _by_token(expected[index]), _by_token(found[index])
             what = f"what {who} writes into {node.name}"
             if near is None:
-                self._hold(rows[slots], theirs[slots], what)
+                self._check_rounding(rows[slots], theirs[slots], what)
             else:
-                self._hold_as_near(rows[slots], _by_token(near[index])[slots], theirs[slots], what)
+                self._check_drift(rows[slots], _by_token(near[index])[slots], theirs[slots], what)
             kept = rows.clone()
             kept[slots] = theirs[slots]
             if not torch.equal(kept, theirs):
@@ -152,16 +150,16 @@ class CheckedStep:
     ) -> None:
         """The interpreter's outputs against those that the FX graph computes from its values, choices included.
 
-        What is said of a drawn token that differs is not compared. Of equal candidates either may be listed.
+        Log-probabilities of a drawn token that differs are not compared. Of equal candidates either may be listed.
         """
         same: Any = slice(None)
         for index, (node, a, b) in enumerate(zip(self._graph.outputs, expected, found, strict=True)):
             if index == 0 and drawn is not None:
                 same = (a == b) | ~drawn
-                self._excuse(int((~same).sum()), 0)
+                self._count(int((~same).sum()), 0)
             elif index > 0 and not a.is_floating_point() and self._logits:
                 a, b = (values[self._logits].gather(-1, ids.clamp(min=0)) for ids in (a, b))
-            self._hold(a[same], b[same], f"output {node.name} of the interpreter")
+            self._check_rounding(a[same], b[same], f"output {node.name} of the interpreter")
 
     def _compare_tokens(
         self,
@@ -179,24 +177,24 @@ class CheckedStep:
         best, other = (logits.gather(-1, ids.clamp(min=0)[..., None]).squeeze(-1) for ids in (tokens, theirs))
         gap = (best - other).abs()
         differ = tokens != theirs if drawn is None else (tokens != theirs) & ~drawn
-        self._excuse(int(differ.sum()), tokens.numel())
+        self._count(int(differ.sum()), tokens.numel())
         if bool((differ & ~(gap <= margin)).any()):
             raise _Difference(
                 f"{who} chooses tokens {theirs.tolist()}, the graph that was lowered "
                 f"{tokens.tolist()}, and not because their logits are equal up to rounding."
             )
 
-    def _excuse(self, excused: int, tokens: int) -> None:
+    def _count(self, ties: int, tokens: int) -> None:
         found = self.findings
-        found.excused += excused
+        found.ties += ties
         found.tokens += tokens
-        if found.excused > most_excused(found.tokens):
+        if found.ties > most_ties(found.tokens):
             raise _Difference(
-                f"{found.excused} of {found.tokens} tokens needed the excuse of rounding; 1 %, or {FEW_EXCUSED}, may."
+                f"{found.ties} of {found.tokens} tokens differ within rounding; at most 1 %, or {FEW_TIES}, may."
             )
 
-    def _hold_as_near(self, expected: Tensor, near: Tensor, found: Tensor, what: str) -> None:
-        """`found` may differ as far as rounding makes whole steps differ, of which `near` is an example."""
+    def _check_drift(self, expected: Tensor, near: Tensor, found: Tensor, what: str) -> None:
+        """Raise if `found` differs by more than rounding makes whole steps differ, of which `near` is an example."""
         expected, near, found = (x if x.is_floating_point() else x.float() for x in (expected, near, found))
         allowed = self._bound + _DRIFT * relative_difference(expected, near)
         error = relative_difference(expected, found)
@@ -216,7 +214,7 @@ class _Difference(Exception):
 
 
 def _by_token(cache: Tensor) -> Tensor:
-    """A cache as [slots, ...]. Int8 caches and their scales have heads before the tokens of a block, others behind."""
+    """A cache as [slots, ...]. Int8 caches and their scales have heads before the tokens of a block, others after."""
     heads_first = cache.dtype == torch.int8 or cache.dim() == 3
     return (cache.transpose(1, 2) if heads_first else cache).flatten(0, 1)
 

@@ -1,4 +1,4 @@
-"""Node by node: each node of an FX graph computed from what the interpreter has for its inputs, and compared."""
+"""Compare an FX graph with its lowered graph node by node, each computed from the interpreter's inputs of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, fx
 from graph_model.ascend.ge_graph import Node
 from graph_model.graph import ModelGraph
 
-# What is held to each other: the expected tensor, the one that was found, and who found it.
-Hold = Callable[[Tensor, Tensor, str], None]
+# Raises if the found tensor differs from the expected one: expected, found, who found it.
+Compare = Callable[[Tensor, Tensor, str], None]
 
 
 class Recorder:
@@ -41,12 +41,12 @@ class Synchronized(fx.Interpreter):
     numbers are. `values` has the results of all nodes that are not views of a cache; `compared` counts tensors.
     """
 
-    def __init__(self, graph: ModelGraph, recorded: Recorder, hold: Hold) -> None:
+    def __init__(self, graph: ModelGraph, recorded: Recorder, compare: Compare) -> None:
         super().__init__(graph.module)
         self.values: dict[str, Any] = {}
         self.compared = 0
         self._tensors = recorded.tensors
-        self._hold = hold
+        self._compare = compare
         self._caches: set[int] = set()
 
     def run_node(self, n: fx.Node) -> Any:
@@ -67,7 +67,7 @@ class Synchronized(fx.Interpreter):
             if expected.numel():
                 results[index] = tensor.view(expected.shape)
                 if not _chooses(node, expected):
-                    self._hold(expected, results[index], who)
+                    self._compare(expected, results[index], who)
                     self.compared += 1
         return tuple(results) if several else results[0]
 

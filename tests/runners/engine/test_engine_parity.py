@@ -12,7 +12,7 @@ import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from support.models import build_model
-from support.token_rule import TRANSFORMERS_ROUNDS_ONCE, Excuses
+from support.token_rule import TRANSFORMERS_ROUNDS_ONCE, TieCounter
 
 from graph_model.bucket import BucketTable, powers_of_two
 from runners.backends.eager import EagerBackend
@@ -80,11 +80,11 @@ class Setup:
     def prompts(self, lengths: Iterable[int]) -> list[list[int]]:
         return [random_ids(length, length) for length in lengths]
 
-    def check(self, prompts: list[list[int]], results: list[RequestResult], length: int, excuses: Excuses) -> None:
+    def check(self, prompts: list[list[int]], results: list[RequestResult], length: int, ties: TieCounter) -> None:
         """The token rule."""
         for prompt, result in zip(prompts, results, strict=True):
             assert len(result.token_ids) == length
-            excuses.hold(self.reference, prompt, result.token_ids)
+            ties.check(self.reference, prompt, result.token_ids)
 
 
 SETUPS = [Setup("grouped_kv_heads", torch.float32, SIZES[16]), Setup("one_kv_head", torch.bfloat16, SIZES[128])]
@@ -109,21 +109,21 @@ def random_ids(count: int, seed: int) -> list[int]:
     return torch.randint(3, CONFIG.vocab_size, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def test_mixed_lengths_in_chunks_that_end_inside_blocks(setup: Setup, excuses: Excuses) -> None:
+def test_mixed_lengths_in_chunks_that_end_inside_blocks(setup: Setup, ties: TieCounter) -> None:
     prompts = setup.prompts(setup.sizes.mixed)
     results = setup.llm(num_blocks=48).generate(prompts, SamplingParams(max_new_tokens=20, ignore_eos=True))
-    setup.check(prompts, results, 20, excuses)
+    setup.check(prompts, results, 20, ties)
 
 
-def test_forced_preemption(setup: Setup, excuses: Excuses) -> None:
+def test_forced_preemption(setup: Setup, ties: TieCounter) -> None:
     prompts = setup.prompts(setup.sizes.preempting)
     llm = setup.llm(num_blocks=setup.sizes.few_blocks)
     results = llm.generate(prompts, SamplingParams(max_new_tokens=40, ignore_eos=True))
     assert llm.engine.statistics.preemptions > 0
-    setup.check(prompts, results, 40, excuses)
+    setup.check(prompts, results, 40, ties)
 
 
-def test_prefix_hits(setup: Setup, excuses: Excuses) -> None:
+def test_prefix_hits(setup: Setup, ties: TieCounter) -> None:
     sizes = setup.sizes
     prefix, shared = random_ids(sizes.prefix, 1), sizes.shared_blocks * sizes.block_size
     prompts = [prefix + random_ids(length, length) for length in (1, 5, 8, 9, 30)]
@@ -132,7 +132,7 @@ def test_prefix_hits(setup: Setup, excuses: Excuses) -> None:
     settings = SamplingParams(max_new_tokens=12, ignore_eos=True)
     results = llm.generate(prompts[:1], settings) + llm.generate(prompts[1:], settings)
     assert llm.engine.statistics.cached_prompt_tokens >= shared * 5
-    setup.check(prompts, results, 12, excuses)
+    setup.check(prompts, results, 12, ties)
 
 
 @pytest.fixture(scope="module")
