@@ -3,5 +3,3 @@
 from graph_model.checkpoint.expected import expected_tensors
 from graph_model.checkpoint.reader import Checkpoint, open_checkpoint
 from graph_model.checkpoint.writer import save_checkpoint
-
-__all__ = ["Checkpoint", "expected_tensors", "open_checkpoint", "save_checkpoint"]

@@ -7,23 +7,7 @@ from functools import lru_cache
 from graph_model.config import GemmaConfig
 from graph_model.families.family import Counts, Family
 from graph_model.families.gemma1 import Gemma1
-from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm, Role, Rotary, Split, Upstream
-
-__all__ = [
-    "FAMILIES",
-    "Attention",
-    "Counts",
-    "Family",
-    "Layer",
-    "Linear",
-    "LinearGroup",
-    "Norm",
-    "Role",
-    "Rotary",
-    "Split",
-    "Upstream",
-    "family_of",
-]
+from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm, Role
 
 # The family of each type of config; a family is added by an entry here.
 FAMILIES: dict[type[GemmaConfig], type[Family]] = {GemmaConfig: Gemma1}

@@ -1,5 +1,3 @@
 """C++ kernels of our own, compiled once per machine."""
 
 from graph_model.native.build import NativeBuildError, load_kernels
-
-__all__ = ["NativeBuildError", "load_kernels"]

@@ -2,5 +2,3 @@
 
 from graph_model.quantizer.checkpoint import QuantizerOptions, quantize_checkpoint
 from graph_model.quantizer.report import LinearReport
-
-__all__ = ["LinearReport", "QuantizerOptions", "quantize_checkpoint"]

@@ -20,26 +20,3 @@ from graph_model.weights.expressions import (
     to_json,
 )
 from graph_model.weights.read import Part, Read, take_part
-
-__all__ = [
-    "CausalMask",
-    "CheckpointTensor",
-    "Concat",
-    "Constant",
-    "Expression",
-    "InverseFrequencies",
-    "OnePlus",
-    "PaddingMask",
-    "Part",
-    "Read",
-    "Rounded",
-    "RowwiseExpression",
-    "Slice",
-    "WeightPlan",
-    "evaluate",
-    "from_json",
-    "row_blocks",
-    "rows_of",
-    "take_part",
-    "to_json",
-]

@@ -2,5 +2,3 @@
 
 from runners.cache.directory import private_directory, prune
 from runners.cache.store import FileStore
-
-__all__ = ["FileStore", "private_directory", "prune"]

@@ -3,5 +3,3 @@
 from runners.compile.cache import CompileCache
 from runners.compile.model import CompiledModel, num_scratch_blocks
 from runners.compile.step import Recipe
-
-__all__ = ["CompileCache", "CompiledModel", "Recipe", "num_scratch_blocks"]

@@ -8,5 +8,3 @@ order of the sums inside its kernels are not visible here; see docs/ascend.md.
 """
 
 from runners.backends.ascend.interpreter.program import Program
-
-__all__ = ["Program"]

@@ -9,5 +9,3 @@ Where CANN is present, `load` imports torch_npu and changes nothing.
 """
 
 from runners.backends.ascend.standin.loader import BANNER, is_standin, load, loaded_soc
-
-__all__ = ["BANNER", "is_standin", "load", "loaded_soc"]

@@ -20,18 +20,3 @@ from runners.backends.ascend.interpreter.ops import (
     reduction,
     shape,
 )
-
-__all__ = [
-    "activation",
-    "attention",
-    "cache",
-    "collective",
-    "comparison",
-    "elementwise",
-    "indexing",
-    "matmul",
-    "norm",
-    "quant",
-    "reduction",
-    "shape",
-]
