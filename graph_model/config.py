@@ -15,7 +15,7 @@ from graph_model.json_file import read_json_object
 from graph_model.stated import LARGEST_ID, ends_by_file, stated_dtype, token_ids
 
 DTYPES = ("float16", "bfloat16", "float32")
-# Far above any Gemma's: what is above is a damaged file, and would take the machine's memory before it is found out.
+# Sizes are read up to these, far above any Gemma's: a damaged file would take the machine's memory.
 _LARGEST = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
@@ -128,27 +128,18 @@ def from_json(raw: dict[str, Any], source: str) -> GemmaConfig:
     reader = _FieldReader(raw, source)
     _check_variants(raw, source)
     default = GemmaConfig()
-    hidden_size = reader.size("hidden_size", default.hidden_size)
-    num_heads = reader.size("num_attention_heads", default.num_attention_heads)
-    num_kv_heads = reader.size("num_key_value_heads", default.num_key_value_heads)
-    head_dim = reader.size("head_dim", default.head_dim)
+    sizes = {name: reader.size(name, getattr(default, name)) for name in _LARGEST}
+    num_heads, num_kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     if num_heads % num_kv_heads:
         raise UserError(
             f"{source}: num_attention_heads is {num_heads} and num_key_value_heads {num_kv_heads}; "
             "the first must be a multiple of the second."
         )
-    if head_dim % 2:
-        raise UserError(f"{source}: head_dim is {head_dim}; rotary embedding needs an even head_dim.")
+    if sizes["head_dim"] % 2:
+        raise UserError(f"{source}: head_dim is {sizes['head_dim']}; rotary embedding needs an even head_dim.")
     return GemmaConfig(
-        vocab_size=reader.size("vocab_size", default.vocab_size),
-        hidden_size=hidden_size,
-        intermediate_size=reader.size("intermediate_size", default.intermediate_size),
-        num_hidden_layers=reader.size("num_hidden_layers", default.num_hidden_layers),
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads,
-        head_dim=head_dim,
-        max_position_embeddings=reader.size("max_position_embeddings", default.max_position_embeddings),
-        rms_norm_eps=reader.positive("rms_norm_eps", default.rms_norm_eps),
+        **sizes,
+        rms_norm_eps=reader.positive("rms_norm_eps", raw.get("rms_norm_eps", default.rms_norm_eps)),
         rope_theta=_rope_theta(reader, default.rope_theta),
         attention_bias=reader.flag("attention_bias", default.attention_bias),
         tie_word_embeddings=reader.flag("tie_word_embeddings", default.tie_word_embeddings),
@@ -175,10 +166,7 @@ class _FieldReader:
             )
         return value
 
-    def positive(self, name: str, default: float) -> float:
-        return self.check_positive(name, self.raw.get(name, default))
-
-    def check_positive(self, name: str, value: Any) -> float:
+    def positive(self, name: str, value: Any) -> float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value <= sys.float_info.max:
             raise UserError(f"{self.source}: {name} is {shown(value)}; it must be a finite number above 0.")
@@ -218,7 +206,7 @@ def _rope_theta(reader: _FieldReader, default: float) -> float:
                 f"{source}: {name} asks for rope type {shown(kind)}; Gemma 1 uses plain rotary embedding ('default')."
             )
     theta = parameters.get("rope_theta", raw.get("rope_theta", default))
-    return reader.check_positive("rope_theta", theta)
+    return reader.positive("rope_theta", theta)
 
 
 def _dtype(raw: dict[str, Any], source: str) -> str:

@@ -71,12 +71,8 @@ def legal_world_sizes(config: GemmaConfig) -> list[int]:
 
 
 def _problem(config: GemmaConfig, world_size: int) -> str | None:
-    split = {
-        "num_attention_heads": config.num_attention_heads,
-        "intermediate_size": config.intermediate_size,
-    }
-    for name, size in split.items():
-        if size % world_size:
+    for name in ("num_attention_heads", "intermediate_size"):
+        if (size := getattr(config, name)) % world_size:
             return f"{name} {size} is not a multiple of it"
     if Shard(world_size - 1, world_size).part(config.vocab_size)[0] >= config.vocab_size:
         return f"vocab_size {config.vocab_size} leaves no token to the last of them"

@@ -10,7 +10,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from graph_model.checkpoint.expected import EMBEDDING, FLOAT_DTYPES, HEAD, TensorHeader, check_tensors
+from graph_model.checkpoint.expected import (
+    EMBEDDING,
+    FLOAT_DTYPES,
+    HEAD,
+    TensorHeader,
+    check_tensors,
+    head_differs_message,
+)
 from graph_model.checkpoint.layout import find_pytorch_bin, index_files
 from graph_model.checkpoint.reader import open_checkpoint
 from graph_model.checkpoint.writer import MAX_SHARD_BYTES, write_shards
@@ -28,7 +35,7 @@ def convert_checkpoint(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """Write the tensors of pytorch_model*.bin as safetensors beside them; returns the files written.
+    """Write the tensors of pytorch_model*.bin as safetensors in the same directory; returns the files written.
 
     Only tensors are unpickled, never objects. A tensor that is stored twice, as the head of a tied model, is written
     once. The result is read again and compared bit for bit before it takes its place; on any failure the directory
@@ -64,11 +71,7 @@ def convert_checkpoint(
     }
     names = check_tensors(headers, config, directory)
     if config.tie_word_embeddings and HEAD in tensors and not _same_bits(tensors[HEAD], tensors[EMBEDDING]):
-        raise UserError(
-            f"{directory}: config.json ties the head to the embedding (tie_word_embeddings is true or absent), but "
-            f"{HEAD} differs from {EMBEDDING}. If the head was trained apart, set tie_word_embeddings to false in "
-            "config.json."
-        )
+        raise UserError(head_differs_message(directory))
     selected = {name: tensors[name] for name in names}
     try:
         with staging_directory(directory) as staging:
@@ -97,7 +100,7 @@ def load_pytorch_bin(path: Path) -> dict[str, Tensor]:
             "original, or look for a safetensors version of the checkpoint."
         ) from None
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds a {type(content).__name__}; it must hold an object that maps names to tensors.")
+        raise UserError(f"{path} holds a {type(content).__name__}; it must hold a dict that maps names to tensors.")
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
             raise UserError(

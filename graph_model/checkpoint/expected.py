@@ -1,4 +1,4 @@
-"""What a checkpoint of a GemmaConfig must hold: names, shapes and dtypes of its tensors."""
+"""Check a checkpoint's tensors against its config: names, shapes and dtypes that a GemmaConfig asks for."""
 
 from __future__ import annotations
 
@@ -114,6 +114,14 @@ def check_float_dtypes(directory: Path, found: Mapping[str, TensorHeader], names
                 f"{directory}: {name} has the dtype {dtype}; weights must be one of "
                 f"{', '.join(FLOAT_DTYPES)}. Convert the checkpoint to one of these."
             )
+
+
+def head_differs_message(directory: Path) -> str:
+    """What is wrong with a tied model's head that is not the embedding."""
+    return (
+        f"{directory}: config.json ties the head to the embedding (tie_word_embeddings is true or absent), but {HEAD} "
+        f"differs from {EMBEDDING}. If the head was trained apart, set tie_word_embeddings to false in config.json."
+    )
 
 
 def _is_modelslim(found: Iterable[str]) -> bool:

@@ -23,6 +23,7 @@ from graph_model.checkpoint.expected import (
     check_tensors,
     expected_tensors,
     harmless,
+    head_differs_message,
     plain_names,
 )
 from graph_model.checkpoint.layout import WeightFiles, find_safetensors
@@ -39,8 +40,6 @@ from graph_model.config import GemmaConfig
 from graph_model.errors import UserError
 from graph_model.foreign import some
 from graph_model.quantization.linears import Quantization
-
-__all__ = ["Checkpoint", "expected_tensors", "open_checkpoint"]
 
 _READ_AHEAD = 1 << 17  # as much as every system reads at one request
 
@@ -245,8 +244,4 @@ def _check_tied_head(directory: Path, tensors: Mapping[str, StoredTensor]) -> No
         rows = torch.linspace(0, head.header.shape[0] - 1, 16).long()
         same = torch.equal(head.read()[rows], embedding.read()[rows])
     if not same:
-        raise UserError(
-            f"{directory}: config.json ties the head to the embedding (tie_word_embeddings is true or absent), but "
-            f"{HEAD} differs from {EMBEDDING}. If the head was trained apart, set tie_word_embeddings to false in "
-            "config.json."
-        )
+        raise UserError(head_differs_message(directory))

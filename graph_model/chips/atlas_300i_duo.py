@@ -35,7 +35,6 @@ ATLAS_300I_DUO = Chip(
         fp16_tflops=70.0,
         int8_tops=139.0,
         memory=44.0,
-        l2=16.0,
         bandwidth=204.0,
         link=None,
     ),

@@ -37,7 +37,6 @@ class Rates:
     fp16_tflops: float  # 10^12 operations a second of the matrix units, a multiply-add is two
     int8_tops: float  # 10^12 operations a second of the matrix units
     memory: float  # GB of device memory
-    l2: float  # MB of L2 cache
     bandwidth: float  # GB/s of device memory
     link: float | None  # GB/s to each other chip of the same server, one way; None: no figure was found
 

@@ -18,31 +18,26 @@ _library = Library(NAMESPACE, "DEF")
 
 def canonical_op(schema: str) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
     """Decorator: define `gemma::<schema>` with the function as its reference kernel; returns the op overload."""
-    name = schema.split("(", 1)[0]
-
-    def register(kernel: Callable[..., Any]) -> torch._ops.OpOverload:
-        _library.define(schema)
-        _library.impl(name, kernel, "CompositeImplicitAutograd")
-        overload = getattr(getattr(torch.ops, NAMESPACE), name).default
-        overload.__doc__ = kernel.__doc__
-        return overload
-
-    return register
+    return lambda kernel: _define(schema, kernel, "CompositeImplicitAutograd")
 
 
 def kernel_op(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], torch._ops.OpOverload]:
     """Decorator: define `gemma::<schema>` as an op that backends call as it is; `fake` gives its result's metadata."""
-    name = schema.split("(", 1)[0]
 
     def register(kernel: Callable[..., Any]) -> torch._ops.OpOverload:
-        _library.define(schema)
-        _library.impl(name, kernel, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-        overload = getattr(getattr(torch.ops, NAMESPACE), name).default
-        overload.__doc__ = kernel.__doc__
+        overload = _define(schema, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(overload.name(), fake, lib=_library)
         return overload
 
     return register
+
+
+def _define(schema: str, kernel: Callable[..., Any], dispatch_key: str) -> torch._ops.OpOverload:
+    name = _library.define(schema)
+    _library.impl(name, kernel, dispatch_key)
+    overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    overload.__doc__ = kernel.__doc__
+    return overload
 
 
 def is_canonical(target: object) -> bool:

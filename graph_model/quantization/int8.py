@@ -6,6 +6,7 @@ As expressions: made of floating-point weights when they are loaded, or read fro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,10 +37,7 @@ class QuantizedWeight(RowwiseExpression):
     name: str
     shape: tuple[int, ...]
     source_dtype: torch.dtype
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.int8
+    dtype: ClassVar[torch.dtype] = torch.int8
 
     def write_rows(self, out: Tensor, start: int, stop: int, read: Read) -> None:
         out.copy_(quantize_weight(self.read_rows(self.name, start, stop, read).to(self.source_dtype))[0])

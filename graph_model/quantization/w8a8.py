@@ -87,7 +87,6 @@ class W8A8(Scheme):
         deq_scale = weight_scale * x.scale
         correction = -x.offset * q.sum(1, dtype=torch.int64).double()
         wide = correction if bias is None else correction + bias.double() / deq_scale.double()
-        vllm = dialect == "vllm_ascend"
         stored = {
             "weight": q,
             "input_scale": torch.tensor([x.scale]).to(dtype),
@@ -95,7 +94,7 @@ class W8A8(Scheme):
             "quant_bias": wide.round().clamp(-(2**31), 2**31 - 1).to(torch.int32),
             "deq_scale": deq_scale.view(torch.int32).long() if dtype == torch.float16 else deq_scale,
         }
-        if vllm:
+        if dialect == "vllm_ascend":
             stored["weight_scale"] = weight_scale[:, None].to(dtype)
             stored["weight_offset"] = torch.zeros(len(weight_scale), 1, dtype=dtype)
         return stored
@@ -196,10 +195,7 @@ class PartialBias(Expression):
     shape: tuple[int, ...]
     start: int
     stop: int
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.int32
+    dtype: ClassVar[torch.dtype] = torch.int32
 
     def write(self, out: Tensor, read: Read) -> None:
         offset = read(f"{self.path}.input_offset").to(torch.int32)

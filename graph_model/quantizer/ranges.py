@@ -1,4 +1,4 @@
-"""From calibration values to an activation's scale and offset, and how well int8 then holds them."""
+"""An activation's scale and offset from calibration values (minmax, percentile, mse), and the SQNR of int8."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from graph_model.quantization.scheme import ActivationScale
 
 RangeMethod = Literal["minmax", "percentile", "mse"]
-RANGE_METHODS: tuple[RangeMethod, ...] = ("minmax", "percentile", "mse")
 _PERCENTILE = 0.9999
 _SAMPLE = 1 << 20  # values that percentiles and squared errors are taken from
 _SHRINKS = tuple(1.0 - 0.05 * step for step in range(15))

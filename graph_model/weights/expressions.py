@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -202,14 +202,11 @@ class OnePlus(Expression):
     """1 + x in float32: the factor of Gemma's RMSNorm, from the weight in its checkpoint dtype."""
 
     x: CheckpointTensor
+    dtype: ClassVar[torch.dtype] = torch.float32
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.x.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
 
     def write(self, out: Tensor, read: Read) -> None:
         out.copy_(read(self.x.name).to(self.x.dtype)).add_(1.0)
@@ -224,14 +221,11 @@ class InverseFrequencies(Expression):
 
     theta: float
     head_dim: int
+    dtype: ClassVar[torch.dtype] = torch.float32
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.head_dim // 2,)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
 
     def write(self, out: Tensor, read: Read) -> None:
         exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
@@ -266,14 +260,11 @@ class CausalMask(Expression):
     """True above the diagonal of [size, size], in bool: what a query may not see."""
 
     size: int
+    dtype: ClassVar[torch.dtype] = torch.bool
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.size, self.size)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.bool
 
     def write(self, out: Tensor, read: Read) -> None:
         out.fill_(True).triu_(1)

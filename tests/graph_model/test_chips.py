@@ -58,7 +58,7 @@ def test_the_recipe_for_a_chip(monkeypatch: pytest.MonkeyPatch) -> None:
         name="toy_chip",
         product="Toy",
         dtypes=("float16",),
-        rates=Rates(1, 2, 1000, 8.0, 16.0, 4.0, 1.0, 100.0, None),
+        rates=Rates(1, 2, 1000, 8.0, 16.0, 4.0, 100.0, None),
     )
     toy = with_limits(toy, "RotaryMul", Limits(max_head_dim=64))
     toy = with_limits(toy, "MatmulAllReduce", Limits(ranks=(2,)))
