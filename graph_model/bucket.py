@@ -18,29 +18,20 @@ _FEW_SCORED = 16  # answers of a few tokens share one bucket; whole texts take a
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """The static shape of one compiled step. A step with fewer rows, tokens or blocks is padded up to it.
+    """The static shape of one compiled step. A step with fewer rows, tokens or blocks is padded up to it."""
 
-    phase: ``prefill`` - every row is the beginning of a sequence, so its chunk attends to itself only;
-      ``extend`` - rows are chunks that continue what their blocks already hold (any start, 0 included);
-      ``decode`` - one token per row.
-    batch: rows. chunk: tokens per row (1 in decode). max_blocks_per_seq: blocks per row of the block table
-      (0 in prefill, which reads no blocks).
-    selection: ``greedy`` takes the likeliest token; ``sample`` adds the sampling inputs (temperature 0 in a row is
-      greedy there too, so that any mixture of requests fits one bucket). Not in decode: ``score`` chooses nothing but
-      gives the log-probabilities of given tokens behind given positions of the chunk, ``distribution`` those of all
-      tokens.
-    logprobs: how many of the likeliest tokens' log-probabilities are returned besides the chosen token's;
-      -1: none at all.
-    scored: positions per row of ``score`` and ``distribution``; 0 in the others.
-    """
-
+    # prefill: every row is the beginning of a sequence, so its chunk attends to itself only; extend: rows are chunks
+    # that continue what their blocks already hold (any start, 0 included); decode: one token per row.
     phase: Phase
-    batch: int
-    chunk: int
-    max_blocks_per_seq: int
+    batch: int  # rows
+    chunk: int  # tokens per row; 1 in decode
+    max_blocks_per_seq: int  # blocks per row of the block table; 0 in prefill, which reads no blocks
+    # greedy: the most likely token; sample: with sampling inputs (rows of temperature 0 are greedy there too, so that
+    # any mixture of requests fits one bucket). Not in decode: score chooses no token but gives the log-probabilities of
+    # given tokens after given positions of the chunk, distribution those of all tokens.
     selection: Selection = "greedy"
-    logprobs: int = -1
-    scored: int = 0
+    logprobs: int = -1  # this many of the most likely tokens' log-probabilities besides the chosen token's; -1: none
+    scored: int = 0  # positions per row of score and distribution
 
     def __str__(self) -> str:
         shape = f"{self.phase}-b{self.batch}"
@@ -75,7 +66,7 @@ class StepInputs:
     top_p: np.ndarray | None = None  # [B] float32, 1: no limit
     uniform: np.ndarray | None = None  # [B] float32 in [0, 1)
     score_positions: np.ndarray | None = None  # [B, S] int64: places in the chunk, in any order; padding: 0
-    target_ids: np.ndarray | None = None  # [B, S] int64: the token behind each of them that is scored; padding: 0
+    target_ids: np.ndarray | None = None  # [B, S] int64: the token that follows each of them and is scored; padding: 0
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The inputs that are present, by name, in the order of the fields."""
@@ -97,7 +88,7 @@ class StepOutput:
     token_ids: np.ndarray
     # [B] float32: log-probability of the chosen token; [B, S]: of the targets; [B, S, vocab]: of every token
     logprob: np.ndarray | None = None
-    top_ids: np.ndarray | None = None  # [B, K] int64, likeliest first
+    top_ids: np.ndarray | None = None  # [B, K] int64, most likely first
     top_logprobs: np.ndarray | None = None  # [B, K] float32
 
     def not_finite(self, places: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Capture: the plain model becomes an FX graph, on fake tensors, with no weights in memory."""
+"""Capture the plain model as an FX graph with torch.export, on fake tensors, with no weights in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The errors that a user can mend, and how values stand in its message."""
+"""UserError, for bad input: printed without a traceback; and how messages show values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class NotFiniteError(UserError):
 
     @classmethod
     def of(cls, dtype: str, where: str) -> NotFiniteError:
-        """dtype: that the model computes in. where: the first numbers that are not finite, as a sentence."""
+        """dtype: what the model computes in. where: a sentence on the first numbers that are not finite."""
         way_out = (
             "The largest number of float16 is 65504: give dtype=bfloat16 or dtype=float32, on a device that computes "
             "in it."

@@ -1,6 +1,6 @@
-"""Checkpoints of other forms than a plain Gemma's, recognized so that errors can name them and the way out.
+"""Recognize adapters (PEFT), other tools' quantization and other frameworks' files, for errors that name the way out.
 
-Adapters (PEFT), other tools' quantization, and files of other frameworks. What is here reads no weights.
+Nothing here reads weights.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def check_adapter(directory: Path) -> None:
             ".save_pretrained(NEW); copy the tokenizer's files to NEW and give model.path=NEW."
         )
     if any(directory.glob("model*.safetensors")):
-        way_out += f" If the weights beside it are merged already, remove {path.name} and {weights[0].name}."
+        way_out += f" If the weights next to it are merged already, remove {path.name} and {weights[0].name}."
     raise UserError(
         f"{directory} holds an adapter ({kind}, {weights[0].name}) of the base model {shown(base)}, not a model of its "
         f"own. {way_out}"
@@ -77,13 +77,13 @@ def check_quantization_config(raw: Mapping[str, Any], source: str) -> None:
             continue
         bits = {"load_in_8bit": "8 bit", "load_in_4bit": "4 bit"}
         values = found if isinstance(found, dict) else {}
-        width = next((text for name, text in bits.items() if values.get(name) is True), None)
+        width = next((width for name, width in bits.items() if values.get(name) is True), None)
         unnamed = "MLX" if field == "quantization" else "a method that it does not name"
         method = values.get("quant_method") or (width and "bitsandbytes") or unnamed
         details = [width, values.get("format"), values.get("bits") and f"{values['bits']} bit"]
-        shown = ", ".join(str(detail) for detail in details if detail)
+        text = ", ".join(str(detail) for detail in details if detail)
         raise UserError(
-            f"{source}: {field} says that the weights are quantized by {method}{f' ({shown})' if shown else ''}, which "
+            f"{source}: {field} says that the weights are quantized by {method}{f' ({text})' if text else ''}, which "
             f"is not read here. {_WAY_OUT} If the weights are in 16 bit after all, remove {field} from the file."
         )
 

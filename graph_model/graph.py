@@ -88,13 +88,11 @@ class ModelGraph:
         self.graph.output_node().args = (nodes,)
 
     def add_placeholder(self, name: str, kind: Kind, value: torch.Tensor) -> fx.Node:
-        """Append a placeholder of a kind behind those of its kind (inputs last); `value` is its fake tensor."""
+        """Append a placeholder after the others of its kind (inputs last); `value` is its fake tensor."""
         order = ("weight", "cache", "input")
-        before = [n for n in self.graph.nodes if n.op == "placeholder"]
-        behind = [n for n in before if order.index(n.meta["kind"]) <= order.index(kind)]
-        anchor = behind[-1] if behind else None
-        context = self.graph.inserting_after(anchor) if anchor else self.graph.inserting_before()
-        with context:
+        present = [n for n in self.graph.nodes if n.op == "placeholder"]
+        before = [n for n in present if order.index(n.meta["kind"]) <= order.index(kind)]
+        with self.graph.inserting_after(before[-1]) if before else self.graph.inserting_before():
             node = self.graph.placeholder(name)
         node.meta.update(kind=kind, val=value, layer="")
         return node

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say besides the model's shape: where its answers end, and its dtype."""
+"""End tokens (eos_token_id) and dtype of a checkpoint, as its files state them."""
 
 from __future__ import annotations
 

@@ -56,18 +56,14 @@ class GeGraphError(Exception):
 
 @dataclass(frozen=True)
 class TensorDesc:
-    """What the graph declares about one tensor; None: not declared.
-
-    unknown_dtype: the name, or number, of a declared dtype that PROTO_DTYPES does not have; dtype is None then.
-    Sizes of -1, and a shape of (-2,), are any.
-    """
+    """What the graph declares about one tensor; None: not declared."""
 
     name: str
     dtype: torch.dtype | None = None
-    shape: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None  # a size of -1, and a shape of (-2,), are any
     layout: str = "ND"
     fx_name: str | None = None  # the FX node's output that this tensor is
-    unknown_dtype: str | None = None
+    unknown_dtype: str | None = None  # name or number of a dtype that PROTO_DTYPES does not have; dtype is None then
 
     def __str__(self) -> str:
         dtype = self.unknown_dtype or "?" if self.dtype is None else str(self.dtype).removeprefix("torch.")
@@ -93,17 +89,19 @@ def byte_count(desc: TensorDesc) -> int:
 
 @dataclass(frozen=True)
 class Edge:
-    """One data input of a node: the input's name, and the producer's name and output index ("" and -1: absent)."""
+    """One data input of a node."""
 
-    name: str
-    producer: str
-    index: int
+    name: str  # of the input
+    producer: str  # name of the node that makes it; "": the input is absent
+    index: int  # of the producer's output; -1: the input is absent
 
 
 @dataclass
 class Node:
+    """A node of a GE graph."""
+
     name: str
-    type: str
+    type: str  # of its op
     inputs: list[Edge] = field(default_factory=list)
     controls: list[str] = field(default_factory=list)  # nodes that must run before
     outputs: list[TensorDesc] = field(default_factory=list)
@@ -112,11 +110,11 @@ class Node:
 
 @dataclass
 class GeGraph:
-    """nodes: in the order of the protobuf. attrs: the graph's own, such as _input_placements."""
+    """A GE graph."""
 
     name: str
-    nodes: list[Node]
-    attrs: dict[str, Any] = field(default_factory=dict)
+    nodes: list[Node]  # in the order of the protobuf
+    attrs: dict[str, Any] = field(default_factory=dict)  # the graph's own, such as _input_placements
 
     def by_name(self) -> dict[str, Node]:
         return {node.name: node for node in self.nodes}

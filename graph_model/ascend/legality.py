@@ -1,4 +1,4 @@
-"""What a chip refuses, of a model's settings and of a lowered graph. Off the device torchair refuses nothing."""
+"""Check a model's settings and a lowered graph against a chip's limits. Off the device torchair refuses nothing."""
 
 from __future__ import annotations
 

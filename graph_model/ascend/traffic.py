@@ -1,4 +1,4 @@
-"""What any node of a GE graph moves and computes: by its family's rule, or, of plain ops, by those here.
+"""Bytes moved and operations of any node of a GE graph: by its family's rule, or, of plain ops, by those here.
 
 Views cost nothing; a gather reads what it gathers; the rest reads its inputs and writes its outputs once.
 """

@@ -1,4 +1,4 @@
-"""What a node of a GE graph moves and computes: the counts, and the rules that many ops share.
+"""Bytes moved and operations of a GE node: the counts, and the rules that many ops share.
 
 Every input is read once and every output written once, unless an op's rule says otherwise. Operations are those of the
 definition: a multiply-add of a matrix product is two; functions such as exp count as ten.

@@ -1,9 +1,9 @@
-"""Traces of ModelSlim's anti-outlier methods, which break a Gemma: its checkpoints are refused by name.
+"""Refuse checkpoints of ModelSlim's anti-outlier methods, which break a Gemma.
 
 They smooth or rotate what a norm writes, and take the norm for w * n. Gemma's is (1 + w) * n, so that the weights after
 it no longer undo what was done to it. Read in msmodelslim 26.1.0: the newer generation leaves its recipe as
-<model>_best_practice.yaml beside the weights; the older one writes a smoothed norm twice, as NORM.weight (FLOAT) and as
-NORM.module.weight (labelled with the scheme), each with a bias.
+<model>_best_practice.yaml next to the weights; the older one writes a smoothed norm twice, as NORM.weight (FLOAT) and
+as NORM.module.weight (labelled with the scheme), each with a bias.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _REASON = (
 
 
 def check_recipe(directory: Path) -> None:
-    """Raise UserError if a recipe beside the weights has a step that smooths or rotates."""
+    """Raise UserError if a recipe next to the weights has a step that smooths or rotates."""
     for path in sorted(directory.glob("*_best_practice.yaml")):
         try:
             with path.open("rb") as file:

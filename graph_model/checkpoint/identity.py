@@ -1,4 +1,4 @@
-"""What tells one checkpoint's files from another's without reading their tensors."""
+"""A digest that tells one checkpoint's files from another's without reading their tensors."""
 
 from __future__ import annotations
 

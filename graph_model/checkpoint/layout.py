@@ -17,10 +17,10 @@ _LONGEST_FILE_NAME = 255  # bytes, on every file system
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """The files that hold the weights. `weight_map` is the index's (tensor name to file name), None for one file."""
+    """The files that hold the weights."""
 
     paths: tuple[Path, ...]
-    weight_map: dict[str, str] | None = None
+    weight_map: dict[str, str] | None = None  # tensor name to file name, from the index; None: there is one file
 
 
 def find_safetensors(directory: Path) -> WeightFiles:
@@ -74,7 +74,7 @@ def _find(directory: Path, usual: str, suffix: str, prefix: str = "") -> WeightF
 
 
 def _visible(directory: Path, pattern: str) -> list[Path]:
-    """The files that match, without hidden ones: some systems write a "._NAME" beside each file."""
+    """The files that match, without hidden ones: some systems write a "._NAME" next to each file."""
     return sorted(p for p in directory.glob(pattern) if p.is_file() and not p.name.startswith("."))
 
 

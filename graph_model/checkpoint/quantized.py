@@ -1,6 +1,6 @@
 """Quantized checkpoints in ModelSlim's layout: what their description says, and what tensors they must hold.
 
-Beside weights and config.json ("quantize": scheme) lies quant_model_description_<scheme>.json, or
+Next to weights and config.json ("quantize": scheme) lies quant_model_description_<scheme>.json, or
 quant_model_description.json: an object that maps each tensor's name to its scheme or FLOAT. The tensors of a quantized
 linear, their shapes and dtypes: `graph_model.quantization`, a file for each scheme.
 """
@@ -167,7 +167,7 @@ def _read_description(directory: Path, quantize: str | None) -> tuple[Path, dict
     path = found[0]
     description = read_json_object(path)
     if not description:
-        raise UserError(f"{path} must hold an object that maps tensor names to {FLOAT} or a scheme such as W8A8.")
+        raise UserError(f"{path} must have entries that map tensor names to {FLOAT} or a scheme such as W8A8.")
     return path, description
 
 

@@ -1,4 +1,4 @@
-"""Write a checkpoint directory whole or not at all."""
+"""Write a checkpoint directory, whole or not at all: weights in shards, config.json, further files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def save_checkpoint(
             publish_directory(content, directory)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{directory} could not be written ({error}). Nothing was left behind there; check space and permissions."
+            f"{directory} could not be written ({error}). Nothing was left there; check space and permissions."
         ) from error
 
 

@@ -50,7 +50,7 @@ void multiply_int8(const int8_t* q, const int8_t* w, int64_t rows, int64_t n_siz
 }
 #endif
 
-// Keeps the compiler from joining a product with the sum behind it, which would round once instead of twice.
+// Keeps the compiler from joining a product with the sum after it, which would round once instead of twice.
 inline float rounded(float value) {
   asm volatile("" : "+m"(value));
   return value;

@@ -62,7 +62,7 @@ V load(const void* address) {
 constexpr bool WIDE = LANES == 16;
 constexpr int64_t MAX_ROWS = 16;      // of x, that are multiplied in one go
 constexpr int64_t GROUP = 12;         // rows of the weight that share a block of x
-constexpr int64_t X_CACHE = 16 << 10; // bytes of x that stay in the first-level cache beside the weight
+constexpr int64_t X_CACHE = 16 << 10; // bytes of x that stay in the first-level cache, next to the weight
 constexpr int64_t PANEL = 256 << 10;  // bytes of the weight that stay in the second-level cache
 
 // acc[m][n] += x[m][:] * w[n][:] over `steps` steps, for ROWS rows of x and COLS rows of w. Meanwhile the rows at `ahead`

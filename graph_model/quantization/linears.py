@@ -18,18 +18,12 @@ HEAD = Family.head_path
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a model is quantized.
+    """How a model is quantized."""
 
-    scheme: of SCHEMES, see the file of that name. None: no linear is quantized.
-    linears: the paths of the quantized ones, in the model's order.
-    stored: whether the checkpoint holds the int8 weights; otherwise they are made when weights are loaded.
-    kv8: the KV cache is int8, with one scale per token and head.
-    """
-
-    scheme: str | None
-    linears: tuple[str, ...] = ()
-    stored: bool = False
-    kv8: bool = False
+    scheme: str | None  # of SCHEMES, see the file of that name; None: no linear is quantized
+    linears: tuple[str, ...] = ()  # paths of the quantized ones, in the model's order
+    stored: bool = False  # whether the checkpoint has the int8 weights; otherwise they are made at load
+    kv8: bool = False  # the KV cache is int8, with one scale per token and head
 
 
 def linear_paths(config: GemmaConfig) -> tuple[str, ...]:

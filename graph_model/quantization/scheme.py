@@ -1,4 +1,4 @@
-"""Scheme: all that a quantization of linears is, for checkpoints, graphs, ranks, quantizer and chips to ask."""
+"""Scheme: one way to quantize linears, as checkpoints, graphs, ranks, the quantizer and chips need it."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Scheme(ABC):
     # of each token, taken when the model runs; None: they stay in floating point.
     activations: ClassVar[Literal["per_tensor", "per_token"] | None] = None
     # Whether several ranks compute what one does: shares of row-parallel layers are summed as integers, and those of
-    # the layers in floating point beside them in float32.
+    # layers that stay in floating point in float32.
     exact_sums: ClassVar[bool] = False
     ascend_ops: ClassVar[tuple[str, ...]] = ()  # ops that an Ascend chip needs to have for it
     tensors: ClassVar[Mapping[str, StoredTensor]]  # of each linear in a checkpoint, by the end of their names

@@ -1,4 +1,4 @@
-"""What schemes have in common whose checkpoints hold an int8 weight and its scale for each linear."""
+"""WeightScaledScheme: the base of schemes that store an int8 weight and its scale for each linear."""
 
 from __future__ import annotations
 

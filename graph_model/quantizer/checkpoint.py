@@ -1,4 +1,4 @@
-"""From a floating-point checkpoint to a quantized one, a decoder layer at a time."""
+"""Quantize a floating-point checkpoint, a decoder layer at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from graph_model.quantizer.smooth_layer import SmoothedLayer, smooth_layer
 from graph_model.weights import Part, evaluate, take_part
 
 REPORT_NAME = "quantization.html"
-# What a checkpoint has besides weights, config and tokenizer is left behind; of these each is copied if it is there.
+# Files that are copied if they are there; others, but for weights and config, are not.
 _COPIED = (
     "tokenizer.json",
     "tokenizer.model",
@@ -168,7 +168,7 @@ class _Quantizer:
         smoothed: SmoothedLayer,
         quantized: set[str],
     ) -> Iterator[tuple[str, Tensor]]:
-        """What becomes of a layer's tensors; inputs: of its linears, where the scheme is calibrated."""
+        """The stored tensors of a layer. inputs: of its linears, where the scheme is calibrated."""
         method, scheme = self.options.method, self.scheme
         scales = {name: activation_scale(x, method, self.dtype) for name, x in smoothed.inputs.items()}
         for name, tensor in smoothed.weights.items():

@@ -1,4 +1,4 @@
-"""What quantizing did to each linear, as a table and as a picture."""
+"""Report of a quantized checkpoint: each linear's SQNR, range and outliers, as a table and as an HTML page."""
 
 from __future__ import annotations
 
@@ -18,20 +18,16 @@ _TOKENS = 512  # most that products are compared on
 
 @dataclass(frozen=True)
 class LinearReport:
-    """A linear before and after smoothing.
-
-    low, high: its input's range. outliers: see `ranges.outlier_ratio`. sqnr: of its output, dB. strength: of the
-    migration; None where nothing was moved. Without calibration only sqnr_after is known, of the weights.
-    """
+    """A linear before and after smoothing. Without calibration only `sqnr_after` is known, and is of the weights."""
 
     name: str
-    sqnr_after: float
-    low: float | None = None
+    sqnr_after: float  # of its output, dB
+    low: float | None = None  # of its input's range
     high: float | None = None
-    outliers_before: float | None = None
+    outliers_before: float | None = None  # see `ranges.outlier_ratio`
     outliers_after: float | None = None
     sqnr_before: float | None = None
-    strength: float | None = None
+    strength: float | None = None  # of the migration; None: nothing was moved
 
 
 def report_linear(

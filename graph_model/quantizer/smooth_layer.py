@@ -1,4 +1,4 @@
-"""Smoothing of one decoder layer: its float weights with outliers moved, equal in what they compute."""
+"""Smooth one decoder layer: outliers of activations move into its float weights, which compute the same."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from graph_model.quantizer.smoothing import migrate_norm, norm_limit, search_mig
 
 @dataclass(frozen=True)
 class SmoothedLayer:
-    """weights: the layer's parameters, float32; norms hold numbers of the stored dtype. inputs: what the linears read
-    then. strengths: of the migrations, by the linear whose input was smoothed."""
+    """A layer's parameters after smoothing, and what its linears read then."""
 
-    weights: dict[str, Tensor]
-    inputs: dict[str, Tensor]
-    strengths: dict[str, float]
+    weights: dict[str, Tensor]  # float32; norms have numbers of the stored dtype
+    inputs: dict[str, Tensor]  # by the linear
+    strengths: dict[str, float]  # of the migrations, by the linear whose input was smoothed
 
 
 def smooth_layer(

@@ -1,6 +1,6 @@
-"""Moving outliers of activations into weights, without changing what the layer computes.
+"""SmoothQuant: outliers of activations move into weights, without changing what the layer computes.
 
-SmoothQuant (Xiao et al., arXiv:2211.10438): channel j of a linear's input is divided by s_j and column j of its weight
+Xiao et al., arXiv:2211.10438: channel j of a linear's input is divided by s_j and column j of its weight
 multiplied by it, s = max|x|^a / max|w|^(1-a). What divides the input is the norm, or the linear, before it. Gemma's
 norm multiplies by 1 + w, so w' = (1 + w) / s - 1; w' is rounded to the dtype it is stored in first, and the weights
 take s_eff = (1 + w) / (1 + w') of the rounded one.
@@ -26,10 +26,10 @@ _WIDEST = 256.0
 
 @dataclass(frozen=True)
 class Migration:
-    """scales [channels], which the input is divided by; strength None: 1 everywhere."""
+    """How far outliers move from a linear's input into its weight."""
 
-    scales: Tensor
-    strength: float | None
+    scales: Tensor  # [channels], which the input is divided by
+    strength: float | None  # None: scales are 1
 
 
 def search_migration(

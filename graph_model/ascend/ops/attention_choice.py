@@ -1,4 +1,4 @@
-"""Which attention op a step takes on a chip."""
+"""Choose the attention op of a step on a chip."""
 
 from __future__ import annotations
 

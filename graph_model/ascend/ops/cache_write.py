@@ -1,4 +1,4 @@
-"""Writing into caches: ScatterPaKvCache, ScatterNdUpdate, and DynamicQuantUpdateScatter, which quantizes rows too."""
+"""Write into KV caches: ScatterPaKvCache, ScatterNdUpdate, and DynamicQuantUpdateScatter, which quantizes rows too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an op family says of one op of an Ascend chip, and how torch and torchair are told.
+"""AscendOp: schema, fake, converter, CPU kernel, limits and work of one op, and how torch and torchair learn of it.
 
 Importing graph_model.ascend.ops defines the ops of namespace `ascend`, without torch_npu, so that passes can write them
 into a graph anywhere. On the device they run inside a lowered graph only; `cpu` gives them a meaning elsewhere.
