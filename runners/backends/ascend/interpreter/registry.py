@@ -1,4 +1,4 @@
-"""The table of GE op types, and how a graph's node is bound to the function that executes it.
+"""Registry of GE op types, and how a graph's node is bound to the function that executes it.
 
 An op is a function registered with `ge_op`. Its positional parameters carry the names of the op's GE inputs: one
 annotated ``list[Tensor]`` is a dynamic input (GE numbers its members x0, x1, ...), one that defaults to None is
@@ -22,20 +22,15 @@ Kernel = Callable[..., Any]
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One op type.
-
-    inputs: (name, kind) in the function's order, kind one of "required", "optional", "dynamic".
-    defaults: values of the attributes that have one; required_attrs: the others; ignored: those that do not change
-    the result. by_reference: output index -> name of the input that the op writes and returns there.
-    """
+    """One op type."""
 
     type: str
     kernel: Kernel
-    inputs: tuple[tuple[str, str], ...]
-    defaults: dict[str, Any]
-    required_attrs: frozenset[str]
-    by_reference: dict[int, str]
-    ignored: frozenset[str]
+    inputs: tuple[tuple[str, str], ...]  # (name, kind) in the function's order; required, optional or dynamic
+    defaults: dict[str, Any]  # values of the attributes that have one
+    required_attrs: frozenset[str]  # the other attributes
+    by_reference: dict[int, str]  # output index -> name of the input that the op writes and returns there
+    ignored: frozenset[str]  # attributes that do not change the result
 
 
 OPS: dict[str, OpSpec] = {}
@@ -67,15 +62,8 @@ def ge_op(
                 optional = parameter.default is not inspect.Parameter.empty
                 inputs.append((name, "optional" if optional else "required"))
         for op_type in types:
-            OPS[op_type] = OpSpec(
-                op_type,
-                kernel,
-                tuple(inputs),
-                defaults,
-                frozenset(required),
-                by_reference or {},
-                frozenset(ignored),
-            )
+            attrs = (defaults, frozenset(required))
+            OPS[op_type] = OpSpec(op_type, kernel, tuple(inputs), *attrs, by_reference or {}, frozenset(ignored))
         return kernel
 
     return register

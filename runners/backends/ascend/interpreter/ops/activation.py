@@ -6,71 +6,57 @@ Source: prototypes in elewise_calculation_ops.h and nonlinear_fuc_ops.h; ops-mat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from runners.backends.ascend.interpreter.ops.checks import FLOATS, require, require_dtype
+from runners.backends.ascend.interpreter.ops.pointwise import register_rounded_once, rounded_once
 from runners.backends.ascend.interpreter.registry import ge_op
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu_erf(x: Tensor) -> Tensor:
+    """0.5 x (1 + erf(x / sqrt(2))); torch's own is NaN at infinity on some CPUs."""
+    return 0.5 * x * (1.0 + torch.erf(x * math.sqrt(0.5)))
+
+
+register_rounded_once(
+    {
+        "Cos": torch.cos,
+        "Sin": torch.sin,
+        "Tanh": torch.tanh,
+        "Erf": torch.erf,
+        "Sigmoid": torch.sigmoid,
+        "Gelu": gelu_tanh,
+    }
+)
 
 
 @ge_op("Exp")
 def exp(x: Tensor, *, base: float = -1.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """e ** x; the attributes' other values are not used by torchair and refused."""
     require((base, scale, shift) == (-1.0, 1.0, 0.0), "Exp with a base, scale or shift")
-    return _rounded_once(torch.exp, x)
+    return rounded_once(torch.exp, x)
 
 
 @ge_op("Log")
 def log(x: Tensor, *, base: float = -1.0, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """Natural logarithm; the attributes' other values are refused."""
     require((base, scale, shift) == (-1.0, 1.0, 0.0), "Log with a base, scale or shift")
-    return _rounded_once(torch.log, x)
-
-
-@ge_op("Cos")
-def cos(x: Tensor) -> Tensor:
-    """Cosine of radians."""
-    return _rounded_once(torch.cos, x)
-
-
-@ge_op("Sin")
-def sin(x: Tensor) -> Tensor:
-    """Sine of radians."""
-    return _rounded_once(torch.sin, x)
-
-
-@ge_op("Tanh")
-def tanh(x: Tensor) -> Tensor:
-    """Hyperbolic tangent."""
-    return _rounded_once(torch.tanh, x)
-
-
-@ge_op("Erf")
-def erf(x: Tensor) -> Tensor:
-    """Error function."""
-    return _rounded_once(torch.erf, x)
-
-
-@ge_op("Sigmoid")
-def sigmoid(x: Tensor) -> Tensor:
-    """1 / (1 + e**-x)."""
-    return _rounded_once(torch.sigmoid, x)
-
-
-@ge_op("Gelu")
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), in fp32, rounded once."""
-    return _rounded_once(_gelu_tanh, x)
+    return rounded_once(torch.log, x)
 
 
 @ge_op("GeluV2")
 def gelu_v2(x: Tensor, *, approximate: str = "none") -> Tensor:
     """GELU in the form that `approximate` names ("none": erf, "tanh"), in fp32, rounded once."""
     require(approximate in ("none", "tanh"), f"approximate={approximate!r}")
-    return _rounded_once(_gelu_tanh if approximate == "tanh" else _gelu_erf, x)
+    return rounded_once(gelu_tanh if approximate == "tanh" else gelu_erf, x)
 
 
 @ge_op("GeGluV2")
@@ -86,20 +72,5 @@ def geglu_v2(x: Tensor, *, dim: int = -1, approximate: int = 1, activate_left: b
     require(x.shape[dim] % 2 == 0, f"dimension {dim} of {tuple(x.shape)} is not even")
     left, right = x.float().chunk(2, dim)
     activated, other = (left, right) if activate_left else (right, left)
-    activated = _gelu_tanh(activated) if approximate else _gelu_erf(activated)
+    activated = gelu_tanh(activated) if approximate else gelu_erf(activated)
     return (activated * other).to(x.dtype), activated.to(x.dtype)
-
-
-def _rounded_once(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """torch's own functions of 16-bit numbers are not all computed in fp32."""
-    require_dtype("x", x, *FLOATS)
-    return function(x.float()).to(x.dtype)
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-def _gelu_erf(x: Tensor) -> Tensor:
-    """torch's own is NaN at infinity on some CPUs."""
-    return 0.5 * x * (1.0 + torch.erf(x * math.sqrt(0.5)))

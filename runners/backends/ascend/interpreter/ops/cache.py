@@ -1,4 +1,4 @@
-"""Ops that write an input by reference."""
+"""Ops that write an input by reference: ScatterPaKvCache, ScatterNdUpdate, DynamicQuantUpdateScatter, Assign."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks that op functions share."""
+"""Checks of inputs and attributes that op functions share."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def ints(tensor: Tensor) -> list[int]:
 
 
 def one_int(tensor: Tensor) -> int:
-    values = tensor.reshape(-1).tolist()
+    values = ints(tensor)
     require(len(values) == 1, f"expected one value, got {values}")
     return values[0]
 

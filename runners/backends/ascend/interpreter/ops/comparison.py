@@ -6,72 +6,21 @@ import torch
 from torch import Tensor
 
 from runners.backends.ascend.interpreter.ops.checks import require, require_dtype, require_same_dtype
+from runners.backends.ascend.interpreter.ops.pointwise import register_binary, register_unary
 from runners.backends.ascend.interpreter.registry import ge_op
 
-
-@ge_op("Equal")
-def equal(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 == x2."""
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 == x2
-
-
-@ge_op("NotEqual")
-def not_equal(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 != x2."""
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 != x2
-
-
-@ge_op("Less")
-def less(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 < x2."""
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 < x2
-
-
-@ge_op("LessEqual")
-def less_equal(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 <= x2."""
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 <= x2
-
-
-@ge_op("Greater")
-def greater(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 > x2."""
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 > x2
-
-
-@ge_op("GreaterEqual")
-def greater_equal(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 >= x2."""
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 >= x2
-
-
-@ge_op("LogicalAnd")
-def logical_and(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 and x2, both bool."""
-    require_dtype("x1", x1, torch.bool)
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 & x2
-
-
-@ge_op("LogicalOr")
-def logical_or(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 or x2, both bool."""
-    require_dtype("x1", x1, torch.bool)
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 | x2
-
-
-@ge_op("LogicalNot")
-def logical_not(x: Tensor) -> Tensor:
-    """not x, bool."""
-    require_dtype("x", x, torch.bool)
-    return ~x
+register_binary(
+    {
+        "Equal": torch.eq,
+        "NotEqual": torch.ne,
+        "Less": torch.lt,
+        "LessEqual": torch.le,
+        "Greater": torch.gt,
+        "GreaterEqual": torch.ge,
+    }
+)
+register_binary({"LogicalAnd": torch.logical_and, "LogicalOr": torch.logical_or}, torch.bool)
+register_unary({"LogicalNot": torch.logical_not}, torch.bool)
 
 
 @ge_op("Select")

@@ -12,9 +12,26 @@ from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError
 from runners.backends.ascend.interpreter.ops.checks import FLOATS, ge_dtype, require, require_dtype, require_same_dtype
+from runners.backends.ascend.interpreter.ops.pointwise import register_binary, register_rounded_once, register_unary
 from runners.backends.ascend.interpreter.registry import ge_op
 
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+# Maximum and Minimum are NaN if either is; integer Div has a rounding of its own; Sqrt is NaN below 0.
+register_binary(
+    {
+        "Add": torch.add,
+        "AddV2": torch.add,
+        "Sub": torch.sub,
+        "Mul": torch.mul,
+        "Maximum": torch.maximum,
+        "Minimum": torch.minimum,
+    }
+)
+register_binary({"RealDiv": torch.div, "Div": torch.div}, *FLOATS)
+register_unary({"Neg": torch.neg, "Abs": torch.abs, "Floor": torch.floor, "Square": lambda x: x * x})
+register_unary({"Sqrt": torch.sqrt, "Reciprocal": torch.reciprocal}, *FLOATS)
+register_rounded_once({"Rsqrt": torch.rsqrt})
 
 
 @ge_op("Cast")
@@ -31,35 +48,6 @@ def cast(x: Tensor, *, dst_type: int, truncate: bool = False) -> Tensor:
         if not bool(((wide >= limits.min) & (wide <= limits.max)).all()):
             raise GeGraphError(f"Cast of a value outside the range of {dtype}, or of NaN, is undefined on the chip")
     return x.to(dtype)
-
-
-@ge_op("Add", "AddV2")
-def add(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 + x2 with broadcasting."""
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 + x2
-
-
-@ge_op("Sub")
-def sub(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 - x2 with broadcasting."""
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 - x2
-
-
-@ge_op("Mul")
-def mul(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 * x2 with broadcasting."""
-    require_same_dtype(x1=x1, x2=x2)
-    return x1 * x2
-
-
-@ge_op("RealDiv", "Div")
-def real_div(x1: Tensor, x2: Tensor) -> Tensor:
-    """x1 / x2 with broadcasting, floats only (integer Div has a rounding of its own)."""
-    require_same_dtype(x1=x1, x2=x2)
-    require_dtype("x1", x1, *FLOATS)
-    return x1 / x2
 
 
 @ge_op("FloorDiv")
@@ -108,45 +96,6 @@ def axpy(x1: Tensor, x2: Tensor, *, alpha: float) -> Tensor:
     return x1 + int(alpha) * x2
 
 
-@ge_op("Neg")
-def neg(x: Tensor) -> Tensor:
-    """-x."""
-    return -x
-
-
-@ge_op("Abs")
-def absolute(x: Tensor) -> Tensor:
-    """|x|."""
-    return x.abs()
-
-
-@ge_op("Square")
-def square(x: Tensor) -> Tensor:
-    """x * x."""
-    return x * x
-
-
-@ge_op("Sqrt")
-def sqrt(x: Tensor) -> Tensor:
-    """Square root; NaN below 0."""
-    require_dtype("x", x, *FLOATS)
-    return x.sqrt()
-
-
-@ge_op("Rsqrt")
-def rsqrt(x: Tensor) -> Tensor:
-    """1 / sqrt(x); a 16-bit x is widened and the result rounded once."""
-    require_dtype("x", x, *FLOATS)
-    return x.float().rsqrt().to(x.dtype)
-
-
-@ge_op("Reciprocal")
-def reciprocal(x: Tensor) -> Tensor:
-    """1 / x."""
-    require_dtype("x", x, *FLOATS)
-    return x.reciprocal()
-
-
 @ge_op("Pow")
 def power(x1: Tensor, x2: Tensor) -> Tensor:
     """x1 ** x2 with broadcasting."""
@@ -156,31 +105,11 @@ def power(x1: Tensor, x2: Tensor) -> Tensor:
     return torch.pow(x1, x2)
 
 
-@ge_op("Floor")
-def floor(x: Tensor) -> Tensor:
-    """Largest integer not above x."""
-    return x.floor()
-
-
 @ge_op("Round")
 def round_even(x: Tensor, *, decimals: int = 0) -> Tensor:
     """Nearest integer, ties to even."""
     require(decimals == 0, f"Round to {decimals} decimals")
     return x.round()
-
-
-@ge_op("Maximum")
-def maximum(x1: Tensor, x2: Tensor) -> Tensor:
-    """Larger of the two; NaN if either is."""
-    require_same_dtype(x1=x1, x2=x2)
-    return torch.maximum(x1, x2)
-
-
-@ge_op("Minimum")
-def minimum(x1: Tensor, x2: Tensor) -> Tensor:
-    """Smaller of the two; NaN if either is."""
-    require_same_dtype(x1=x1, x2=x2)
-    return torch.minimum(x1, x2)
 
 
 @ge_op("ClipByValue", "ClipByValueV2")

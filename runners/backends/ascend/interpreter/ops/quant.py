@@ -73,9 +73,7 @@ def dynamic_quant(x: Tensor, smooth_scales: Tensor | None = None, *, dst_type: i
     """
     require(dst_type == _INT8, f"DynamicQuant to {ge_dtype(dst_type)}")
     require_dtype("x", x, torch.float16, torch.bfloat16)
-    wide = x.float() if smooth_scales is None else x.float() * smooth_scales.float()
-    scale = wide.abs().amax(-1) / 127.0
-    return _to_int8(wide / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]), scale
+    return _quantize_rows(x.float() if smooth_scales is None else x.float() * smooth_scales.float())
 
 
 @ge_op("AddRmsNormQuant")
@@ -229,7 +227,7 @@ def add_rms_norm_dynamic_quant(
     output_mask: Sequence[bool] = (),
     dst_type: int = _INT8,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """DynamicQuant of the RMS norm of x1 + x2, all in fp32 behind the sum: y1, y2 (empty), the sum, scale1, scale2.
+    """DynamicQuant of the RMS norm of x1 + x2, all in fp32 after the sum: y1, y2 (empty), the sum, scale1, scale2.
 
     Source: ops-nn norm/add_rms_norm_dynamic_quant and its op document.
     """
@@ -240,8 +238,7 @@ def add_rms_norm_dynamic_quant(
     total = x1 + x2
     wide = total.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * gamma.float()
-    scale = normed.abs().amax(-1) / 127.0
-    y = _to_int8(normed / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None])
+    y, scale = _quantize_rows(normed)
     return y, torch.zeros_like(y), total, scale, torch.zeros_like(scale)
 
 
@@ -257,6 +254,12 @@ def unpack_scale(packed: Tensor) -> Tensor:
     """The fp32 scale in an int64 of TransQuantParamV2."""
     bits = packed.view(torch.int64) & 0xFFFFFFFF
     return torch.where(bits >= 2**31, bits - 2**32, bits).to(torch.int32).view(torch.float32)
+
+
+def _quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 of x / s and s, each row's largest |x| / 127."""
+    scale = x.abs().amax(-1) / 127.0
+    return _to_int8(x / scale.clamp(min=torch.finfo(torch.float32).tiny)[..., None]), scale
 
 
 def _to_int8(x: Tensor) -> Tensor:

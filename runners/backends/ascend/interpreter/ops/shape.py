@@ -1,5 +1,6 @@
-"""Ops that rearrange, cut and join, and those that make constants. Source: prototypes in array_ops.h,
-transformation_ops.h, split_combination_ops.h, selection_ops.h; converters.
+"""Ops that rearrange, cut and join tensors, and those that make constants.
+
+Source: prototypes in array_ops.h, transformation_ops.h, split_combination_ops.h, selection_ops.h; converters.
 
 Results may share memory with inputs, as long as nothing writes it: by-reference ops check what they write.
 """
@@ -18,7 +19,10 @@ from runners.backends.ascend.interpreter.ops.checks import (
     require,
     require_same_dtype,
 )
+from runners.backends.ascend.interpreter.ops.pointwise import register_unary
 from runners.backends.ascend.interpreter.registry import ge_op
+
+register_unary({"Identity": lambda x: x, "ZerosLike": torch.zeros_like, "OnesLike": torch.ones_like})
 
 
 @ge_op("Reshape")
@@ -58,12 +62,6 @@ def squeeze(x: Tensor, *, axis: list[int] | None = None) -> Tensor:
     dims = normal_dims(axis, x.dim())
     require(all(x.shape[dim] == 1 for dim in dims), f"Squeeze of dimensions {dims} of {tuple(x.shape)}")
     return x.reshape([size for dim, size in enumerate(x.shape) if dim not in dims])
-
-
-@ge_op("Identity")
-def identity(x: Tensor) -> Tensor:
-    """x."""
-    return x
 
 
 @ge_op("TensorMove")
@@ -195,18 +193,6 @@ def fill(dims: Tensor, value: Tensor) -> Tensor:
     """A tensor of shape `dims` whose elements are all `value`."""
     require(value.numel() == 1, "value must be one element")
     return value.reshape(()).expand(ints(dims)).clone()
-
-
-@ge_op("ZerosLike")
-def zeros_like(x: Tensor) -> Tensor:
-    """Zeros of x's shape and dtype."""
-    return torch.zeros_like(x)
-
-
-@ge_op("OnesLike")
-def ones_like(x: Tensor) -> Tensor:
-    """Ones of x's shape and dtype."""
-    return torch.ones_like(x)
 
 
 @ge_op("Range")
