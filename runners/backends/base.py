@@ -1,4 +1,4 @@
-"""What a backend is."""
+"""Backend: the interface of what compiles graphs for a device."""
 
 from __future__ import annotations
 
@@ -18,13 +18,10 @@ Check = Literal["no", "stop", "record"]  # what to do about a step that differs 
 
 
 class Backend(Protocol):
-    """Compiles graphs for one device.
-
-    leaves_artifacts: whether `compile` leaves files that `load` takes; without them nothing is cached.
-    """
+    """Compiles graphs for one device."""
 
     name: ClassVar[str]
-    leaves_artifacts: ClassVar[bool]
+    leaves_artifacts: ClassVar[bool]  # whether `compile` leaves files that `load` takes; else nothing is cached
     device: torch.device
 
     def fingerprint(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from runners.backends.base import StepFunction
 
 
 class EagerBackend:
-    """Needs nothing but torch; the yardstick of every other backend."""
+    """Needs nothing but torch; other backends are compared with it."""
 
     name: ClassVar[str] = "eager"
     leaves_artifacts: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""How much memory there is, and how much was used."""
+"""Free and peak memory of the host, the control group, or a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which backend a setting means on this machine."""
+"""Select the backend that the setting `backend` means on this machine."""
 
 from __future__ import annotations
 

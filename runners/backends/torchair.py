@@ -36,13 +36,12 @@ from runners.backends.base import Check, StepFunction
 
 @dataclass(frozen=True)
 class AscendOptions:
-    """soc: the chip to lower for. norm: exact or fused. dump_dir: where lowered graphs are written as text. check:
-    compare every run of a lowered graph with the graph that was lowered, and stop at a difference or record it."""
+    """How graphs are lowered, dumped and checked."""
 
-    soc: Chip
-    norm: str
-    dump_dir: Path | None = None
-    check: Check = "no"
+    soc: Chip  # the chip to lower for
+    norm: str  # exact or fused
+    dump_dir: Path | None = None  # where lowered graphs are written as text
+    check: Check = "no"  # every run of a lowered graph against the graph that was lowered
 
 
 def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
@@ -68,7 +67,7 @@ def _attention_passes(soc: Chip) -> tuple[Pass, ...]:
 class TorchairBackend:
     """Lowers to GE through torchair. Without CANN the graph runs in the GE interpreter, on the CPU.
 
-    cache_dir: where the stand-in's libraries are kept. checked_steps: with options.check, the steps compiled so far.
+    cache_dir: where the stand-in's libraries are kept.
     """
 
     name: ClassVar[str] = "torchair"
@@ -80,7 +79,7 @@ class TorchairBackend:
         self.options = options
         # A rank has taken its device before; the stand-in has one per process.
         self.device = torch.device("npu", torch.get_device_module("npu").current_device())
-        self.checked_steps: list[CheckedStep] = []
+        self.checked_steps: list[CheckedStep] = []  # with options.check, the steps compiled so far
 
     @property
     def description(self) -> str:

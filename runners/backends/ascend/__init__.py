@@ -1,1 +1,1 @@
-"""All that knows the chip: SoC tables, the CANN stand-in, the GE interpreter, converters and listings."""
+"""The Ascend backend: lowering through torchair, the CANN stand-in, the GE interpreter, figures of GE graphs."""

@@ -1,4 +1,4 @@
-"""The yardstick: transformers' Gemma as torchair lowers it, with nothing done to it."""
+"""Baseline: transformers' Gemma as torchair lowers it, without any pass of ours."""
 
 from __future__ import annotations
 

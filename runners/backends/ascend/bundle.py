@@ -33,26 +33,22 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class BundleInput:
-    """An input of a graph, in the order of the Data nodes' indices.
+    """An input of a graph, in the order of the Data nodes' indices."""
 
-    kind: weight, cache or input. name: the weight's name in the safetensors, the cache's or the input's own.
-    shape: as the graph reads it. by_reference: whether the graph writes it.
-    """
-
-    kind: str
-    name: str
-    shape: tuple[int, ...]
+    kind: str  # weight, cache or input
+    name: str  # the weight's in the safetensors, the cache's or the input's own
+    shape: tuple[int, ...]  # as the graph reads it
     dtype: str
-    by_reference: bool
+    by_reference: bool  # whether the graph writes it
 
 
 @dataclass(frozen=True)
 class BundleStep:
-    """One bucket's graph. outputs: which of the graph's outputs are the step's, in the step's order."""
+    """One bucket's graph."""
 
     bucket: Bucket
     inputs: tuple[BundleInput, ...]
-    outputs: tuple[int, ...]
+    outputs: tuple[int, ...]  # which of the graph's outputs are the step's, in the step's order
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,10 +61,10 @@ class BundleStep:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle that `read_bundle` has checked. manifest: its JSON; steps: its graphs by bucket."""
+    """A bundle that `read_bundle` has checked."""
 
     directory: Path
-    manifest: dict[str, Any]
+    manifest: dict[str, Any]  # the content of manifest.json
     steps: dict[Bucket, BundleStep]
 
     def serialized(self, bucket: Bucket) -> bytes:

@@ -1,4 +1,4 @@
-"""Runs a serialized GE graph on torchair's engine: on the device, or on the stand-in by the interpreter."""
+"""Run a serialized GE graph on torchair's engine: on the device, or on the stand-in by the interpreter."""
 
 from __future__ import annotations
 

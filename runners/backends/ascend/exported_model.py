@@ -1,4 +1,4 @@
-"""A model that runs from a bundle: no capture, no passes, no lowering."""
+"""ExportedModel: run a model from an exported bundle, without capture, passes or lowering."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a GE graph holds in memory while it runs: liveness over the order in which its nodes run."""
+"""Memory of a GE graph while it runs: liveness of tensors over the order of the nodes, and the peak."""
 
 from __future__ import annotations
 
@@ -12,18 +12,13 @@ from runners.backends.ascend.tensors import tensor_descs
 
 @dataclass(frozen=True)
 class MemoryProfile:
-    """Bytes that a graph holds.
+    """Bytes of memory that a graph takes."""
 
-    inputs: its Data nodes (weights, caches, a step's inputs), which the caller keeps. constants: in the graph. order:
-    the nodes as they run. live: bytes of intermediate tensors and outputs while the node at that place runs. at_peak:
-    the tensors live at the peak (producer -> bytes), the largest first.
-    """
-
-    inputs: int
+    inputs: int  # of its Data nodes (weights, caches, a step's inputs), which the caller keeps
     constants: int
-    order: list[str]
-    live: list[int]
-    at_peak: dict[str, int]
+    order: list[str]  # the nodes as they run
+    live: list[int]  # of intermediate tensors and outputs while the node at that place of `order` runs
+    at_peak: dict[str, int]  # of the tensors that are live at the peak, by producer, the largest first
 
     @property
     def peak(self) -> int:

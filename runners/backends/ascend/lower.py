@@ -1,4 +1,4 @@
-"""Lowering: a ModelGraph whose kernels were selected becomes a GE graph, by torchair, without running anything."""
+"""Lower a ModelGraph with selected kernels to a GE graph, by torchair, without running anything."""
 
 from __future__ import annotations
 
@@ -25,18 +25,14 @@ _VIEWS = (aten.reshape.default, aten.view.default)
 
 @dataclass
 class LoweredStep:
-    """torchair's graph of a step.
+    """torchair's graph of a step."""
 
-    concrete: torchair's object, a function of the placeholders' tensors on the device. module: the functional FX graph
-    that torchair lowered: its nodes' names are in the GE graph, and each that came from a node of the step carries in
-    ``meta["custom"]`` that node's name, as ``origin``, and its ``layer``. views: the shape in which the graph reads a
-    cache, by the position of its placeholder. target: the chip, and device or stand-in; the graph itself says it too.
-    """
-
-    concrete: Any
+    concrete: Any  # torchair's object, a function of the placeholders' tensors on the device
+    # The functional FX graph that torchair lowered. Its nodes' names are in the GE graph, and each that came from a
+    # node of the step carries in meta["custom"] that node's name, as "origin", and its "layer".
     module: fx.GraphModule
-    views: dict[int, tuple[int, ...]]
-    target: Target
+    views: dict[int, tuple[int, ...]]  # the shape in which the graph reads a cache, by its placeholder's position
+    target: Target  # the chip, and device or stand-in; the graph itself says it too
 
     @property
     def pbtxt(self) -> str:

@@ -1,4 +1,4 @@
-"""A readable, deterministic text of a GE graph, and counts of its nodes."""
+"""Print a GE graph as readable, deterministic text, and count its nodes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ COPIES = ("TensorMove", "Assign", "Transpose", "Cast")
 
 @dataclass(frozen=True)
 class GraphCounts:
-    """by_type: nodes of each op type, without inputs, constants and the output. compute: nodes that are kernels
-    (no views). copies: nodes of each type of COPIES. inputs, constants: how many. host_inputs: inputs placed on the
-    CPU. weight_copies: Transpose or Cast of a weight, or of a view of one; where a graph does not say which inputs are
-    weights, of a matrix, not of indices, that nothing writes."""
+    """Numbers of nodes."""
 
-    by_type: dict[str, int]
-    compute: int
-    copies: dict[str, int]
+    by_type: dict[str, int]  # of each op type, without inputs, constants and the output
+    compute: int  # kernels, so no views
+    copies: dict[str, int]  # of each type of COPIES
     inputs: int
     constants: int
-    host_inputs: int
+    host_inputs: int  # inputs placed on the CPU
+    # Transpose or Cast of a weight, or of a view of one. Where a graph does not say which inputs are weights: of a
+    # matrix, not of indices, that nothing writes.
     weight_copies: int
 
 
@@ -40,7 +39,7 @@ def count_nodes(graph: GeGraph) -> GraphCounts:
     weight_copies = 0
     for node in graph.nodes:
         if node.type in ("Transpose", "Cast"):
-            source = _behind_views(node, nodes)
+            source = _viewed(node, nodes)
             weight_copies += source.type == "Data" and source.name not in written and _may_be_weight(source)
     placements = graph.attrs.get("_input_placements") or []
     return GraphCounts(
@@ -54,10 +53,10 @@ def count_nodes(graph: GeGraph) -> GraphCounts:
     )
 
 
-def _behind_views(node: Node, nodes: dict[str, Node]) -> Node:
-    """The node whose result `node` reads, through views."""
+def _viewed(node: Node, nodes: dict[str, Node]) -> Node:
+    """The node whose result `node` reads, directly or through views."""
     source = nodes[next(iter_edges(node))[0]]
-    return _behind_views(source, nodes) if source.type in VIEWS else source
+    return _viewed(source, nodes) if source.type in VIEWS else source
 
 
 def _may_be_weight(data: Node) -> bool:

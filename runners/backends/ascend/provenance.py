@@ -1,4 +1,4 @@
-"""Where the nodes of a GE graph come from: kept in the graph itself, so that every dump of it says so.
+"""Note in a GE graph which FX node, layer and model attribute each node comes from, and read that again.
 
 Attributes that begin with an underscore do not reach a kernel: torchair keeps its own notes in such ones. Ours:
 _model_node is the FX node as the dumps of the passes name it, _model_layer the module of the plain definition,
@@ -25,30 +25,29 @@ _INPUTS = ("Data", "RefData")
 
 @dataclass(frozen=True)
 class Origin:
-    """fx_node: "" for what has none, such as constants. attributes: names of the model's attributes carried here."""
+    """Where a node comes from; "" where it is not noted."""
 
-    fx_node: str
-    layer: str
-    value: str
-    attributes: tuple[str, ...]
+    fx_node: str  # "" for what has none, such as constants
+    layer: str  # module of the plain definition
+    value: str  # of an input: what the tensor is
+    attributes: tuple[str, ...]  # names of the model's attributes carried here
 
 
 @dataclass(frozen=True)
 class Target:
-    """soc: the configuration's name of the chip that a graph was lowered for. lowered: the stand-in's banner, or that
-    it was on the device. Both are "" where that is not known."""
+    """What a graph was lowered for, and on what; "" where that is not known."""
 
-    soc: str
-    lowered: str
+    soc: str  # the chip's name in settings
+    lowered: str  # the stand-in's banner, or that it was on the device
 
 
 @dataclass(frozen=True)
 class Carrier:
-    """A node that carries an attribute of the model. how: the GE attribute and its value, or what stands for it."""
+    """A node that carries an attribute of the model."""
 
     attribute: str
     node: Node
-    how: str
+    how: str  # the GE attribute and its value, or what stands for it
 
 
 def origin_of(node: Node) -> Origin:

@@ -1,4 +1,4 @@
-"""Any rank's lowered graph, of any world size, in one process and without memory: for compile checks and estimates."""
+"""Lower any rank's graph of any world size in one process, without its weights: compile checks and estimates."""
 
 from __future__ import annotations
 
@@ -30,22 +30,16 @@ from runners.backends.ascend.roofline import estimate
 
 @dataclass(frozen=True)
 class RankSummary:
-    """One rank's step of a whole model, extended from graphs of few layers.
+    """One rank's step of a whole model, extended from graphs of few layers."""
 
-    nodes_per_layer: GE nodes of a decoder layer, of the kind that has most, collectives included. collectives: of the
-    whole step, by GE type.
-    weight_bytes: held by the rank. kv_bytes: of the cache, per token. seconds: the roofline estimate of the step,
-    without launches and synchronization.
-    """
-
-    nodes_per_layer: int
-    collectives: dict[str, int]
-    weight_bytes: int
-    kv_bytes: int
-    seconds: float
+    nodes_per_layer: int  # GE nodes of a decoder layer, of the kind that has most, collectives included
+    collectives: dict[str, int]  # of the whole step, by GE type
+    weight_bytes: int  # of the rank
+    kv_bytes: int  # of the cache, per token
+    seconds: float  # the roofline estimate of the step, without launches and synchronization
 
     def kv_tokens(self, soc: Chip, memory_fraction: float) -> int:
-        """Tokens of KV cache that fit beside the weights in a share of the chip's memory."""
+        """Tokens of KV cache that fit into a share of the chip's memory, with the weights."""
         return max(0, int((memory_fraction * soc.rates.memory * 1e9 - self.weight_bytes) // self.kv_bytes))
 
 

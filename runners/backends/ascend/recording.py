@@ -1,4 +1,4 @@
-"""The GE graphs that torchair hands to the engine while a block of code runs, on the stand-in and on a device alike."""
+"""Record the GE graphs that torchair hands to the engine while a block of code runs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from graph_model.ascend.ge_graph import GeGraph, read_graph
 
 @dataclass(frozen=True)
 class LoadedGraph:
-    """graph: what the engine got. options: with which compile options. serialized: the ge.proto.ModelDef, as bytes."""
+    """A graph that the engine got."""
 
     graph: GeGraph
-    options: dict[str, str]
-    serialized: bytes
+    options: dict[str, str]  # compile options
+    serialized: bytes  # its ge.proto.ModelDef
 
 
 @contextmanager
 def recorded_graphs() -> Iterator[list[LoadedGraph]]:
-    """Yields a list to which every graph is appended as it is loaded; torchair must be loaded.
+    """Yields a list to which every graph is appended as it is loaded, on the stand-in or a device.
 
-    One graph for many steps means that nothing was recompiled.
+    torchair must be loaded. One graph for many steps means that nothing was recompiled.
     """
     from torchair.ge._ge_graph import GeGraph as TorchairGraph
 

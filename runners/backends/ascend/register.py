@@ -1,4 +1,4 @@
-"""Make the Ascend ops known to torchair, which lowers them, and to torch, which runs them on CPU tensors."""
+"""Register the Ascend ops' converters with torchair and their CPU kernels with torch."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""A roofline estimate of a GE graph: the time that a chip's peak rates allow for what its nodes move and compute.
+"""Roofline estimate of a GE graph: the time that a chip's peak rates allow for what its nodes move and compute.
 
 It is an estimate, and a lower bound: a node takes as long as the slowest of what it moves, multiplies, computes on
 vectors and sends, each at the chip's peak; nodes run one after another; launches, synchronization, hits in the L2
 cache and the formats and fusions that GE chooses are not in it.
 
-Sources: the rates are those of the chip (graph_model/chips). The vector rate is
-vector cores x 64 fp32 lanes (2048 bits, Hot Chips 2019) x clock; 16-bit vector kernels compute in fp32, so all vector
-work is counted at that rate. fp32 matrix products are counted at a quarter of the fp16 rate (910B data sheets).
+Sources: the rates are those of the chip (graph_model/chips). The vector rate is vector cores x 64 fp32 lanes (2048
+bits, Hot Chips 2019) x clock; 16-bit vector kernels compute in fp32, so all vector work is counted at that rate. fp32
+matrix products are counted at a quarter of the fp16 rate (910B data sheets).
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ _FP32_MATRIX_SHARE = 0.25
 
 @dataclass(frozen=True)
 class NodeCost:
-    """Estimate for one node. seconds: the longest of `times`, by what takes it: memory, matrix, vector, link."""
+    """Estimate for one node."""
 
     name: str
     type: str
     work: Work
-    times: dict[str, float]
+    times: dict[str, float]  # seconds by what takes them: memory, matrix, vector, link
 
     @property
     def seconds(self) -> float:
+        """The longest of `times`."""
         return max(self.times.values())
 
     @property
@@ -49,22 +50,22 @@ class NodeCost:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over nodes. bytes: read and written. matrix_ops, vector_ops: operations, a multiply-add is two."""
+    """Sums over nodes."""
 
     nodes: int
-    bytes: int
-    matrix_ops: int
+    bytes: int  # read and written
+    matrix_ops: int  # operations, a multiply-add is two
     vector_ops: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class CostEstimate:
-    """nodes: in the graph's order. uncounted: node -> why its cost, or its time on the link, is not in the sums."""
+    """Estimate for a graph."""
 
     soc: Chip
-    nodes: list[NodeCost]
-    uncounted: dict[str, str]
+    nodes: list[NodeCost]  # in the graph's order
+    uncounted: dict[str, str]  # by node: why its cost, or its time on the link, is not in the sums
 
     @property
     def total_s(self) -> float:
@@ -104,8 +105,10 @@ def estimate(graph: GeGraph, soc: Chip, context_length: int | None = None) -> Co
 
 
 def gathered_bytes(graph: GeGraph) -> dict[str, int]:
-    """Bytes that each gather of a cache's blocks writes, by the node's name; it reads as many. A cache is an input that
-    the graph writes."""
+    """Bytes that each gather of a cache's blocks writes, by the node's name; it reads as many.
+
+    A cache is an input that the graph writes.
+    """
     descs, nodes, written = tensor_descs(graph), graph.by_name(), writers(graph)
 
     def is_cache(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A lowered step as data: what the engine needs to run it, without capture, passes or lowering."""
+"""StoredStep: a lowered step as one file, which the engine runs without capture, passes or lowering."""
 
 from __future__ import annotations
 
@@ -19,23 +19,21 @@ _GRAPH, _REST = "graph.pb", "step.json"
 
 @dataclass(frozen=True)
 class StepInput:
-    """An input of the GE graph. placeholder: which of the step's arguments it is. shape: in which the graph reads it,
-    over the same memory; None: the argument's own."""
+    """An input of the GE graph."""
 
-    placeholder: int
-    shape: tuple[int, ...] | None
+    placeholder: int  # which of the step's arguments it is
+    shape: tuple[int, ...] | None  # in which the graph reads it, over the same memory; None: the argument's own
 
 
 @dataclass(frozen=True)
 class StoredStep:
-    """serialized: the ge.proto.ModelDef. options: torchair's compile options for it. inputs: by the indices of the Data
-    nodes. outputs: which of the graph's outputs are the step's, in the step's order. assigned: outputs that are written
-    over inputs, as (output, input); the engine writes all other inputs that change by itself."""
+    """What the engine needs to run a lowered step."""
 
-    serialized: bytes
-    options: dict[str, str]
-    inputs: tuple[StepInput, ...]
-    outputs: tuple[int, ...]
+    serialized: bytes  # the ge.proto.ModelDef
+    options: dict[str, str]  # torchair's compile options for it
+    inputs: tuple[StepInput, ...]  # by the indices of the Data nodes
+    outputs: tuple[int, ...]  # which of the graph's outputs are the step's, in the step's order
+    # Outputs that are written over inputs, as (output, input); the engine itself writes other inputs that change.
     assigned: tuple[tuple[int, int], ...] = ()
 
     def write(self, path: Path) -> None:
@@ -95,8 +93,10 @@ def as_read(inputs: Sequence[StepInput], arguments: Sequence[Tensor]) -> list[Te
 
 
 def compile_options(concrete: Any) -> dict[str, str]:
-    """What torchair lets the engine compile a graph with. It warns that frozen parameters must stay where they are:
-    weights are loaded once, and they do."""
+    """What torchair lets the engine compile a graph with.
+
+    It warns that frozen parameters must stay where they are: weights are loaded once, and they do.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="When enable frozen_parameter")
         return dict(concrete._normalize_ge_option()[0])

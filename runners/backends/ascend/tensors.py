@@ -1,4 +1,4 @@
-"""Dtype and shape of every tensor of a GE graph, those that torchair leaves undeclared included."""
+"""Dtype and shape of every tensor of a GE graph, also of those that torchair leaves undeclared."""
 
 from __future__ import annotations
 

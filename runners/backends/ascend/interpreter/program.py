@@ -1,4 +1,4 @@
-"""Loads a GE graph once and executes it many times."""
+"""Program: load a GE graph once and execute it many times on the CPU."""
 
 from __future__ import annotations
 

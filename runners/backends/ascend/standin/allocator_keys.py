@@ -1,4 +1,4 @@
-"""Lets torch_npu be loaded by a CUDA build of torch: each registers its allocator settings, some of the same name.
+"""Let torch_npu be loaded by a CUDA build of torch: both register allocator settings of the same names.
 
 c10 keeps the names in one set and refuses a name that is in it, which aborts the process while torch_npu is loaded. A
 small library, loaded before torch_npu, answers torch_npu's calls for that set with a set of its own. CUDA's settings

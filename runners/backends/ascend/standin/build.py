@@ -1,4 +1,4 @@
-"""Builds the stand-in's libraries once, and keeps them in a cache directory."""
+"""Build the stand-in's libraries with the C compiler, once, and keep them in a cache directory."""
 
 from __future__ import annotations
 

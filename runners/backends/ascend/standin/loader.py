@@ -1,4 +1,4 @@
-"""Loads torch_npu, over the stand-in where CANN is absent."""
+"""Load torch_npu for a chip, over the CANN stand-in where CANN is absent."""
 
 from __future__ import annotations
 

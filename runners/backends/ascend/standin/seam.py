@@ -1,4 +1,4 @@
-"""Replaces the functions through which torchair reaches the graph engine."""
+"""Replace the functions through which torchair reaches the graph engine, by the GE interpreter."""
 
 from __future__ import annotations
 

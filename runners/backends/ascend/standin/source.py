@@ -122,7 +122,7 @@ int snprintf_s(char *to, size_t room, size_t count, const char *format, ...) {
 
 
 def stub_source(symbols: NeededSymbols) -> str:
-    """A weak definition of every needed symbol; ANSWERS, compiled beside it, overrides those it defines."""
+    """A weak definition of every needed symbol; ANSWERS, compiled with it, overrides those it defines."""
     lines = ["#define WEAK __attribute__((weak))"]
     for name in symbols.functions:
         result = "500000" if REFUSED.match(name) else "0"

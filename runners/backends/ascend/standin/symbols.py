@@ -18,15 +18,11 @@ _OPERATOR_LIBRARY = re.compile(r"^acl(Create|Destroy|Get|Set)\w*(Tensor|Scalar|A
 
 @dataclass(frozen=True)
 class NeededSymbols:
-    """What the dynamic linker, and torch_npu itself while running, would look for in CANN; sorted.
+    """What the dynamic linker, and torch_npu itself while running, would look for in CANN; sorted."""
 
-    libraries: SONAMEs that neither the system, torch nor torch_npu provides.
-    functions, data: symbols to be defined there; data are C++ virtual tables and type information.
-    """
-
-    libraries: tuple[str, ...]
+    libraries: tuple[str, ...]  # SONAMEs that neither the system, torch nor torch_npu provides
     functions: tuple[str, ...]
-    data: tuple[str, ...]
+    data: tuple[str, ...]  # C++ virtual tables and type information
 
 
 def needed_symbols(torch_npu_dir: Path, torch_dir: Path) -> NeededSymbols:
