@@ -13,7 +13,7 @@ import test_ge_arrangement_definitions
 import test_ge_collective_ops
 import test_ge_elementwise_definitions
 import test_ge_quant_definitions
-import test_ops_by_formula
+from support.op_cases import CASES
 
 from graph_model.ascend.ge_graph import GE_DTYPES
 from runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
@@ -46,8 +46,8 @@ def covered(module: ModuleType) -> Iterator[str]:
             yield from getattr(value, "covered_ge_ops", ())
 
 
-def test_every_op_type_is_held_to_a_formula_alone() -> None:
-    tested = {op for op, _, _ in test_ops_by_formula.CASES}
+def test_every_op_type_is_checked_by_a_formula_alone() -> None:
+    tested = {op for op, _, _ in CASES}
     for module in MODULES:
         tested |= set(covered(module))
     assert OPS.keys() - tested == set(), "add a test of the op alone to a test_ge_*_definitions.py"
