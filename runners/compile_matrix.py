@@ -118,7 +118,7 @@ def summarize(
     from graph_model.quantization.schemes import find_scheme
     from graph_model.tensor_parallel import Shard, check_world_size
     from passes.pipeline import build_kernel_options, build_passes
-    from runners.backends.ascend.rank_graph import summarize_rank
+    from runners.backends.ascend.rank_graph import RankCase
     from runners.backends.torchair import AscendOptions, kernel_passes
     from runners.settings.model_settings import NAMED_CONFIGS
 
@@ -141,7 +141,8 @@ def summarize(
     kernels = kernel_passes(AscendOptions(soc, "exact"))
     passes = (*build_passes(settings.passes, shard), *kernels, *build_kernel_options(settings.passes))
     cache_config = KVCacheConfig(width * settings.batch_size + 1, settings.block_size)
-    return summarize_rank(config, soc, getattr(torch, dtype), bucket, cache_config, passes, shard, quantization)
+    case = RankCase(config, soc, getattr(torch, dtype), bucket, cache_config, passes, shard, quantization)
+    return case.summarize()
 
 
 def _keep_float(settings: CompileMatrixSettings, scheme: str) -> list[str]:

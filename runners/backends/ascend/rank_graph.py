@@ -43,80 +43,71 @@ class RankSummary:
         return max(0, int((memory_fraction * soc.rates.memory * 1e9 - self.weight_bytes) // self.kv_bytes))
 
 
-def summarize_rank(
-    config: GemmaConfig,
-    soc: Chip,
-    dtype: torch.dtype,
-    bucket: Bucket,
-    cache_config: KVCacheConfig,
-    passes: Sequence[Pass],
-    shard: Shard,
-    quantization: Quantization | None = None,
-) -> RankSummary:
-    """Lower a rank's step, check that the chip takes it, and sum up what it costs.
+@dataclass(frozen=True)
+class RankStep:
+    """One rank's lowered step."""
 
-    passes: all of them, built for `shard`. quantization: of the whole model; all layers are taken to be quantized as
-    the first ones. torch_npu must be loaded for `soc`, with no process group in existence. Raises GeGraphError or
-    UserError if the chip does not take the graph.
-    """
-    few = family_of(config).few_layers()
-
-    def measure(smaller: GemmaConfig) -> RankStep:
-        part = _of_layers(quantization, smaller)
-        return measure_rank(smaller, soc, dtype, bucket, cache_config, passes, shard, part)
-
-    base = measure(few.base)
-    more = [(measure(each.config), each.rest) for each in few.more]
-    total = Counter(base.collectives)
-    for step, rest in more:
-        for name, count in (Counter(step.collectives) - Counter(base.collectives)).items():
-            total[name] += rest * count
-    return RankSummary(
-        nodes_per_layer=max(step.nodes - base.nodes for step, _ in more),
-        collectives=dict(total),
-        weight_bytes=base.weight_bytes + sum(rest * (step.weight_bytes - base.weight_bytes) for step, rest in more),
-        kv_bytes=base.kv_bytes + sum(rest * (step.kv_bytes - base.kv_bytes) for step, rest in more),
-        seconds=base.seconds + sum(rest * (step.seconds - base.seconds) for step, rest in more),
-    )
+    nodes: int  # that run
+    copies: int  # of caches or weights, at run time
+    collectives: dict[str, int]  # by GE type
+    weight_bytes: int
+    kv_bytes: int  # per token
+    seconds: float  # see RankSummary
 
 
 @dataclass(frozen=True)
-class RankStep:
-    """One rank's lowered step. nodes: that run. copies: of caches or weights, at run time. Others as of RankSummary."""
+class RankCase:
+    """A rank's step that is to be lowered; torch_npu must be loaded for `soc`, with no process group in existence."""
 
-    nodes: int
-    copies: int
-    collectives: dict[str, int]
-    weight_bytes: int
-    kv_bytes: int
-    seconds: float
+    config: GemmaConfig
+    soc: Chip
+    dtype: torch.dtype
+    bucket: Bucket
+    cache_config: KVCacheConfig
+    passes: Sequence[Pass]  # all of them, built for `shard`
+    shard: Shard
+    quantization: Quantization | None = None
 
+    def measure(self) -> RankStep:
+        """Lower the graph of `config` as it is. Raises GeGraphError or UserError if the chip does not take it."""
+        with fake_group(self.shard):
+            graph = capture(self.config, self.bucket, self.cache_config, self.dtype, self.quantization)
+            run_passes(graph, self.passes)
+            lowered = lower(graph).graph
+        check_graph(lowered, self.soc)
+        counts = count_nodes(lowered)
+        return RankStep(
+            nodes=counts.compute,
+            copies=counts.copies["TensorMove"] + counts.copies["Assign"] + counts.weight_copies,
+            collectives=dict(collectives(lowered)),
+            weight_bytes=sum(prod(e.shape) * e.dtype.itemsize for e in dict.fromkeys(graph.weight_plan.values())),
+            kv_bytes=_kv_bytes(graph),
+            seconds=estimate(lowered, self.soc).total_s,
+        )
 
-def measure_rank(
-    config: GemmaConfig,
-    soc: Chip,
-    dtype: torch.dtype,
-    bucket: Bucket,
-    cache_config: KVCacheConfig,
-    passes: Sequence[Pass],
-    shard: Shard,
-    quantization: Quantization | None = None,
-) -> RankStep:
-    """Lower the rank's graph of `config` as it is; arguments and errors as of `summarize_rank`."""
-    with fake_group(shard):
-        graph = capture(config, bucket, cache_config, dtype, quantization)
-        run_passes(graph, passes)
-        lowered = lower(graph).graph
-    check_graph(lowered, soc)
-    counts = count_nodes(lowered)
-    return RankStep(
-        nodes=counts.compute,
-        copies=counts.copies["TensorMove"] + counts.copies["Assign"] + counts.weight_copies,
-        collectives=dict(collectives(lowered)),
-        weight_bytes=sum(prod(e.shape) * e.dtype.itemsize for e in dict.fromkeys(graph.weight_plan.values())),
-        kv_bytes=_kv_bytes(graph),
-        seconds=estimate(lowered, soc).total_s,
-    )
+    def summarize(self) -> RankSummary:
+        """Sum up what the step costs, from graphs of few layers; errors as of `measure`.
+
+        All layers are taken to be quantized as the first ones.
+        """
+        few = family_of(self.config).few_layers()
+
+        def measure(smaller: GemmaConfig) -> RankStep:
+            return replace(self, config=smaller, quantization=_of_layers(self.quantization, smaller)).measure()
+
+        base = measure(few.base)
+        more = [(measure(each.config), each.rest) for each in few.more]
+        total = Counter(base.collectives)
+        for step, rest in more:
+            for name, count in (Counter(step.collectives) - Counter(base.collectives)).items():
+                total[name] += rest * count
+        return RankSummary(
+            nodes_per_layer=max(step.nodes - base.nodes for step, _ in more),
+            collectives=dict(total),
+            weight_bytes=base.weight_bytes + sum(rest * (step.weight_bytes - base.weight_bytes) for step, rest in more),
+            kv_bytes=base.kv_bytes + sum(rest * (step.kv_bytes - base.kv_bytes) for step, rest in more),
+            seconds=base.seconds + sum(rest * (step.seconds - base.seconds) for step, rest in more),
+        )
 
 
 @contextlib.contextmanager

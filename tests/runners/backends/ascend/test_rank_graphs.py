@@ -29,7 +29,7 @@ from graph_model.graph import KVCacheConfig
 from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.tensor_parallel import Shard
 from passes.pipeline import DEFAULT_PASSES, build_passes
-from runners.backends.ascend.rank_graph import RankStep, measure_rank
+from runners.backends.ascend.rank_graph import RankCase, RankStep
 from runners.backends.torchair import AscendOptions, kernel_passes
 from runners.compile_matrix import replace_table
 from runners.settings.model_settings import NAMED_CONFIGS
@@ -93,7 +93,7 @@ def measure(soc: Chip, case: Case) -> RankStep:
     if scheme != "none":
         quantization = Quantization(scheme, select_linears(config, KEPT), stored=scheme == "w8a8")  # type: ignore[arg-type]
     step_of = (BUCKETS[phase], KVCacheConfig(64, 64), tuple(passes), shard, quantization)
-    return measure_rank(config, soc, getattr(torch, dtype), *step_of)
+    return RankCase(config, soc, getattr(torch, dtype), *step_of).measure()
 
 
 def ideal_bytes(config: GemmaConfig, world_size: int, scheme: str) -> float:
