@@ -1,4 +1,4 @@
-"""How far apart two sides are: token agreement and the KL divergence of next-token distributions."""
+"""Token agreement and KL divergence of two sides' next-token distributions."""
 
 from __future__ import annotations
 
@@ -16,22 +16,17 @@ MAX_SHARE = 0.005
 
 @dataclass
 class Divergence:
-    """What is compared is P places: the next token behind every prefix of each text's answer.
+    """Sides a and b compared in P places: the next token after every prefix of each text's answer."""
 
-    texts, steps: [P], which text, and which token of its answer. kl: [P], KL(a || b) in nats. best: [P, 2], the
-    likeliest token of a and of b. logprobs_a, logprobs_b: [P, 2], what each side gives those two tokens.
-    num_texts, same_answers: texts, and how many of them both sides, left alone, answer alike.
-    """
-
-    texts: np.ndarray
-    steps: np.ndarray
-    kl: np.ndarray
-    best: np.ndarray
-    logprobs_a: np.ndarray
-    logprobs_b: np.ndarray
+    texts: np.ndarray  # [P], which text
+    steps: np.ndarray  # [P], which token of its answer
+    kl: np.ndarray  # [P], KL(a || b) in nats
+    best: np.ndarray  # [P, 2], the most likely token of a and of b
+    logprobs_a: np.ndarray  # [P, 2], what side a gives those two tokens
+    logprobs_b: np.ndarray  # [P, 2], what side b gives them
     num_texts: int
-    same_answers: int
-    first: int | None = field(init=False)  # the first place where the likeliest tokens differ
+    same_answers: int  # texts that both sides, left alone, answer alike
+    first: int | None = field(init=False)  # the first place where the most likely tokens differ
 
     def __post_init__(self) -> None:
         differ = np.flatnonzero(self.best[:, 0] != self.best[:, 1])
@@ -39,7 +34,7 @@ class Divergence:
 
     @property
     def agreement(self) -> float:
-        """Share of the places where both sides' likeliest tokens are equal, on the same prefix."""
+        """Share of the places where both sides' most likely tokens are equal, on the same prefix."""
         return float((self.best[:, 0] == self.best[:, 1]).mean())
 
     @property

@@ -1,4 +1,4 @@
-"""What a comparison found: on the terminal, in a summary as JSON, and in a CSV with a line per compared place."""
+"""Report a comparison: on the terminal, as a JSON summary, and as a CSV with a line per compared place."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def print_comparison(
     for side, outcome in zip(sides, outcomes, strict=True):
         print(f"{side.name + ':':17} {str(side).strip() or 'the settings as they are'}")
         print(f"{side.name + ' ran on:':17} {outcome.backend}")
-    print(f"compared:         {len(found.kl)} next-token distributions behind {found.num_texts} prompts")
+    print(f"compared:         {len(found.kl)} next-token distributions after {found.num_texts} prompts")
     print(f"token agreement:  {found.agreement:.2%} on the same prefixes, {found.same_answers} answers alike")
     kl = found.kl
     print(f"KL(a || b):       mean {kl.mean():.2e}, largest {kl.max():.2e}, share above 1e-4 {found.share:.2%}")
     place = found.first
     if place is None:
-        print("divergence:       none, the likeliest tokens are equal everywhere")
+        print("divergence:       none, the most likely tokens are equal everywhere")
     else:
         text, step = int(found.texts[place]), int(found.steps[place])
-        print(f"first divergence: prompt {text}, token {step} of the answer, behind")
+        print(f"first divergence: prompt {text}, token {step} of the answer, after")
         print(f"  {_shown(_before(texts, text, step), tokenizer)}")
         for column, name in enumerate("ab"):
             at_a, at_b = (math.exp(side[place, column]) for side in (found.logprobs_a, found.logprobs_b))
@@ -77,7 +77,7 @@ def _summary(
     first = None
     if place is not None:
         text, step = int(found.texts[place]), int(found.steps[place])
-        first = {"prompt": text, "step": step, "behind_token_ids": _before(texts, text, step)}
+        first = {"prompt": text, "step": step, "after_token_ids": _before(texts, text, step)}
         first["token_ids"] = [int(token) for token in found.best[place]]
     return {
         **{
@@ -102,7 +102,7 @@ def _summary(
 
 
 def _positions(outcomes: Sequence[Outcome], texts: Texts, found: Divergence) -> str:
-    columns = ("prompt", "step", "token_id", "kl", "likeliest_a", "likeliest_b", "a_in_a", "a_in_b", "b_in_a", "b_in_b")
+    columns = ("prompt", "step", "token_id", "kl", "best_a", "best_b", "a_in_a", "a_in_b", "b_in_a", "b_in_b")
     backends = {f"backend_{name}": outcome.backend for name, outcome in zip("ab", outcomes, strict=True)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""One side of a comparison, in a process of its own: a process can lower for one chip only."""
+"""Compute one side of a comparison, in a process of its own: a process can lower for one chip only."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Texts:
-    """Token ids of each text, and how many of them are its prompt; what comes behind is compared."""
+    """Texts whose tokens after the prompt are compared."""
 
-    token_ids: list[list[int]]
-    prompt_lengths: list[int]
+    token_ids: list[list[int]]  # of each text
+    prompt_lengths: list[int]  # how many of them are its prompt
 
     @property
     def answers(self) -> list[list[int]]:
@@ -48,18 +48,16 @@ class Texts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a side gave: distributions [positions, vocab] float32 in a file, all texts behind one another, its greedy
-    answers where it was asked for them, its precision (dtype and quantization), and the description of what computed
-    it."""
+    """What a side gave."""
 
-    logprobs: Path
-    answers: list[list[int]]
-    precision: str
-    backend: str
+    logprobs: Path  # a file of distributions [positions, vocab] float32, of one text after the other
+    answers: list[list[int]]  # greedy
+    precision: str  # dtype and quantization
+    backend: str  # description of what computed it
 
 
 def run_side(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> tuple[Texts, Outcome]:
-    """Compute a side in a new process; returns the texts, with its greedy answers behind the bare prompts.
+    """Compute a side in a new process; returns the texts, with its greedy answers after the bare prompts.
 
     sampling: of its answers, greedy. Texts that have answers already keep them. path: for the distributions. Bars show
     the progress. Raises UserError, and ChildProcessError if the process dies.
@@ -169,5 +167,5 @@ def _complete(texts: Texts, answers: Sequence[list[int]]) -> Texts:
     if any(texts.answers):
         return texts
     if not all(answers):
-        raise UserError("a prompt has an empty answer, behind which there is nothing to compare. Leave it out.")
+        raise UserError("a prompt has an empty answer, so there is nothing to compare. Leave it out.")
     return Texts([ids + answer for ids, answer in zip(texts.token_ids, answers, strict=True)], texts.prompt_lengths)

@@ -123,7 +123,7 @@ def test_a_broken_rule_ends_with_status_1_and_shows_where(
             assert int(row["step"]) == step
             assert float(row["kl"]) == pytest.approx(float(kl[step]), rel=1e-2, abs=1e-5)
             best = int(a[step].argmax()), int(b[step].argmax())
-            assert (int(row["likeliest_a"]), int(row["likeliest_b"])) == best
+            assert (int(row["best_a"]), int(row["best_b"])) == best
             assert best[0] == int(row["token_id"]), "a's answers are greedy"
             expected = [a[step, best[0]], b[step, best[0]], a[step, best[1]], b[step, best[1]]]
             found = [float(row[name]) for name in ("a_in_a", "a_in_b", "b_in_a", "b_in_b")]
@@ -135,12 +135,12 @@ def test_a_broken_rule_ends_with_status_1_and_shows_where(
     assert summary["token_agreement"] == pytest.approx(equal / 24)
     assert summary["kl_mean"] == pytest.approx(sum(float(row["kl"]) for row in positions) / 24)
     (best, text, step, probabilities) = next(entry for entry in agree if entry[0][0] != entry[0][1])
-    assert f"first divergence: prompt {text}, token {step} of the answer, behind" in result.stdout
+    assert f"first divergence: prompt {text}, token {step} of the answer, after" in result.stdout
     assert f"probability {math.exp(probabilities[0]):.4f} in a, {math.exp(probabilities[1]):.4f} in b" in result.stdout
     assert summary["first_divergence"]["token_ids"] == list(best)
     answer = [int(row["token_id"]) for row in positions if row["prompt"] == str(text)]
-    behind = [BOS, *ids_of(PROMPTS[text]), *answer[:step]][-16:]
-    assert summary["first_divergence"]["behind_token_ids"] == behind
+    before = [BOS, *ids_of(PROMPTS[text]), *answer[:step]][-16:]
+    assert summary["first_divergence"]["after_token_ids"] == before
 
 
 @pytest.mark.parametrize("b", ["[quant=w8a16]", "[dtype=bfloat16]", "[transformers,dtype=float16]"])
