@@ -1,4 +1,4 @@
-"""A directory from which code is loaded: made for its owner alone, checked with all below it, limited in size."""
+"""Make and check the cache directory, which only its owner may write to, and limit its size."""
 
 from __future__ import annotations
 

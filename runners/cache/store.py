@@ -1,4 +1,4 @@
-"""Files that were compiled, kept on disk by their digests; what is loaded lies in a directory of the process itself."""
+"""FileStore: compiled files on disk by their digests, and the process's own directory that they are loaded from."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def unwritable(root: Path, error: OSError) -> str:
 
 
 def mark_used(path: Path) -> None:
-    """What is not used for longest is removed first where the cache has a limit."""
+    """Set a file's time: where the cache has a limit, the files that were not used for longest are removed first."""
     with contextlib.suppress(OSError):  # read-only
         os.utime(path)
 

@@ -23,11 +23,11 @@ class CompileCache:
     """Entries under `root`: a JSON file named by the key, which names the backend's artifact by its digest.
 
     An entry appears at once or not at all, and is used only if it and its artifact still have their digests. Artifacts
-    hold code: see `private_directory`. limit: bytes that all files under `root` may have, None: any number.
+    hold code: see `private_directory`.
     """
 
     root: Path
-    limit: float | None = None
+    limit: float | None = None  # bytes that all files under `root` may have; None: any number
 
     def find(self, key: str) -> tuple[dict[str, Any], Path] | None:
         """Description and artifact path of an entry, or None if there is none or it is damaged."""
@@ -69,7 +69,7 @@ class CompileCache:
 
 
 def _digest_of(artifact: str, description: Any) -> str:
-    """Of all that an entry says."""
+    """The digest of an entry's content."""
     return hashlib.sha256(json.dumps([artifact, description], sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""CompiledModel: weights, caches and one compiled step per bucket."""
+"""CompiledModel: run a model's steps, with its weights, its KV caches and one compiled step per bucket."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Loaded:
 
 @dataclass
 class CompileReport:
-    """What warming up cost."""
+    """Steps that warming up compiled or found in the cache, and its time."""
 
     compiled: int = 0
     from_cache: int = 0

@@ -1,4 +1,4 @@
-"""From a bucket to a compiled step: capture, passes, backend, or the cache."""
+"""Compile the step of a bucket: capture, passes and backend, or the cache."""
 
 from __future__ import annotations
 
@@ -29,10 +29,7 @@ from runners.compile.cache import CompileCache, cache_key, source_digest
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the steps of one model have in common, whatever their bucket.
-
-    shard: the rank that they run on, the one that `passes` share the model for. description: of the backend, for dumps.
-    """
+    """What the steps of one model have in common, whatever their bucket."""
 
     config: GemmaConfig
     dtype: torch.dtype
@@ -43,8 +40,8 @@ class Recipe:
     dump_dir: Path | None = None
     observe: Observer | None = None
     quantization: Quantization | None = None
-    shard: Shard = WHOLE
-    description: str = ""
+    shard: Shard = WHOLE  # the rank that the steps run on, for which `passes` were built
+    description: str = ""  # of the backend, for dumps
 
     def key(self, bucket: Bucket) -> str:
         """The cache key of the recipe's step for `bucket`."""
@@ -73,19 +70,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Step:
-    """A bucket's signature, and how to get its function.
-
-    weight_plan: the weights' placeholders, in order; then come `caches` (shape and dtype), then `input_names`.
-    compile: makes the step's function from arguments of the right shapes.
-    cached: whether the function comes from the cache.
-    """
+    """A bucket's signature - weights, then caches, then inputs -, and how to get its function."""
 
     bucket: Bucket
     weight_plan: WeightPlan
-    caches: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    caches: tuple[tuple[tuple[int, ...], torch.dtype], ...]  # shape and dtype
     input_names: tuple[str, ...]
-    compile: Callable[[Sequence[Tensor]], StepFunction]
-    cached: bool
+    compile: Callable[[Sequence[Tensor]], StepFunction]  # makes the function from arguments of the right shapes
+    cached: bool  # whether the function comes from the cache
 
 
 def prepare_step(recipe: Recipe, bucket: Bucket) -> Step:

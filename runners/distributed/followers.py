@@ -1,4 +1,4 @@
-"""Ranks for a program of one's own: it is rank 0, and the others are processes that follow it."""
+"""Start the other ranks of a user's own program, which is rank 0: they are processes that follow it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Joining the other ranks: which one this is, its device, the process group, and that all agree on the settings."""
+"""Form the process group: this process's rank and device, and the check that all ranks have the same settings."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _steps: dist.ProcessGroup | None = None
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process stands among the ranks; local: among those of its machine."""
+    """This process's rank."""
 
     rank: int
     world_size: int
-    local_rank: int
+    local_rank: int  # among the ranks of its machine
     local_world_size: int
 
 

@@ -1,4 +1,4 @@
-"""Ranks that are stopped or stuck, but not dead: found by the heartbeat that each sends, named and ended."""
+"""Heartbeats of ranks: find a rank that is stopped or stuck, name it and end it."""
 
 from __future__ import annotations
 
@@ -92,13 +92,13 @@ class Heartbeat:
 
 
 def _place() -> str:
-    """What two processes have in common that know each other by the same numbers."""
+    """Host and process namespace: processes of one place see each other under the same ids."""
     namespace = os.readlink("/proc/self/ns/pid") if sys.platform == "linux" else ""
     return f"{socket.gethostname()} {namespace}"
 
 
 def describe_silence(rank: int, timeout: int) -> str:
-    """What is said of a rank that sends no heartbeat."""
+    """The message about a rank that sends no heartbeat."""
     return (
         f"rank {rank} has not answered within {timeout} s (ranks.timeout): it is stopped, or stuck. All ranks are "
         "ended; finished requests are in output_file, if one was given."

@@ -1,4 +1,4 @@
-"""Starting the ranks of this machine through torch's elastic agent, which ends them all when one fails."""
+"""Start the ranks of this machine through torch's elastic agent, which ends them all when one fails."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def start_ranks(settings: ModelSettings) -> None:
 
 
 def describe_end(rank: int, process: int, exitcode: int) -> str:
-    """What became of a rank whose end ended all."""
+    """The message about the rank whose end made all others end."""
     how = f"was ended by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with status {exitcode}"
     return f"rank {rank} (process {process}) {how}, so all ranks were ended."
 

@@ -1,4 +1,4 @@
-"""The steps of rank 0 on all ranks: it says which step it runs and on what arrays, the others run the same."""
+"""LeadingModel: rank 0 broadcasts each step and its arrays, and the other ranks run the same."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Message(IntEnum):
 
 
 class LeadingModel(CompiledModel):
-    """Rank 0's model: whatever it does, the other ranks do. A step costs two broadcasts of its integer arrays."""
+    """Rank 0's model: the other ranks do what it does. A step costs two broadcasts, of a header and of its arrays."""
 
     def warm_up(self, buckets: Iterable[Bucket]) -> None:
         buckets = list(buckets)

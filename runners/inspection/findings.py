@@ -1,4 +1,4 @@
-"""The figures of one lowered graph: operations by type and layer, inputs, outputs, memory, cost, attributes."""
+"""Figures of one lowered graph: operations by type and layer, inputs, outputs, memory, cost, attributes."""
 
 from __future__ import annotations
 
@@ -21,33 +21,30 @@ OUTSIDE = "outside the layers"
 
 @dataclass(frozen=True)
 class InputGroup:
-    """Inputs alike. kind: weight, cache, input, or "" in dumps made elsewhere. writers: op types that write them by
-    reference. example: the first one's name, or what it is."""
+    """Inputs alike."""
 
     count: int
-    kind: str
+    kind: str  # weight, cache, input, or "" in dumps made elsewhere
     desc: TensorDesc
-    bytes: int
-    writers: tuple[str, ...]
-    example: str
+    bytes: int  # of all of them
+    writers: tuple[str, ...]  # op types that write them by reference
+    example: str  # the first one's name, or what it is
 
 
 @dataclass(frozen=True)
 class Findings:
-    """dump: what was inspected. types: nodes of each op type. unknown: nodes of each op type that the interpreter does
-    not know, so that what they write by reference is not known either. columns: kernels by type, by heading: a run of
-    equal decoder layers is one column, with the counts of one of them. layer_of: decoder layer of each node, None
-    outside."""
+    """Everything that is shown about a lowered graph."""
 
     dump: Dump
-    types: dict[str, int]
-    unknown: dict[str, int]
+    types: dict[str, int]  # nodes of each op type
+    unknown: dict[str, int]  # the same of types that the interpreter does not know: what they write is not known either
+    # Kernels by type, by heading: a run of equal decoder layers is one column, with the counts of one of them.
     columns: dict[str, Counter[str]]
-    layer_of: dict[str, int | None]
+    layer_of: dict[str, int | None]  # decoder layer of each node; None: outside
     inputs: list[InputGroup]
     outputs: list[str]
-    constants: list[tuple[str, int]]
-    carriers: list[Carrier]
+    constants: list[tuple[str, int]]  # name with dtype and shape, and bytes; the largest first
+    carriers: list[Carrier]  # nodes with attributes of the model
     memory: MemoryProfile
     cost: CostEstimate
     kernels: int
@@ -60,7 +57,7 @@ class Findings:
 
 
 def find(dump: Dump, context_length: int | None) -> Findings:
-    """Everything that is shown about a graph. context_length: as in `cost.estimate`."""
+    """Everything that is shown about a graph. context_length: as in `roofline.estimate`."""
     graph = dump.graph
     counts = count_nodes(graph)
     layers = {node.name: decoder_layer(origin_of(node).layer) for node in graph.nodes}

@@ -1,4 +1,4 @@
-"""A step of the configured model, lowered now, as a dump."""
+"""Lower a step of the configured model now, and dump it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def dump_step(settings: InspectGraphSettings, context_length: int | None, folder
 
 
 def recipe_of(settings: ModelSettings, resources: ExitStack) -> Recipe:
-    """The recipe of the model's steps. The cache is not allocated, so that its size is not limited by this machine's
-    memory."""
+    """The recipe of the model's steps. The cache, which is not allocated, may exceed this machine's memory."""
     per_sequence = -(-settings.max_seq_len // settings.block_size)
     num_blocks = settings.num_blocks or settings.max_batch_size * per_sequence
     return load_model(replace(settings, num_blocks=num_blocks), resources, device_memory=math.inf).model.recipe

@@ -1,4 +1,4 @@
-"""This project's steps beside transformers' model as torchair lowers it, with nothing done to it."""
+"""Compare this project's steps with transformers' model as torchair lowers it, without any pass of ours."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ _TOKENS = 512
 
 @dataclass(frozen=True)
 class StepFigures:
-    """Of one decoder layer: kernels (views not counted), by type, and bytes of device memory read and written. Of the
-    whole step: bytes. uncounted: nodes of a layer whose bytes are not in the sums, as torchair declares no shape."""
+    """Figures of one decoder layer and of a whole step; bytes are those of device memory read and written."""
 
-    kernels: int
-    by_type: dict[str, int]
+    kernels: int  # of a layer, views not counted
+    by_type: dict[str, int]  # nodes of a layer
     layer_bytes: int
     step_bytes: int
-    uncounted: int
+    uncounted: int  # nodes of a layer whose bytes are not in the sums, as torchair declares no shape
 
 
 def compare_with_naive(settings: InferSettings, context_length: int | None) -> str:

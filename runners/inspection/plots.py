@@ -1,7 +1,8 @@
-"""Memory over the order of nodes and time by node, as one SVG picture."""
+"""Plot live memory over the order of nodes and time by node, as one SVG picture."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 
 from runners.backends.ascend.roofline import NodeCost
@@ -96,9 +97,8 @@ def _times(costs: list[NodeCost], top: float) -> list[str]:
     return [*parts, *_scale(largest, top, duration)]
 
 
-def _scale(largest: float, top: float, text: object) -> list[str]:
+def _scale(largest: float, top: float, text: Callable[[float], str]) -> list[str]:
     """Labels of the largest value and of its half."""
-    assert callable(text)
     parts = []
     for share in (0.5, 1.0):
         y = top + _PANEL - share * (_PANEL - 8)

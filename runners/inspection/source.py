@@ -1,4 +1,4 @@
-"""What is inspected: dumped graphs, with the texts of the passes that lie beside them."""
+"""Read dumped graphs, with the texts of the passes in the same folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _GRAPH = "lowered.pbtxt"
 
 @dataclass(frozen=True)
 class Dump:
-    """One lowered step. notes: the header of its listing. passes: name and text of the graph after each pass."""
+    """One lowered step."""
 
     name: str
     graph: GeGraph
     soc: Chip
-    notes: list[str]
-    passes: list[tuple[str, str]]
+    notes: list[str]  # the header of its listing
+    passes: list[tuple[str, str]]  # name and text of the graph after each pass
 
 
 def read_dumps(path: Path, soc: str | None) -> list[Dump]:
