@@ -1,4 +1,4 @@
-"""Acceptance of the ops of lowered graphs: device against interpreter against formula, op by op."""
+"""Verify each op of lowered graphs alone: device against interpreter against formula."""
 
 from __future__ import annotations
 
@@ -25,20 +25,15 @@ _INTEGERS_PER_TIE = 1000
 
 @dataclass
 class OpResult:
-    """What running one op alone gave: largest relative differences over its outputs, None: not compared.
-
-    step: that it was cut from. allowed: the bound for its narrowest output. formula: the interpreter from the formula.
-    engine: what torchair's engine gave from the interpreter; on the stand-in the engine is the interpreter. problem:
-    what is wrong, "" if nothing is.
-    """
+    """What running one op alone gave: the largest relative differences over its outputs; None: not compared."""
 
     type: str
     case: str
-    step: str
-    allowed: float
-    formula: float | None = None
-    engine: float | None = None
-    problem: str = ""
+    step: str  # that it was cut from
+    allowed: float  # the bound for its narrowest output
+    formula: float | None = None  # the interpreter's result from the formula's
+    engine: float | None = None  # the engine's from the interpreter's; on the stand-in the engine is the interpreter
+    problem: str = ""  # what is wrong; "": nothing
 
 
 def verify_ops(cases: Iterable[SingleOp]) -> list[OpResult]:

@@ -33,14 +33,13 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Report:
-    """backend: as of the backend's description. device: name and CANN's version, of a device. failures: one text for
-    each thing that is wrong."""
+    """What running the ops and steps of a model showed."""
 
     on_standin: bool
-    backend: str
-    device: dict[str, str]
+    backend: str  # its description
+    device: dict[str, str]  # name and CANN's version, of a device
     versions: dict[str, str]
-    failures: list[str]
+    failures: list[str]  # a text for each thing that is wrong
     ops: list[OpResult]
     steps: list[StepResult]
 
@@ -85,9 +84,9 @@ def _unwritable(directory: Path, error: OSError) -> UserError:
 def report_text(report: Report) -> str:
     """The report for a reader: a line per op type and per step, then what failed.
 
-    own: the cases of the configured model's steps; others are those of representative ones. formula: the interpreter's
-    largest difference from the formula; device: the device's from the interpreter. Both are
-    relative to the largest value, of integers the share that differs.
+    Columns. own: the cases of the configured model's steps; others are those of representative ones. formula: the
+    interpreter's largest difference from the formula; device: the device's from the interpreter. Both are relative to
+    the largest value, of integers the share that differs.
     """
     lines = [report.backend, report.statement, ""]
     lines += [f"{name}: {value}" for name, value in {**report.device, **report.versions}.items()]

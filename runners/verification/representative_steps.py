@@ -1,4 +1,4 @@
-"""Small steps of every kind that a chip runs: between them they have every op type of any configuration's graphs."""
+"""Small steps of every kind that a chip runs; between them they have every op type of any configuration's graphs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LIMITS = {torch.int32: 1000, torch.float32: 8}  # of the numbers in place of ze
 
 @dataclass(frozen=True)
 class RepresentativeStep:
-    """A step of a model with random weights. kept: linears in floating point where others are quantized."""
+    """A step of a model with random weights."""
 
     bucket: Bucket
     config: GemmaConfig
@@ -44,7 +44,7 @@ class RepresentativeStep:
     norm: str = "exact"
     block_size: int = 64
     scheme: str | None = None
-    kept: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()  # linears in floating point where others are quantized
     kv8: bool = False
     shard: Shard = WHOLE
 

@@ -1,4 +1,4 @@
-"""Runs a workload under level 2's checks, then each op of its steps alone."""
+"""Run a workload whose lowered steps are checked node by node, then each op of its steps alone."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run_verification(settings: ModelSettings) -> Report:
 
 
 def _run_workload(llm: LLM, vocab_size: int) -> list[str]:
-    """What cannot run is a failure, not the end."""
+    """Run the workload; returns a failure for each part that cannot run."""
     failures = []
     for name, run in _workload(llm, vocab_size).items():
         try:

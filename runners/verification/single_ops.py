@@ -1,4 +1,4 @@
-"""Ops of lowered graphs, each cut out into a graph of its own, with the inputs that a step gave it."""
+"""Cut the ops of a lowered step out into graphs of their own, with the inputs that the step gave them."""
 
 from __future__ import annotations
 
@@ -20,19 +20,14 @@ _GE = {dtype: number for number, dtype in GE_DTYPES.items()}
 
 @dataclass(frozen=True)
 class SingleOp:
-    """A graph of one op.
+    """A graph of one op."""
 
-    step: the name of the step that it was cut from. serialized: its ge.proto.ModelDef. data: the tensors of its Data
-    nodes, in order. arguments: all inputs of the op by name, constants and lists of dynamic inputs included. outputs:
-    which of the op's outputs the graph returns.
-    """
-
-    step: str
+    step: str  # the name of the step that it was cut from
     node: Node
-    serialized: bytes
-    data: tuple[Tensor, ...]
-    arguments: dict[str, Any]
-    outputs: tuple[int, ...]
+    serialized: bytes  # its ge.proto.ModelDef
+    data: tuple[Tensor, ...]  # the tensors of its Data nodes, in order
+    arguments: dict[str, Any]  # all inputs of the op by name, constants and lists of dynamic inputs included
+    outputs: tuple[int, ...]  # which of the op's outputs the graph returns
 
     @property
     def key(self) -> str:

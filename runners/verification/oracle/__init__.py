@@ -1,4 +1,4 @@
-"""GE ops by their definitions, in float64: what the interpreter and a device are held to.
+"""Formulas of GE ops, in float64: the interpreter and a device are checked against them.
 
 Written from the op documents, one formula per op type that lowered graphs use, head by head and row by row where that
 is the plainest way to say it. Nothing is rounded and nothing is fast; sums of integers are in int64. An int8 that
