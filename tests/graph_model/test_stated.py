@@ -1,4 +1,4 @@
-"""Where answers end and what dtype a checkpoint has, from config.json and the files beside it."""
+"""Where answers end and what dtype a checkpoint has, from config.json and the files next to it."""
 
 from __future__ import annotations
 

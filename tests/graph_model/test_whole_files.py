@@ -40,7 +40,7 @@ def test_a_file_is_old_or_new_at_every_kill(tmp_path: Path) -> None:
     def check(n: int) -> None:
         seen.add((root / "f").read_text())
         write_file(root / "other", "x")
-        assert set(content(root)) == {"f", "other"}, "the next run removes what was left behind"
+        assert set(content(root)) == {"f", "other"}, "the next run removes leftovers"
 
     assert kill_at_each_call(lambda: write_file(root / "f", "new"), lambda: reset(root, {"f": "old"}), check) > 5
     assert seen == {"old", "new"}

@@ -102,7 +102,7 @@ def test_the_cpu_and_the_standin_keep_the_rule(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "compared:         12 next-token distributions behind 2 prompts" in done.stdout
+    assert "compared:         12 next-token distributions after 2 prompts" in done.stdout
     assert "rule:             holds" in done.stdout
     (path,) = (tmp_path / "results").glob("comparison_*.json")
     summary = json.loads(path.read_text())

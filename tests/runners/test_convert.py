@@ -154,7 +154,7 @@ def test_truncated_file_is_refused(cut: int, states: Any, tmp_path: Path) -> Non
     ("content", "message"),
     [
         ([torch.ones(1)], "holds a list"),
-        ({}, "must hold an object that maps names to tensors"),
+        ({}, "must hold a dict that maps names to tensors"),
         ({"a": 1}, "the entry 'a' is not a plain tensor but a int"),
         ({"state_dict": {"a": torch.ones(1)}}, "the entry 'state_dict' is not a plain tensor but a dict"),
         ({"a": torch.ones(2).to_sparse()}, "the entry 'a' is not a plain tensor"),

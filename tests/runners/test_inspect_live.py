@@ -26,7 +26,7 @@ LAST_PASSES = {A2: "12_ascend_fused_attention", DUO: "12_ascend_flat_attention"}
 
 
 def table_after(html: str, heading: str) -> list[list[str]]:
-    """The cells of the first table behind a heading."""
+    """The cells of the first table after a heading."""
     table = html[html.index(f"<h3>{heading}</h3>") :].partition("<table>")[2].partition("</table>")[0]
     return [[unescape(cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", row)] for row in table.split("</tr>")[:-1]]
 

@@ -1,4 +1,4 @@
-"""torchair.dynamo_export beside runners/export.py, over the stand-in."""
+"""torchair.dynamo_export compared with runners/export.py, over the stand-in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets of what lowered graphs do besides the model's mathematics, and the checks that hold graphs to them."""
+"""Budgets of kernels, copies and gathers in lowered graphs, and the checks of graphs against them."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def check_gathers(found: dict[str, int], graph: ModelGraph, tensors: int) -> Non
 
 @dataclass
 class Serving:
-    """What a model did: buckets that it ran, graphs that the engine got, steps made or read from the cache."""
+    """What a model did."""
 
-    buckets: list[Bucket] = field(default_factory=list)
-    graphs: list[LoadedGraph] = field(default_factory=list)
-    made: int = 0
+    buckets: list[Bucket] = field(default_factory=list)  # that it ran
+    graphs: list[LoadedGraph] = field(default_factory=list)  # that the engine got
+    made: int = 0  # steps compiled or read from the cache
 
 
 @contextmanager

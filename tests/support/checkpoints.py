@@ -77,7 +77,7 @@ def randomize(model: torch.nn.Module, seed: int, gains: Gains) -> None:
     """Random weights under which the next token depends on the whole context.
 
     With usual random weights and a tied head the embedding of the last token dominates the residual stream, and every
-    model echoes its last token. So the embedding is small beside what the layers add, and what attention reads
+    model echoes its last token. So the embedding is small against what the layers add, and what attention reads
     outweighs the MLP, which sees the last token only.
     """
     generator = torch.Generator().manual_seed(seed)

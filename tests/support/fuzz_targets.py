@@ -1,4 +1,4 @@
-"""What reads files of others, each with a way to damage such files: for tests/fuzz.py and a short run of it in tests.
+"""Fuzz targets: readers of foreign files, each with a way to damage such files, for tests/fuzz.py and tests.
 
 A target takes hypothesis's `data` and a directory, writes files there, and reads them. Nothing but a UserError may come
 out of the reading, within `SECONDS` of the processor's time.

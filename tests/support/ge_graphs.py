@@ -45,9 +45,8 @@ def run_op(op_type: str, inputs: dict[str, Tensor | list[Tensor]], outputs: int 
     """What a graph of one node gives. inputs: by GE's names; the members of a list are the dynamic input's."""
     tensors: dict[str, Tensor] = {}
     for name, value in inputs.items():
-        tensors |= (
-            {f"{name}{i}": member for i, member in enumerate(value)} if isinstance(value, list) else {name: value}
-        )
+        members = {f"{name}{i}": member for i, member in enumerate(value)} if isinstance(value, list) else {name: value}
+        tensors |= members
     nodes = [data(f"in_{name}", i, x.dtype, tuple(x.shape)) for i, (name, x) in enumerate(tensors.items())]
     op = node(op_type, "op", {name: f"in_{name}" for name in tensors}, outputs=outputs, **attrs)
     program = Program(graph(*nodes, op, output=tuple(f"op:{i}" for i in range(outputs))))
@@ -55,7 +54,7 @@ def run_op(op_type: str, inputs: dict[str, Tensor | list[Tensor]], outputs: int 
 
 
 def covers(*op_types: str) -> Callable[[Test], Test]:
-    """Declares that a test holds these op types, each alone, to an independent formula. See test_ge_every_op.py."""
+    """Declares that a test checks these op types, each alone, by an independent formula. See test_ge_every_op.py."""
 
     def declare(test: Test) -> Test:
         test.covered_ge_ops = op_types  # type: ignore[attr-defined]

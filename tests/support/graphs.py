@@ -82,15 +82,14 @@ QUANTIZED_CASES = {
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What a pass did to a graph: calls by op before and after, matches, the largest relative difference, and that of
-    the int8 activations where the pass bounds it."""
+    """What a pass did to a graph."""
 
-    before: Counter[str]
+    before: Counter[str]  # calls by op
     after: Counter[str]
     matches: int
-    error: float
+    error: float  # the largest relative difference
     graph: ModelGraph
-    integers: IntegerDifference | None
+    integers: IntegerDifference | None  # of the int8 activations where the pass bounds it
 
 
 def rewrite(graph_pass: Pass, case: Case, bucket: str | Bucket = "extend") -> Rewrite:

@@ -1,4 +1,4 @@
-"""Steps of Gemma written by hand with the chips' kernels, norm=exact: what times of making their graphs are held to."""
+"""Steps of Gemma written by hand with the chips' kernels, norm=exact, as a measure of the time to make a graph."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ NAMES = {"w8a8": "W8A8", "w8a8_dynamic": "W8A8_DYNAMIC", "w8a16": "W8A16"}
 
 @dataclass(frozen=True)
 class QuantizedTensors:
-    """tensors: by name. description: of each tensor, the scheme's name or FLOAT."""
+    """The content of a quantized checkpoint."""
 
-    tensors: dict[str, Tensor]
-    description: dict[str, str]
+    tensors: dict[str, Tensor]  # by name
+    description: dict[str, str]  # of each tensor: the scheme's name or FLOAT
 
 
 def quantized_tensors(

@@ -1,4 +1,4 @@
-"""The most memory that this process held while a block of code ran."""
+"""Peak memory of this process while a block of code runs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from types import TracebackType
 
 
 class PeakMemory:
-    """bytes: the highest resident size within the block, all of the process counted. Linux: the kernel's own mark is
-    reset when the block begins (proc(5), clear_refs)."""
+    """The highest resident size of this process within a block, by the Linux kernel's mark (proc(5), clear_refs)."""
 
     bytes = 0
 

@@ -1,4 +1,4 @@
-"""Graphs of one rank of several, lowered under a process group that is none."""
+"""Lower the graph of one rank of several, under a fake process group."""
 
 from __future__ import annotations
 

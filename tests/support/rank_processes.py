@@ -104,5 +104,5 @@ def end(process: subprocess.Popen[str], pids: dict[int, int], number: signal.Sig
 def wait_until_ended(pids: dict[int, int]) -> None:
     started = time.monotonic()
     while any(map(is_alive, pids.values())):
-        assert time.monotonic() - started < 20, "a rank was left behind"
+        assert time.monotonic() - started < 20, "a rank is still running"
         time.sleep(0.05)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing._internal.distributed import multi_threaded_pg as threaded
 
 from graph_model.tensor_parallel import Shard
-from graph_model.weights import Part, Read
+from graph_model.weights import Part, Read, take_part
 
 Result = TypeVar("Result")
 _set_isolation = torch._C._distributed_c10d._set_thread_isolation_mode
@@ -57,7 +57,6 @@ def part_reader(read: Callable[[str], Tensor]) -> Read:
     """A reader of parts from a reader of whole tensors."""
 
     def read_part(name: str, part: Part | None = None) -> Tensor:
-        tensor = read(name)
-        return tensor if part is None else tensor.narrow(part[0], part[1], part[2] - part[1])
+        return take_part(read(name), part)
 
     return read_part

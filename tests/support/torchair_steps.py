@@ -14,8 +14,9 @@ from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.numerics import TOLERANCE
+from graph_model.numerics import difference as relative
 from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.weights import Part, Read, evaluate
+from graph_model.weights import Read, evaluate
 from passes.framework.manager import run_passes
 from passes.pipeline import DEFAULT_PASSES
 from runners.backends.ascend.lower import LoweredStep
@@ -23,6 +24,7 @@ from runners.backends.torchair import AscendOptions, kernel_passes
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from support.modelslim import quantized_tensors
+from support.ranks import part_reader
 
 BASE = replace(TINY_CONFIGS["one_kv_head"], num_hidden_layers=2, head_dim=64, num_attention_heads=4)
 DECOMPOSED = replace(BASE, num_attention_heads=8, num_key_value_heads=1, head_dim=256)
@@ -142,11 +144,11 @@ def filled_caches(case: StepCase, graph: ModelGraph, inputs: dict[str, Tensor]) 
 
 @dataclass
 class StepResult:
-    """logits [2, vocab] of the rows that are no padding, the last row's, and what the caches hold."""
+    """What a step gave."""
 
-    logits: Tensor
-    padding: Tensor
-    caches: list[Tensor]
+    logits: Tensor  # [2, vocab], of the rows that are no padding
+    padding: Tensor  # [vocab], of the last row
+    caches: list[Tensor]  # their numbers after the step
 
 
 @torch.no_grad()
@@ -181,19 +183,14 @@ def _contents(case: StepCase, caches: list[Tensor]) -> list[Tensor]:
 
 def difference(expected: StepResult, found: StepResult) -> float:
     """Largest difference of logits and of what caches hold, relative to the largest expected value. NaN: inf."""
-    worst = _relative(expected.logits, found.logits)
+    worst = relative(expected.logits, found.logits)
     for a, b in zip(expected.caches, found.caches, strict=True):
         holds = ~a.isnan()
         holds[0] = False  # scratch
         if not torch.equal(holds[1:], ~b.isnan()[1:]):
             return float("inf")
-        worst = max(worst, _relative(a[holds], b[holds]))
+        worst = max(worst, relative(a[holds], b[holds]))
     return worst if bool(found.padding.isfinite().all()) else float("inf")
-
-
-def _relative(expected: Tensor, found: Tensor) -> float:
-    error = ((expected.double() - found.double()).abs().max() / expected.double().abs().max()).item()
-    return error if error == error else float("inf")
 
 
 def weights_of(graph: ModelGraph, case: StepCase) -> list[Tensor]:
@@ -211,10 +208,4 @@ def _reader(config: GemmaConfig, dtype: torch.dtype, quantization: Quantization 
     if quantization is not None and quantization.stored:
         weights = quantized_tensors(weights, quantization.linears, quantization.scheme, dtype).tensors
 
-    def read(name: str, part: Part | None = None) -> Tensor:
-        if part is None:
-            return weights[name]
-        dim, start, stop = part
-        return weights[name].narrow(dim, start, stop - start)
-
-    return read
+    return part_reader(weights.__getitem__)

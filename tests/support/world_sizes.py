@@ -23,13 +23,13 @@ SIZES = ["max_batch_size=4", "max_prefill_batch_size=4", "max_seq_len=64", "max_
 
 @dataclass(frozen=True)
 class Request:
-    """models: overrides by name. prompts: token ids. how: which of HOW. new_tokens: of every answer."""
+    """What is to be answered."""
 
-    models: dict[str, list[str]]
+    models: dict[str, list[str]]  # overrides by name
     world_sizes: list[int]
-    prompts: list[list[int]]
-    new_tokens: int
-    how: list[str]
+    prompts: list[list[int]]  # token ids
+    new_tokens: int  # of every answer
+    how: list[str]  # which of HOW
 
 
 def sampling(how: str, row: int, new_tokens: int) -> SamplingParams:

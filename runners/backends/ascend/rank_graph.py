@@ -112,7 +112,7 @@ class RankCase:
 
 @contextlib.contextmanager
 def fake_group(shard: Shard) -> Iterator[None]:
-    """A process group that is none: collectives can be lowered inside the block, for the ranks that it pretends."""
+    """A fake process group: inside the block collectives can be lowered for a rank of `shard`'s world."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     if shard.world_size == 1:

@@ -116,7 +116,7 @@ def test_tensors_outlive_the_checkpoint_and_release(saved: dict[str, Path]) -> N
 def test_single_file_of_another_name_is_taken(copy: Callable[[str], Path]) -> None:
     directory = copy("single")
     (directory / "model.safetensors").rename(directory / "gemma.safetensors")
-    (directory / "._gemma.safetensors").write_bytes(b"a file that some systems leave beside each file")
+    (directory / "._gemma.safetensors").write_bytes(b"a file that some systems leave next to each file")
     open_checkpoint(directory, CONFIG).close()
 
 

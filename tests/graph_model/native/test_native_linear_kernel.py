@@ -144,7 +144,7 @@ def test_int8_weights_meet_every_shape_and_are_rounded_once(dtype: torch.dtype) 
 @needs_compiler
 @pytest.mark.usefixtures("kernels", "threads")
 def test_int8_products_are_exact_integers_scaled_in_float32() -> None:
-    """Against numpy's int64, bit by bit; 4,100 times -128 * -128 leaves int16 and float32 behind."""
+    """Against numpy's int64, bit by bit; 4,100 times -128 * -128 is beyond int16 and float32."""
     generator = torch.Generator().manual_seed(0)
     for rows, size, out in [*SHAPES, (2, 4100, 13)]:
         q, w = int8(generator, rows, size), int8(generator, out, size)

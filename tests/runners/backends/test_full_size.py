@@ -127,7 +127,7 @@ EXTRA = {
     (DUO, "w8a16", "exact"): 0,
     (DUO, "w8a16", "fused"): 0,
 }
-# Chunks behind earlier ones read an int8 cache that attention of several query tokens does not take: keys and values
+# Chunks after earlier ones read an int8 cache that attention of several query tokens does not take: keys and values
 # are gathered with their scales, widened, multiplied and narrowed, where floats are gathered.
 EXTRA_OF_EXTEND = 10
 

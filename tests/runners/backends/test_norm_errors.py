@@ -37,7 +37,7 @@ def rms(x: torch.Tensor) -> float:
 @pytest.mark.slow
 @on_each_chip
 def test_norm_errors(soc: str) -> None:
-    """Logits of prompts behind six layers, over models of random weights."""
+    """Logits of prompts after six layers, over models of random weights."""
     for dtype in DTYPES[soc]:
         found = {}
         for norm in ("exact", "fused"):

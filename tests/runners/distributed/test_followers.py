@@ -1,4 +1,4 @@
-"""A program leads the ranks that its model starts: the same answers and scores as alone, and nothing left behind."""
+"""A program leads the ranks that its model starts: the same answers and scores as alone, and no leftovers."""
 
 from __future__ import annotations
 

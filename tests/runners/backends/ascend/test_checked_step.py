@@ -199,7 +199,7 @@ def test_a_run_that_is_not_the_graph_is_stopped(change: Callable[..., None]) -> 
 
 @pytest.mark.chip(A2)
 def test_a_device_may_differ_by_rounding_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a device: what a run gives is held to the reference, and a token to the reference's logits."""
+    """As on a device: what a run gives is compared with the reference, and a token with the reference's logits."""
     step = prepared(A2, "decode")
     monkeypatch.setattr(standin, "is_standin", lambda: False)
     assert step.check().findings.tokens == 6, "the interpreter's and the device's"

@@ -1,8 +1,8 @@
 """Full-size Gemma on every world size and chip: it lowers, with the collectives and bytes that sharding promises.
 
 The subset that runs by default has every legal pair of model, world size, chip, dtype, scheme and phase in it, on one
-layer; the whole matrix is slow. The tables in docs/tensor_parallel.md are held to the same budgets, and by the slow
-test made again.
+layer; the whole matrix is slow. The tables in docs/tensor_parallel.md are checked against the same budgets,
+and made again by the slow test.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def check(soc: str, case: Case, found: RankStep) -> None:
     config = replace(NAMED_CONFIGS[model], num_hidden_layers=layers)
     expected = {}
     if world_size > 1:
-        # Two per layer and one behind the embedding; choosing greedily gathers once, scoring once more; sampling
+        # Two per layer and one after the embedding; choosing greedily gathers once, scoring once more; sampling
         # gathers for the draw and for log-probabilities, and says which.
         sampled = phase == "sample"
         expected = {"HcomAllReduce": 2 * layers + 1 + sampled, "HcomAllGather": 1 + (sampled or phase == "score")}
