@@ -1,4 +1,4 @@
-"""GE graphs in files: the text that torchair dumps (.pbtxt), and the serialized model that the engine takes."""
+"""Read GE graphs from files: the text that torchair dumps (.pbtxt), and the serialized model that the engine takes."""
 
 from __future__ import annotations
 
@@ -20,23 +20,18 @@ def read_graph_file(path: Path) -> GeGraph:
     except OSError as error:
         raise UserError(f"graph: {path} cannot be read ({error.strerror}). Name a dumped graph.") from None
     try:
-        proto = _from_pbtxt(content) if path.suffix == ".pbtxt" else _from_model(content)
-        graph = read_graph(proto)
+        graph = read_graph(_from_pbtxt(content)) if path.suffix == ".pbtxt" else read_model(content)
         names = graph.by_name()
         for node in (graph.net_output(), *graph.nodes):
             for producer, index in iter_edges(node):
                 if producer not in names or index >= len(names[producer].outputs):
                     raise GeGraphError(f"{node.type} {node.name} reads {producer}:{index}, which is not in the file")
-    except (_NotAGraph, GeGraphError) as error:
+    except GeGraphError as error:
         raise UserError(
             f"graph: {path} is not a whole GE graph: {error}. Give a lowered.pbtxt that dump_dir wrote, a graph that "
             "torchair dumped as pbtxt, or the folder that holds one."
         ) from None
     return graph
-
-
-class _NotAGraph(Exception):
-    pass
 
 
 def _from_pbtxt(content: bytes) -> Any:
@@ -67,18 +62,18 @@ def _from_pbtxt(content: bytes) -> Any:
     return graph
 
 
-def _from_model(content: bytes) -> Any:
-    """The one GraphDef in a serialized ModelDef."""
+def read_model(content: bytes) -> GeGraph:
+    """The one graph in a serialized ModelDef. Raises GeGraphError; UserError where protobuf is not installed."""
+    model = messages().ModelDef()
     from google.protobuf.message import DecodeError
 
-    model = messages().ModelDef()
     try:
         model.ParseFromString(content)
     except DecodeError as error:
-        raise _NotAGraph(f"it cannot be decoded ({error})") from None
+        raise GeGraphError(f"it cannot be decoded ({error})") from None
     if len(model.graph) != 1:
-        raise _NotAGraph(f"it holds {len(model.graph)} graphs")
-    return model.graph[0]
+        raise GeGraphError(f"it holds {len(model.graph)} graphs")
+    return read_graph(model.graph[0])
 
 
 def _parse(text: bytes, message: Any) -> Any:
@@ -87,4 +82,4 @@ def _parse(text: bytes, message: Any) -> Any:
     try:
         return text_format.Parse(text.decode(), message)
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise _NotAGraph(str(error)) from None
+        raise GeGraphError(str(error)) from None

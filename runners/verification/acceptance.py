@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError, read_graph
+from graph_model.ascend.ge_graph import GeGraphError
+from graph_model.ascend.graph_file import read_model
 from graph_model.numerics import OP_TOLERANCE, relative_difference
 from runners.backends.ascend import standin
-from runners.backends.ascend.engine import EngineGraph, model_def
+from runners.backends.ascend.engine import EngineGraph
 from runners.backends.ascend.interpreter import Program
 from runners.verification.oracle import FORMULAS
 from runners.verification.single_ops import SingleOp
@@ -74,9 +75,7 @@ def engine_name() -> str:
 
 def interpret(single: SingleOp) -> list[Tensor]:
     """The interpreter's outputs."""
-    model = model_def()()
-    model.ParseFromString(single.serialized)
-    return Program(read_graph(model.graph[0])).run([value.clone() for value in single.data])
+    return Program(read_model(single.serialized)).run([value.clone() for value in single.data])
 
 
 def run_on_engine(single: SingleOp) -> list[Tensor]:

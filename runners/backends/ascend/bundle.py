@@ -3,7 +3,7 @@
 manifest.json          format, versions, chip, model, buckets with their inputs; the other files' hashes
 BUCKET.pb              the GE graph (ge.proto.ModelDef), with BUCKET.pbtxt, torchair's text of it
 BUCKET.options.json    torchair's compile options for the graph
-ge_ir.binpb            the descriptor of ge.proto, so that graphs are read without torchair
+ge_ir.binpb            the descriptor of ge.proto, so that other programs read the graphs without torchair
 model.safetensors      weights as the graphs read them, or shards with an index
 config.json            the model's config
 """
@@ -14,14 +14,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraph, GeGraphError, read_graph
+from graph_model.ascend.ge_graph import GeGraph, GeGraphError
+from graph_model.ascend.graph_file import read_model
 from graph_model.bucket import Bucket
 from graph_model.errors import UserError
 
@@ -78,13 +78,9 @@ class Bundle:
 
     def graph(self, bucket: Bucket) -> GeGraph:
         """The bucket's graph as plain data. Raises UserError if it is not one."""
-        from google.protobuf.message import DecodeError
-
-        model = self._model_def()
         try:
-            model.ParseFromString(self.serialized(bucket))
-            return read_graph(model.graph[0])
-        except (DecodeError, IndexError, GeGraphError) as error:
+            return read_model(self.serialized(bucket))
+        except GeGraphError as error:
             raise UserError(f"{self.directory}/{bucket}.pb holds no GE graph ({error}). Export it again.") from None
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -95,22 +91,6 @@ class Bundle:
             with safe_open(str(path), framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - not a mapping
                     yield name, file.get_tensor(name)
-
-    @cached_property
-    def _model_def(self) -> Any:
-        """The message type, made from the descriptor that lies in the bundle."""
-        try:
-            from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-        except ImportError:
-            raise UserError(
-                "The package protobuf is not installed; graphs are read with it. Install the extra: "
-                "pip install 'graph-gemma[ascend]'."
-            ) from None
-        file = descriptor_pb2.FileDescriptorProto()
-        file.ParseFromString((self.directory / DESCRIPTOR).read_bytes())
-        pool = descriptor_pool.DescriptorPool()
-        pool.Add(file)
-        return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.ModelDef"))
 
 
 def read_bundle(directory: Path) -> Bundle:
