@@ -1,4 +1,4 @@
-"""Gemma as a captured, rewritten, lowered graph."""
+"""Gemma as an FX graph: the plain model, its capture, weights, checkpoints, quantization and chips."""
 
 import os
 

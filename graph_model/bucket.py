@@ -94,7 +94,7 @@ class StepOutput:
     def not_finite(self, places: Sequence[int]) -> list[int]:
         """Rows with logits, or log-probabilities of targets, that are not finite in their first `places[row]` places.
 
-        A row has one place in which a token is chosen, or so many that are scored.
+        A row has one place if a token is chosen, and one for each scored position otherwise.
         """
         broken = self.token_ids < 0
         if broken.ndim == 2 and self.logprob is not None and self.logprob.ndim == 2:

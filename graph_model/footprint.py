@@ -1,4 +1,4 @@
-"""Bytes of weights and KV cache, before there is a graph.
+"""Compute the bytes of weights and KV cache from the config, before there is a graph.
 
 They are those of the expressions that passes put into graphs, asked of the same places: parameters and their sharding
 of the family, quantized linears of the scheme.

@@ -48,7 +48,7 @@ _OTHER_FILES = (
 
 
 def check_adapter(directory: Path) -> None:
-    """Raise UserError if the directory holds an adapter of PEFT: it changes a base model and is none."""
+    """Raise UserError if the directory holds an adapter of PEFT, which changes a base model and is not a model."""
     path = directory / "adapter_config.json"
     weights = sorted(directory.glob("adapter_model*")) if path.is_file() else []
     if not weights:
@@ -101,7 +101,7 @@ def foreign_method(tensors: Mapping[str, str]) -> str | None:
 
 
 def foreign_advice(tensors: Mapping[str, str]) -> str | None:
-    """What to tell of tensors that are not a plain Gemma's (name to dtype): what they are, and the way out."""
+    """A message about tensors (name to dtype) that are not a plain Gemma's: what they are, and the way out."""
     if method := foreign_method(tensors):
         return f"The weights were quantized by {method}, which is not read here. {_WAY_OUT}"
     if any(
@@ -117,7 +117,7 @@ def foreign_advice(tensors: Mapping[str, str]) -> str | None:
 
 
 def check_other_files(directory: Path) -> None:
-    """Raise UserError if a directory without safetensors and pytorch_model*.bin holds files that are known, instead."""
+    """Raise UserError if a directory has neither safetensors nor pytorch_model*.bin but another framework's files."""
     if any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
         return
     for pattern, what, way_out in _OTHER_FILES:

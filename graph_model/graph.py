@@ -1,4 +1,4 @@
-"""ModelGraph: the FX graph of one step, with what its placeholders are."""
+"""ModelGraph: the FX graph of one step, with its weights, caches and inputs as placeholders."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Kind = Literal["weight", "cache", "input"]
 
 @dataclass(frozen=True)
 class KVCacheConfig:
-    """The shape of the KV cache: num_blocks blocks of block_size tokens, scratch blocks included."""
+    """The shape of the KV cache."""
 
-    num_blocks: int
-    block_size: int
+    num_blocks: int  # scratch blocks included
+    block_size: int  # tokens
 
     def shape(self, kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
-        """Of a layer's keys in floating point, and of its values."""
+        """The shape of a layer's keys in floating point, and of its values."""
         return self.num_blocks, self.block_size, kv_heads, head_dim
 
 

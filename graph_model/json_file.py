@@ -1,4 +1,4 @@
-"""Read JSON files that others wrote."""
+"""Read JSON files from elsewhere, with errors that name the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shard: which part of a model one rank of a tensor-parallel group computes."""
+"""Shard: the part of a model that one rank of a tensor-parallel group computes; legal world sizes."""
 
 from __future__ import annotations
 

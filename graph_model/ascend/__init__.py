@@ -1,1 +1,1 @@
-"""The Ascend graph as data: its nodes, and the files that hold it."""
+"""GE graphs as plain data: nodes, files, chips' limits, bytes moved; and the Ascend ops that passes select."""

@@ -51,7 +51,7 @@ _META = re.compile(r"Tensor\(dtype=torch\.(\w+), shape=torch\.Size\(\[([\d, ]*)\
 
 
 class GeGraphError(Exception):
-    """A graph that the interpreter cannot execute as the engine would, or input that the engine leaves undefined."""
+    """A GE graph that is damaged, illegal on a chip or unknown here, or input whose result is undefined on a chip."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def group_size(node: Node) -> int | None:
 
 
 def read_graph(proto: Any) -> GeGraph:
-    """Convert a ge.proto.GraphDef. Raises GeGraphError on anything that has no plain form here."""
+    """Convert a ge.proto.GraphDef. Raises GeGraphError for attributes and dtypes that are not known here."""
     return GeGraph(
         name=proto.name,
         nodes=[_read_node(op) for op in proto.op],

@@ -20,7 +20,7 @@ from graph_model.quantization.schemes import find_scheme, scheme_of
 
 
 def check_model(chip: Chip, dtype: str, head_dim: int, heads: int, kv_heads: int, block_size: int) -> None:
-    """Raise UserError if the chip cannot run the model at all, in whatever way; heads are those of one rank."""
+    """Raise UserError if the chip cannot run a model of this dtype and shape; heads are those of one rank."""
     if dtype not in chip.dtypes:
         raise UserError(
             f"soc={chip.name}: dtype is {dtype}; the {chip.product} multiplies matrices in {' or '.join(chip.dtypes)} "
@@ -90,7 +90,7 @@ def _check_dtypes(node: Node, chip: Chip) -> None:
 
 
 def _check_phase(graph: GeGraph, chip: Chip) -> None:
-    """MatmulAllReduce is for steps of prompts, whose attention has several query tokens."""
+    """Raise GeGraphError for a MatmulAllReduce in a decode step: the op is for steps of several query tokens."""
     fused = [node for node in graph.nodes if node.type == "MatmulAllReduce"]
     nodes = graph.by_name()
     for node in graph.nodes if fused else ():

@@ -18,7 +18,7 @@ SOFTMAX = FUNCTION + 4  # operations per score: scale, maximum, subtract, exp, s
 
 
 class Uncountable(Exception):
-    """The node's cost cannot be told; the message says why."""
+    """A node whose bytes or operations are not known; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ WorkRule = Callable[[Node, Operands, int | None], Work]
 
 
 def per_element(operations: int) -> WorkRule:
-    """So many vector operations per element of the largest operand."""
+    """The rule of `operations` vector operations per element of the largest operand."""
 
     def work(node: Node, operands: Operands, context_length: int | None = None) -> Work:
         vector = operations * operands.most_elements()
@@ -86,7 +86,7 @@ def per_element(operations: int) -> WorkRule:
 
 
 def product(x: str, weight: str) -> WorkRule:
-    """A matrix product of inputs `x` and `weight`."""
+    """The rule of a matrix product of inputs `x` and `weight`."""
 
     def work(node: Node, operands: Operands, context_length: int | None = None) -> Work:
         left, right, out = operands[x], operands[weight], operands.outputs[0]
@@ -104,7 +104,7 @@ def product(x: str, weight: str) -> WorkRule:
 
 
 def update(written: tuple[str, ...], updates: tuple[str, ...]) -> WorkRule:
-    """Inputs `written` are written by reference, and only where the inputs `updates` go."""
+    """The rule of inputs `written` by reference, only where the inputs `updates` go."""
 
     def work(node: Node, operands: Operands, context_length: int | None = None) -> Work:
         return Work(operands.bytes_read(*written), sum(byte_count(operands[name]) for name in updates))

@@ -135,6 +135,6 @@ def _install(written: list[Path], directory: Path) -> list[Path]:
 
 
 def _free_stem(directory: Path) -> str:
-    """What the new shards' names begin with, so that none has the name of an old one: both are there for a moment."""
+    """How the new shards' names begin; none may have the name of an old one, as both are there for a moment."""
     stems = chain(["model"], (f"model.{number}" for number in count(2)))
     return next(stem for stem in stems if not any(directory.glob(f"{stem}-*-of-*.safetensors")))

@@ -26,10 +26,10 @@ _HARMLESS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """What a file's header says of a tensor; `dtype` is safetensors' name of it (F16, BF16, I8, ...)."""
+    """Shape and dtype of a tensor, from a file's header."""
 
     shape: tuple[int, ...]
-    dtype: str
+    dtype: str  # as safetensors calls it: F16, BF16, I8, ...
 
 
 def expected_tensors(config: GemmaConfig) -> dict[str, tuple[int, ...]]:
@@ -117,7 +117,7 @@ def check_float_dtypes(directory: Path, found: Mapping[str, TensorHeader], names
 
 
 def head_differs_message(directory: Path) -> str:
-    """What is wrong with a tied model's head that is not the embedding."""
+    """The message about a tied model whose head is not its embedding."""
     return (
         f"{directory}: config.json ties the head to the embedding (tie_word_embeddings is true or absent), but {HEAD} "
         f"differs from {EMBEDDING}. If the head was trained apart, set tie_word_embeddings to false in config.json."

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint directory hold the weights: one file, or shards with an index."""
+"""Find the files of a checkpoint directory that hold the weights: one file, or shards with an index."""
 
 from __future__ import annotations
 

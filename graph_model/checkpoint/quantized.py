@@ -1,4 +1,4 @@
-"""Quantized checkpoints in ModelSlim's layout: what their description says, and what tensors they must hold.
+"""Check quantized checkpoints in ModelSlim's layout: their description file and their tensors.
 
 Next to weights and config.json ("quantize": scheme) lies quant_model_description_<scheme>.json, or
 quant_model_description.json: an object that maps each tensor's name to its scheme or FLOAT. The tensors of a quantized

@@ -101,7 +101,7 @@ def check_target(
 
 
 def _foreign_entry(directory: Path) -> str:
-    """What is in the directory that its list of files does not name, as a clause; empty where there is nothing."""
+    """A clause about the first file that the directory's list of files does not name; "" if there is none."""
     try:
         listed = json.loads((directory / FILE_LIST).read_text(encoding="utf-8"))["files"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -162,7 +162,7 @@ def _storable(tensor: Tensor, pending: Mapping[str, Tensor]) -> Tensor:
 
 
 def _name_shards(directory: Path, shards: list[list[str]], total: int, stem: str, shard_stem: str) -> list[Path]:
-    """How many shards there are is known only at the end, and their names say it."""
+    """Give the shards their final names, which say how many there are, and write the index."""
     if len(shards) == 1:
         return [(directory / "shard-0").rename(directory / f"{stem}.safetensors")]
     paths = []

@@ -1,4 +1,4 @@
-"""What an Ascend chip is: which GE ops it has, their limits, and its rates.
+"""Chip: which GE ops an Ascend chip has, their limits, and its rates.
 
 Nothing off the device refuses what the hardware refuses, torchair included, so configurations and lowered graphs are
 checked against these tables. What an op takes on every chip stands with the op (graph_model/ascend/ops), which asks the

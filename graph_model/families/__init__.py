@@ -1,4 +1,4 @@
-"""Model families: what a model of each family is, layer by layer."""
+"""Model families, which describe their models layer by layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Family: the description of one model that passes, quantizer, checkers and inspectors ask, layer by layer."""
+"""Family: a model's layers, tensor names, counts and attributes, for passes, quantizer, checks and inspection."""
 
 from __future__ import annotations
 
@@ -40,22 +40,21 @@ class Counts:
 
 @dataclass(frozen=True)
 class OneMore:
-    """A model with a layer more than another; what the two differ in is that layer's."""
+    """A model with one layer more than `FewLayers.base`: what the two differ in is that layer's."""
 
     config: GemmaConfig
-    rest: int  # layers like it that the whole model has besides those of the smaller one; may be negative
+    rest: int  # layers like it in the whole model, less those in `base`; may be negative
 
 
 @dataclass(frozen=True)
 class FewLayers:
-    """Small models that stand for the whole one, as layers that are alike cost alike.
+    """Small models from which the cost of the whole one follows, as layers that are alike cost alike.
 
-    What a whole model's graph costs is what `base`'s costs, and for each of `more` `rest` times what it costs more than
-    `base`. `base` has a layer of every kind and the last one, of which only the last token is computed.
+    cost(whole) = cost(base) + the sum over `more` of rest * (cost(its config) - cost(base)).
     """
 
-    base: GemmaConfig
-    more: tuple[OneMore, ...]
+    base: GemmaConfig  # a layer of every kind, and the last layer, of which only the last token is computed
+    more: tuple[OneMore, ...]  # one for each kind of layer
 
 
 class Family(ABC):
@@ -209,7 +208,7 @@ class Family(ABC):
     # Which layers stand for others.
 
     def few_layers(self) -> FewLayers:
-        """Models of few layers, from which the cost of this one's graphs follows."""
+        """Models of few layers, from which the cost of this model's graphs follows."""
         kinds = {layer: index for index, layer in reversed([*enumerate(self.layers)])}  # the first of each kind
         first = sorted(kinds.values())
         last = len(self.layers) - 1

@@ -1,4 +1,4 @@
-"""What a decoder layer is made of: attention, norms and linears, with the names of their modules.
+"""The parts of a decoder layer: attention, norms and linears, with the names of their modules.
 
 Names are paths within the layer, so that two layers that are alike are equal objects. A module's tensors are called
 PATH.weight and PATH.bias.
@@ -84,7 +84,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Upstream:
-    """The linear whose output channels a linear's input channels are, times something that has no scale."""
+    """The linear before another, whose input channels are its output channels, times something without a scale."""
 
     path: str
     # The input channels are [a, b, c], of which the b come from one channel of `path`: heads that share a value head.
@@ -122,10 +122,10 @@ class LinearGroup:
 
 @dataclass(frozen=True)
 class Layer:
-    """A decoder layer. parts: norms and linears in the order of the model's parameters."""
+    """A decoder layer."""
 
     attention: Attention
-    parts: tuple[Norm | LinearGroup, ...]
+    parts: tuple[Norm | LinearGroup, ...]  # in the order of the model's parameters
 
     @property
     def norms(self) -> tuple[Norm, ...]:

@@ -1,4 +1,4 @@
-"""Builds the C++ kernels into a cache directory and loads them into torch."""
+"""Build the C++ kernels into a cache directory and load them into torch."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _build(library: Path, compiler: str) -> None:
 
 
 def _cpu() -> list[str]:
-    """What decides the instructions that -march=native stands for."""
+    """The lines of /proc/cpuinfo that decide what -march=native means."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

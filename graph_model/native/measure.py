@@ -1,4 +1,4 @@
-"""Gemma-2B's linear layers by our kernels and by torch's, in turn: ``python -m graph_model.native.measure``.
+"""Time Gemma-2B's linear layers by our kernels and by torch's, in turn: ``python -m graph_model.native.measure``.
 
 One thread, and its CPU time: what else runs on the machine disturbs that less than it disturbs wall time.
 """

@@ -1,4 +1,4 @@
-"""Canonical ops: the vocabulary of the rewritten graph."""
+"""Canonical ops (gemma::...), which passes put into the graph in place of aten ops."""
 
 from graph_model.ops.attention import paged_attention, paged_attention_int8
 from graph_model.ops.collective import all_gather, all_reduce

@@ -1,4 +1,4 @@
-"""Quantization to int8: quantize, multiply in integers, dequantize; and what the folding passes make of them.
+"""Quantization to int8: quantize, multiply in integers, dequantize; and the fused forms of these.
 
 All quantize by division: q = round(x / scale + offset) in float32, ties to even, saturating at -128 and 127. Scales and
 offsets are float32. Sums of products are exact int32; what comes out of them is scaled in float32 and rounded once.

@@ -1,4 +1,4 @@
-"""The namespace `gemma` of canonical ops: what passes emit and backends lower.
+"""Register canonical ops in the namespace `gemma`: passes emit them and backends lower them.
 
 An op is a schema plus a reference kernel. The kernel is registered as composite, so that fake tensors propagate
 through it, eager execution runs it, and a backend that has nothing better traces it into aten.

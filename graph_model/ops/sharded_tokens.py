@@ -1,4 +1,4 @@
-"""Embedding and choice of tokens where each rank has its part of the vocabulary; whole logits are not gathered.
+"""Embedding, sampling and log-probabilities over a vocabulary shared by ranks, without gathering whole logits.
 
 In all of them `rank` is int64 [1] on the device: graphs of different ranks differ in their weights only. Rank r has
 the ids from r * size to (r + 1) * size. The results are those of the ops in graph_model.ops.tokens on the joined

@@ -1,4 +1,4 @@
-"""Choosing tokens in the graph: the last token's row, greedy choice, sampling, log-probabilities."""
+"""Choose tokens in the graph: the last token's row, greedy choice, sampling, log-probabilities."""
 
 from __future__ import annotations
 

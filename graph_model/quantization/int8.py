@@ -48,7 +48,7 @@ class QuantizedWeight(RowwiseExpression):
 
 @dataclass(frozen=True)
 class Dequantized(RowwiseExpression):
-    """The floating-point weight of the linear `path` that a checkpoint stores in int8: what the plain model reads."""
+    """The plain model's floating-point weight of the linear `path`, which a checkpoint stores in int8."""
 
     path: str
     shape: tuple[int, ...]

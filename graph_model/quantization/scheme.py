@@ -88,7 +88,7 @@ class Scheme(ABC):
 
     @property
     def calibrated(self) -> bool:
-        """Whether a checkpoint must hold it: no other has the scales of activations."""
+        """Whether only a quantized checkpoint has what it needs: the scales of activations."""
         return self.activations == "per_tensor"
 
     @abstractmethod
@@ -122,7 +122,7 @@ class Scheme(ABC):
         raise NotImplementedError(f"{self.name} is made of floating-point weights")
 
     def check_input(self, directory: Path, path: str, owner: str, read: ReadTensor) -> None:  # noqa: B027
-        """Raise UserError unless the scale of a linear's input is sound, and that of `owner`, which reads it first."""
+        """Raise UserError unless a linear's input scale is legal and equal to that of `owner`, which reads it first."""
 
 
 def check_scale(directory: Path, name: str, read: ReadTensor) -> None:

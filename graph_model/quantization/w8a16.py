@@ -13,10 +13,7 @@ from graph_model.quantization.weight_scaled import WeightScaledScheme
 
 
 class W8A16(WeightScaledScheme):
-    """::
-
-    y = aten.linear(x, dequantize_weight(w8, scale), bias)
-    """
+    """y = aten.linear(x, dequantize_weight(w8, scale), bias)."""
 
     name: ClassVar[str] = "w8a16"
     modelslim: ClassVar[str] = "W8A16"

@@ -31,9 +31,7 @@ from graph_model.weights import CheckpointTensor, Expression, Read, RowwiseExpre
 
 
 class W8A8(Scheme):
-    """::
-
-        y = dequantize(int_linear(quantize(x, input_scale, input_offset), w8, quant_bias), deq_scale)
+    """y = dequantize(int_linear(quantize(x, input_scale, input_offset), w8, quant_bias), deq_scale).
 
     Where ranks share the columns of w, they sum integers, so that several ranks compute what one does::
 
@@ -126,11 +124,11 @@ class W8A8(Scheme):
 
 @dataclass(frozen=True)
 class DeqScale(RowwiseExpression):
-    """A stored deq_scale: float32 [out]. packed: int64 as Ascend's quantized products take it, see `pack_scale`."""
+    """A stored deq_scale: float32 [out]."""
 
     name: str
     shape: tuple[int, ...]
-    packed: bool = False
+    packed: bool = False  # int64 instead, as Ascend's quantized products take it, see `pack_scale`
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,10 +13,7 @@ from graph_model.quantization.weight_scaled import WeightScaledScheme
 
 
 class W8A8Dynamic(WeightScaledScheme):
-    """::
-
-    q, s = quantize_rows(x); y = dequantize(int_linear(q, w8, None), scale, s, bias)
-    """
+    """q, s = quantize_rows(x); y = dequantize(int_linear(q, w8, None), scale, s, bias)."""
 
     name: ClassVar[str] = "w8a8_dynamic"
     modelslim: ClassVar[str] = "W8A8_DYNAMIC"

@@ -1,4 +1,4 @@
-"""Calibration: the plain model's decoder layers, one at a time, and what their linears read."""
+"""Calibration: run the plain model's decoder layers one at a time and keep the inputs of their linears."""
 
 from __future__ import annotations
 

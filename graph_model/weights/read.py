@@ -1,4 +1,4 @@
-"""How the tensors of a checkpoint are read: whole, or a part of one."""
+"""Read: the function that returns a checkpoint tensor by name, whole or a part of it."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes that this process held at once, on `device`."""
+    """The peak of this process's memory on `device`, in bytes."""
     if (accelerator := _accelerator(device)) is not None:
         return int(accelerator.max_memory_allocated(device))
     try:

@@ -83,7 +83,7 @@ class TorchairBackend:
 
     @property
     def description(self) -> str:
-        """The chip, and whether it is one."""
+        """The chip, and whether graphs run on a device or on the stand-in."""
         soc = self.options.soc
         where = standin.BANNER if standin.is_standin() else "on the device"
         return f"torchair for {soc.product} ({soc.cann_name}), norm={self.options.norm}; {where}"

@@ -1,1 +1,1 @@
-"""Two configurations on the same texts: how far apart their next-token distributions are."""
+"""Compare the next-token distributions of two configurations on the same texts."""

@@ -12,7 +12,7 @@ from graph_model.graph import ModelGraph
 
 
 def first_not_finite(graph: ModelGraph, arguments: Sequence[Tensor], rows: Sequence[int]) -> list[str]:
-    """For each of these rows of a step that has just run, a sentence on where its first number that is not finite is.
+    """For each of these rows of a step that has just run, a sentence on where its first NaN or infinity is.
 
     graph: the step's. arguments: those that it ran on, caches included; the run writes into host caches what the step
     wrote. It computes with the ops' reference kernels on the host, so that a backend whose kernels round otherwise may

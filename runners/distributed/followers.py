@@ -27,7 +27,7 @@ _POLL_S = 0.05
 
 @contextlib.contextmanager
 def lead_followers(settings: ModelSettings, follower: str) -> Iterator[None]:
-    """Inside the block this process is rank 0 and leads; the other ranks load their parts of the model and follow.
+    """Lead the other ranks: inside the block this process is rank 0, and they load their parts of the model and follow.
 
     follower: the module that such a rank runs. The ranks end with the block, and when the thread that started them
     ends. Raises UserError if a process group exists already, devices are too few or the port is in use,

@@ -1,1 +1,1 @@
-"""What inspect_graph.py finds out about a lowered graph, and how it shows it."""
+"""Inspect lowered graphs for runners/inspect_graph.py: figures, text, HTML page and plots."""

@@ -91,7 +91,7 @@ def measure(settings: ModelSettings, tokens: int) -> dict[str, StepFigures]:
 def _figures(
     make: Callable[[GemmaConfig], GeGraph], config: GemmaConfig, soc: Chip, context_length: int | None = None
 ) -> StepFigures:
-    """A layer is what a graph with one more has more; of several kinds, the first is told of."""
+    """A layer's figures are the differences of two graphs, one with a layer more; of several kinds, the first's."""
     few = family_of(config).few_layers()
     graphs = [make(few.base), *(make(each.config) for each in few.more)]
     costs = [estimate(graph, soc, context_length) for graph in graphs]

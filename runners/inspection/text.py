@@ -1,4 +1,4 @@
-"""The figures of a lowered graph as plain text."""
+"""Show the figures of a lowered graph as plain text."""
 
 from __future__ import annotations
 

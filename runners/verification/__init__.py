@@ -1,1 +1,1 @@
-"""runners/verify.py: what it runs, and the report that it writes."""
+"""Verify lowered graphs for runners/verify.py: ops alone, steps whole, and the report."""

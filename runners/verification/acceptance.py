@@ -69,7 +69,7 @@ def verify_op(single: SingleOp) -> OpResult:
 
 
 def engine_name() -> str:
-    """Who executes what torchair's engine is given."""
+    """What executes graphs that torchair's engine is given: the device or the stand-in."""
     return "the stand-in" if standin.is_standin() else "the device"
 
 
@@ -99,7 +99,7 @@ def by_definition(op_type: str, inputs: dict[str, Any], attrs: dict[str, Any]) -
 
 
 def compare_outputs(expected: list[Tensor], found: list[Tensor], who: str, reference: str) -> tuple[float, str]:
-    """The largest difference, and what is wrong with it. Of integers: the share that differs."""
+    """The largest difference (of integers the share that differs), and a problem if it is too large."""
     if len(found) != len(expected):
         return float("inf"), f"{who} gives {len(found)} outputs, {reference} {len(expected)}"
     worst, problem = 0.0, ""
@@ -114,7 +114,7 @@ def compare_outputs(expected: list[Tensor], found: list[Tensor], who: str, refer
 
 
 def _error(expected: Tensor, found: Tensor) -> float:
-    """A formula's numbers are compared before they are rounded; what it leaves integer or bool must be equal."""
+    """The relative difference of a result from a formula's unrounded numbers; integers and booleans must be equal."""
     if expected.shape != found.shape:
         return float("inf")
     if expected.is_floating_point() and found.dtype == torch.int8:

@@ -96,7 +96,7 @@ class RepresentativeStep:
 
 
 def representative_steps(soc: Chip) -> list[RepresentativeStep]:
-    """Those that the chip runs: phases, norms, quantizations, dtypes, shapes of heads and blocks, selections, ranks."""
+    """Steps that the chip runs: phases, norms, quantizations, dtypes, shapes of heads and blocks, selections, ranks."""
     return [step for step in _steps() if step.runs_on(soc)]
 
 

@@ -76,7 +76,7 @@ def _single_op(
     known: dict[tuple[str, int], Tensor],
     values: Sequence[Tensor],
 ) -> SingleOp | None:
-    """None where nothing of the op's results is declared, so that nothing can be compared."""
+    """The op's case; None where nothing of its results is declared, so that nothing can be compared."""
     outputs = tuple(i for i, desc in enumerate(node.outputs) if desc.dtype is not None and values[i].numel())
     if not outputs:
         outputs = tuple(i for i, value in enumerate(values) if value.numel())[:1]

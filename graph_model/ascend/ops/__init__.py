@@ -1,4 +1,4 @@
-"""The GE ops that our passes select, a family of ops per file: what torch, torchair and a chip must know of each.
+"""The GE ops that passes select, a family per file: schema, converter, CPU kernel, limits and work of each.
 
 Importing this package defines the ops of namespace `ascend` in torch.
 """

@@ -1,4 +1,4 @@
-"""What ranks send to each other: MatmulAllReduce, and the collectives of HCCL."""
+"""Collectives: MatmulAllReduce, and the bytes that HCCL's send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products in floating point, whose weights are read as they are stored: MatMulV2, BatchMatMul and GemmV2."""
+"""Floating-point matrix products with weights as they are stored, [out, in]: MatMulV2, BatchMatMul and GemmV2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RMS norms: RmsNorm, GemmaRmsNorm, and those that add before, AddRmsNorm, or quantize after it.
+"""RMS norms: RmsNorm, GemmaRmsNorm, with an addition before (AddRmsNorm) and quantization after (AddRmsNormQuant).
 
 Sources of the prototypes: ops-nn norm/gemma_rms_norm/op_graph/gemma_rms_norm_proto.h, and of AddRmsNormQuant likewise.
 """

@@ -65,7 +65,7 @@ class ExportedModel:
         return StepOutput(*(results[index].cpu().numpy() for index in step.outputs))
 
     def explain_not_finite(self, bucket: Bucket, rows: Sequence[int]) -> list[Exception]:
-        """A bundle's graphs cannot be run node by node: the layer stays unknown."""
+        """An error for each of these rows; a bundle's graphs cannot be run node by node, so the layer stays unknown."""
         where = "Which layer that begins in, infer.py shows with the same checkpoint and prompt."
         return [NotFiniteError.of(str(self.bundle.manifest["dtype"]), where) for _ in rows]
 

@@ -34,10 +34,10 @@ class Recorder:
 
 
 class Synchronized(fx.Interpreter):
-    """Executes the step's FX graph; a node whose result the interpreter has too is compared and then replaced by it.
+    """Executes the step's FX graph; where the interpreter has a node's result too, that is compared and taken instead.
 
-    So errors do not add up along the graph: what differs at a node was made by it, or by nodes since the last that the
-    interpreter has. Choices (indices and booleans made of rounded numbers) are replaced and not compared; quantized
+    So errors do not add up along the graph: a difference at a node comes from it, or from nodes since the last that
+    the interpreter has. Choices (indices and booleans made of rounded numbers) are replaced and not compared; quantized
     numbers are. `values` has the results of all nodes that are not views of a cache; `compared` counts tensors.
     """
 
@@ -88,7 +88,7 @@ class Tracer(fx.Interpreter):
 
 
 def _chooses(node: fx.Node, result: Tensor) -> bool:
-    """Whether rounding can change the result at will: an index or a boolean, but made of numbers that were computed."""
+    """Whether the result is a choice, which rounding can change: an index or boolean made of computed floats."""
     if result.is_floating_point() or result.dtype == torch.int8:
         return False
     return any(source.op == "call_function" and _is_float(source.meta["val"]) for source in node.all_input_nodes)

@@ -48,7 +48,7 @@ class LoweredStep:
 
     @property
     def serialized(self) -> bytes:
-        """The same as a ge.proto.ModelDef."""
+        """The graph as a serialized ge.proto.ModelDef."""
         return bytes(self.concrete.graph.SerializeToString())
 
     @property
@@ -73,7 +73,7 @@ class LoweredStep:
         return compile_options(self.concrete)
 
     def stored(self) -> StoredStep:
-        """What running the step takes, as data."""
+        """The step as data, which can be written and loaded."""
         assigned = tuple(self.concrete._graph_output_ref_input.items())
         return StoredStep(self.serialized, self.options, self.inputs, self.output_order, assigned)
 

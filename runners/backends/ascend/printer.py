@@ -113,7 +113,7 @@ def _comment(node: Node) -> str:
 
 
 def _is_telling(op_type: str, name: str, value: object) -> bool:
-    """Whether an attribute is worth a place: not torchair's own, and not the op's default."""
+    """Whether the text shows an attribute: not torchair's own, and not the op's default."""
     if name.startswith("_"):
         return False
     spec = OPS.get(op_type)

@@ -1,4 +1,4 @@
-"""Elementwise ops, choices, reductions, and ops that rearrange."""
+"""Formulas of elementwise ops, choices, reductions, and ops that rearrange."""
 
 from __future__ import annotations
 

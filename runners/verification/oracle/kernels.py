@@ -1,4 +1,4 @@
-"""Matrix products, norms, rotary embedding, activations, caches and attention."""
+"""Formulas of matrix products, norms, rotary embedding, activations, caches and attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantization to int8, and products of quantized matrices."""
+"""Formulas of quantization to int8 and of products of quantized matrices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order in which a graph's nodes run, and the check that by-reference writes are ordered against their readers."""
+"""Execution order of a GE graph, and the check that its edges order by-reference writes and their readers."""
 
 from __future__ import annotations
 

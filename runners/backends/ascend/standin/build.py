@@ -39,7 +39,7 @@ def build(
 
 
 def _libraries(target: Path) -> tuple[Path, ...]:
-    """All that belong together; none where one is missing."""
+    """The libraries of the manifest; none where one is missing."""
     manifest = target / _MANIFEST
     names = manifest.read_text(encoding="utf-8").split() if manifest.is_file() else []
     paths = tuple(target / name for name in names)
@@ -47,7 +47,7 @@ def _libraries(target: Path) -> tuple[Path, ...]:
 
 
 def _source_hash() -> str:
-    """Changes when what is generated, or how it is compiled, changes."""
+    """A digest of what decides the generated sources and how they are compiled."""
     digest = hashlib.sha256()
     for path in (Path(source.__file__), Path(__file__), Path(__file__).with_name("symbols.py")):
         digest.update(path.read_bytes())

@@ -33,9 +33,9 @@ CANN_SCRIPTS = (
 
 @dataclass
 class _State:
-    """torch_npu can be loaded once in a process, for one SoC."""
+    """What torch_npu was loaded for, which it can be once in a process."""
 
-    soc: Chip | None = None
+    soc: Chip | None = None  # None: it is not loaded yet
     standin: bool = False
 
 

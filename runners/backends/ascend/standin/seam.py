@@ -28,7 +28,7 @@ def replace_seam(soc: Chip) -> None:
 
 
 def _no_engine(global_compile_options: dict[str, str] | None = None) -> None:
-    """There is no engine to initialize."""
+    """Initialize nothing: there is no engine."""
 
 
 def _compatible(
@@ -60,7 +60,7 @@ class InterpretedGraph:
         self.program = Program(graph)
 
     def compile(self) -> None:
-        """Loading has done it."""
+        """Do nothing: loading has compiled it."""
 
     def auto_tune(self, example_inputs: Sequence[Tensor] = (), stream: object = None) -> None:
         raise GeGraphError("the CANN stand-in has no kernels to tune; leave torchair's aoe_mode unset")
