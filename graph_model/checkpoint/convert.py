@@ -100,7 +100,8 @@ def load_pytorch_bin(path: Path) -> dict[str, Tensor]:
             "original, or look for a safetensors version of the checkpoint."
         ) from None
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds a {type(content).__name__}; it must hold a dict that maps names to tensors.")
+        found = "no tensors" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(f"{path} holds {found}; it must hold a dict that maps names to tensors.")
     for name, tensor in content.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
             raise UserError(
