@@ -87,7 +87,8 @@ def test_a_lowered_graph_is_shown_with_its_figures(soc: str, tmp_path: Path) -> 
 def test_docs_show_what_inspecting_gemma_2b_prints(tmp_path: Path) -> None:
     """Each line of the block, in its order, and the picture."""
     page = (ROOT / "docs" / "ascend.md").read_text(encoding="utf-8")
-    block = page.partition("\n```\npython runners/inspect_graph.py ")[2].partition("\n```\n")[0]
+    blocks = page.split("\n```\npython runners/inspect_graph.py ")[1:]
+    block = next(block for block in blocks if "picture=" in block.split("\n")[0]).partition("\n```\n")[0]
     given, *shown = [" ".join(line.split()) for line in block.splitlines() if line and "..." not in line]
     *settings, picture, overwrite = given.split()
     assert (picture, overwrite) == ("picture=docs/inspect_graph.svg", "overwrite=true")
