@@ -159,7 +159,7 @@ def test_refusals(name: str, tmp_path: Path) -> None:
 def test_a_missing_or_damaged_description_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "c", CONFIG.to_json(), made(), "w8a8")
     description = tmp_path / "c" / "quant_model_description_w8a8.json"
-    for content, message in (("[]", "holds a JSON list"), ("{}", "must hold an object that maps tensor names")):
+    for content, message in (("[]", "holds a JSON list"), ("{}", "must have entries that map tensor names")):
         description.write_text(content)
         with pytest.raises(UserError, match=message):
             open_checkpoint(tmp_path / "c", read_config(tmp_path / "c"))
