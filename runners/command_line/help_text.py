@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from runners.settings.schema import Group, Settings, Switches, literal, members
+from runners.settings.schema import Group, Settings, Switches, literal, members, unquoted
 
 _WIDTH = 100
 
@@ -34,7 +34,7 @@ def _blocks(settings: type[Settings], prefix: str = "", of: Group | None = None)
                 yield _block(f"{full}.{thing}.enabled={literal(enabled)}", about)
         else:
             default = declared.default if of is None else of.default(name, declared)
-            yield _block(f"{full}={_yaml(default)}", declared.help)
+            yield _block(f"{full}={unquoted(default)}", declared.help)
 
 
 def _group(name: str, group: Group) -> str:
@@ -47,13 +47,6 @@ def _group(name: str, group: Group) -> str:
 
 def _block(head: str, *paragraphs: str) -> str:
     return "\n".join([f"  {head}", *(_wrap(text, "      ") for text in paragraphs)])
-
-
-def _yaml(value: object) -> str:
-    """A default without quotes, as it may be written in conf/."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(_yaml, value))}]"
-    return value if isinstance(value, str) else literal(value)
 
 
 def _wrap(text: str, indent: str = "") -> str:

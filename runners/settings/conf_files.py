@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runners.settings.declared import COMMANDS, settings_of
-from runners.settings.schema import Group, Settings, Switches, literal, members
+from runners.settings.schema import Group, Settings, Switches, literal, members, unquoted
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _WIDTH = 120
@@ -61,7 +61,7 @@ def _block(name: str, declared: object) -> str:
 
 def _setting(name: str, declared: object, default: object = ..., width: int = _WIDTH) -> list[str]:
     value = declared.default if default is ... else default  # type: ignore[attr-defined]
-    return [*_comment(declared.help, width), f"{name}: {_yaml(value)}"]  # type: ignore[attr-defined]
+    return [*_comment(declared.help, width), f"{name}: {unquoted(value)}"]  # type: ignore[attr-defined]
 
 
 def _option(name: str, group: Group, option: str) -> str:
@@ -78,12 +78,6 @@ def _switches(help: str) -> str:
     for name, (enabled, about) in described().items():
         lines += [*_comment(about), f"{name}: {{enabled: {literal(enabled)}}}"]
     return "\n".join(lines) + "\n"
-
-
-def _yaml(value: object) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_yaml, value))}]"
-    return value if isinstance(value, str) else literal(value)
 
 
 def _comment(text: str, width: int = _WIDTH) -> list[str]:

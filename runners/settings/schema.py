@@ -154,3 +154,10 @@ def literal(value: Any) -> str:
     """A value as messages and --help show it, with YAML's words; long ones are cut."""
     words = {None: "null", True: "true", False: "false"}
     return words[value] if value is None or isinstance(value, bool) else shown(value)
+
+
+def unquoted(value: Any) -> str:
+    """A default as conf/ and --help show it: texts without quotes."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(unquoted, value))}]"
+    return value if isinstance(value, str) else literal(value)

@@ -7,23 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.checkpoints import make_checkpoint
-from support.configs import TINY_CONFIGS
 
 from runners.benchmarking.host import measure_host
 from runners.benchmarking.start_up import cold_and_warm, measure_start
 from runners.benchmarking.timing import Case
 from runners.command_line.entry import compose
 from runners.settings.model_settings import ModelSettings, resolve_settings
-
-CONFIG = TINY_CONFIGS["one_kv_head"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    make_checkpoint(directory, CONFIG)
-    return directory
 
 
 def model(checkpoint: Path, cache: Path, *settings: str) -> ModelSettings:

@@ -8,7 +8,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 
 from runners.benchmarking.bandwidth import ReadProbe, spread
@@ -21,13 +20,6 @@ from runners.llm import LLM
 
 CONFIG = TINY_CONFIGS["one_kv_head"]
 FACTS = Facts("bfloat16", weight_bytes=5_000_000, step_bytes=4_000_000, token_bytes=100, details="")
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    make_checkpoint(directory, CONFIG)
-    return directory
 
 
 def timing(first: float, steps: list[float], **more: int) -> Timing:

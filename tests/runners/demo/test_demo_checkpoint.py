@@ -23,18 +23,13 @@ from runners.demo.training.evaluate import (
     measure_coherence,
     measure_perplexity,
 )
-from runners.demo.training.tokenizer import END_OF_TURN_ID, EOS_ID, load_tokenizer
+from runners.demo.training.tokenizer import END_OF_TURN_ID, EOS_ID
 from runners.demo.world import demo_prompts, held_out_items, held_out_stories, training_stories
 
 
 @pytest.fixture(scope="module")
 def model() -> GemmaForCausalLM:
     return load_model(CHECKPOINT_DIR)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer(CHECKPOINT_DIR)
 
 
 def test_files_are_those_of_a_hugging_face_directory_and_small() -> None:

@@ -18,11 +18,6 @@ from runners.demo.training.tokenizer import SPECIAL_TOKENS, load_tokenizer, toke
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer(CHECKPOINT_DIR)
-
-
-@pytest.fixture(scope="module")
 def auto_tokenizer():
     return pytest.importorskip("transformers").AutoTokenizer.from_pretrained(CHECKPOINT_DIR)
 

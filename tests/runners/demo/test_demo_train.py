@@ -21,12 +21,6 @@ from runners.demo.training.documents import (
     story_documents,
 )
 from runners.demo.training.evaluate import load_model
-from runners.demo.training.tokenizer import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return load_tokenizer(CHECKPOINT_DIR)
 
 
 def test_shipped_config_is_the_one_that_training_writes() -> None:

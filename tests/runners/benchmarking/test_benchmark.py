@@ -10,15 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.checkpoints import make_checkpoint
 from support.cli import CommandResult, run_command
-from support.configs import TINY_CONFIGS
 
 from runners.backends.ascend.standin import BANNER
 from runners.benchmark import benchmark
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIG = TINY_CONFIGS["one_kv_head"]
+ROOT = Path(__file__).resolve().parents[3]
 REFERENCE_COLUMNS = [
     "Model",
     "Batchsize",
@@ -39,13 +36,6 @@ def _number(text: str) -> float | None:
         return float(text)
     except ValueError:
         return None
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("model") / "tiny"
-    make_checkpoint(directory, CONFIG)
-    return directory
 
 
 @pytest.fixture
