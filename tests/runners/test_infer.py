@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def test_dumps_are_written_for_each_pass_of_each_bucket(run: Run, tmp_path: Path
 
 @pytest.mark.skipif(cpp_compiler() is None, reason="Inductor needs a C++ compiler")
 def test_inductor_follows_transformers_and_starts_from_cache(run: Run, tmp_path: Path) -> None:
-    config = TINY_CONFIGS["grouped_kv_heads"]
+    """One layer: compiling takes most of the time, and test_inductor.py has steps of two."""
+    config = replace(TINY_CONFIGS["grouped_kv_heads"], num_hidden_layers=1)
     model = make_checkpoint(tmp_path / "checkpoint", config)
     small = ("max_seq_len=128", "max_batch_size=1", "max_prefill_batch_size=1")
     settings = ("backend=inductor", "max_new_tokens=24", *small)
