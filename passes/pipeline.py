@@ -61,6 +61,7 @@ def described() -> dict[str, tuple[bool, str]]:
 def build_passes(settings: Mapping[str, Mapping[str, Any]], shard: Shard | None = None) -> list[Pass]:
     """The passes that the config lists, in its order: name -> {enabled, options...}. Raises UserError.
 
+    settings: passes by names that there are, as the settings are checked before they come here.
     shard: the rank to build for, where several share the model; the passes that share it are added.
     """
     passes = [each for each in _build(settings) if each.name in PASSES]
@@ -85,26 +86,14 @@ def build_kernel_options(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass
 
 
 def _build(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass]:
-    known_passes = {**PASSES, **KERNEL_OPTIONS}
     passes = []
-    for name, options in settings.items():
-        cls = known_passes.get(name)
-        if cls is None:
-            raise UserError(f"passes.{name}: there is no such pass. The passes are {', '.join(known_passes)}.")
-        if not isinstance(options, Mapping):
-            raise UserError(
-                f"passes.{name} is {options!r}; it must hold the pass's options. To leave the pass out, "
-                f"set passes.{name}.enabled=false."
-            )
-        options = dict(options)
-        enabled = options.pop("enabled", True)
-        if not isinstance(enabled, bool):
-            raise UserError(f"passes.{name}.enabled is {enabled!r}; it must be true or false.")
+    for name, given in settings.items():
+        cls = {**PASSES, **KERNEL_OPTIONS}[name]
+        options = {option: value for option, value in given.items() if option != "enabled"}
         known = {field.name for field in dataclasses.fields(cls)}
-        if options.keys() - known:
-            unknown = sorted(options.keys() - known)
+        if unknown := sorted(options.keys() - known):
             raise UserError(f"passes.{name}: unknown option {unknown[0]!r}; it has {sorted(known | {'enabled'})}.")
-        if enabled:
+        if given.get("enabled", True):
             passes.append(cls(**options))
     return passes
 

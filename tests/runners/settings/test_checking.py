@@ -64,6 +64,19 @@ def test_what_is_not_declared_is_refused_in_files_too(command: str) -> None:
         typed(settings_of("infer"), {"model": {"pth": "x"}})
 
 
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        ({"flash": {"enabled": True}}, r"passes\.flash: there is no such thing\. There are canonicalize, "),
+        *(({"rotary": value}, r"passes\.rotary is .*passes\.rotary\.enabled=false") for value in (None, "off", [1])),
+        *(({"rotary": {"enabled": value}}, r"passes\.rotary\.enabled is .*true or false") for value in ("no", 0, None)),
+    ],
+)
+def test_a_file_names_passes_that_there_are_and_their_options(passes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        typed(settings_of("infer"), {"passes": passes})
+
+
 class Example(Settings):
     """Settings of each type."""
 
