@@ -21,8 +21,6 @@ aten = torch.ops.aten
 class FoldDequantize(Pass):
     """Dequantize becomes part of the integer linear.
 
-    That is one op, which backends have kernels for.
-
     ::
 
         dequantize(int_linear(q, w8, int_bias), scale, row_scale, bias)  ->  int8_linear(q, w8, int_bias, scale, ...)

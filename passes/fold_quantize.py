@@ -53,13 +53,10 @@ class FoldQuantize(Pass):
         fused = len(inputs) == 2
         target = ops.add_rms_norm_quantize if fused else ops.rms_norm_quantize
         result = graph.insert(target, *inputs, weight, *candidate.args[1:], eps, at=norm)
-        result.meta["layer"] = norm.meta["layer"]
         if not fused:
             candidate.replace_all_uses_with(result)
             return
         quantized, total = (graph.insert(operator.getitem, result, index, at=norm) for index in range(2))
-        for node in (quantized, total):
-            node.meta["layer"] = norm.meta["layer"]
         candidate.replace_all_uses_with(quantized)
         for user in list(norm.users):
             if user.args[1] == 1:

@@ -12,7 +12,6 @@ from torch import fx
 from graph_model import ops
 from graph_model.capture import plain_weight
 from graph_model.graph import ModelGraph
-from graph_model.quantization.linears import Quantization
 from graph_model.quantization.scheme import Scheme
 from graph_model.weights import Concat, Expression, Slice
 from passes.framework.contract import Matches, NearMiss, Pass, Tier, operand, sole_user
@@ -44,7 +43,8 @@ class InsertQuantization(Pass):
         return not_quantized(graph)
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
-        quantized = set(_quantization(graph).linears)
+        assert graph.quantization is not None
+        quantized = set(graph.quantization.linears)
         return [node for node in graph.calls(aten.linear.default) if quantized.intersection(_paths(graph, node))]
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
@@ -116,11 +116,6 @@ def _quantized_weight(scheme: Scheme, path: str, leaf: Expression, name: str) ->
     if not isinstance(leaf, Slice):
         return scheme.weights(path, leaf)[name]
     return scheme.weights(path, leaf.x)[name].share(leaf.dim, leaf.start, leaf.stop, leaf.x.shape[leaf.dim])
-
-
-def _quantization(graph: ModelGraph) -> Quantization:
-    assert graph.quantization is not None
-    return graph.quantization
 
 
 def _paths(graph: ModelGraph, linear: fx.Node) -> tuple[str, ...]:

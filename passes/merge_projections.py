@@ -12,7 +12,7 @@ from torch import fx
 from graph_model.families import LinearGroup, Role
 from graph_model.graph import ModelGraph
 from graph_model.weights import Concat
-from passes.framework.contract import Matches, NearMiss, Pass, Tier
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, expression
 from passes.framework.matches import Counted
 
 aten = torch.ops.aten
@@ -67,13 +67,8 @@ def _linears(candidate: fx.Node, group: LinearGroup) -> list[fx.Node]:
 
 def _merge(graph: ModelGraph, linears: list[fx.Node], index: int, name: str) -> fx.Node:
     """A weight that joins argument `index` of the linears."""
-    sources = [linear.args[index] for linear in linears]
-    expressions = []
-    for linear, source in zip(linears, sources, strict=True):
-        if not isinstance(source, fx.Node) or "expression" not in source.meta:
-            raise NearMiss(linear, f"argument {index} is not a weight")
-        expressions.append(source.meta["expression"])
-    return graph.add_weight(f"p_{name}".replace(".", "_"), Concat(tuple(expressions)))
+    parts = tuple(expression(linear, index) for linear in linears)
+    return graph.add_weight(f"p_{name}".replace(".", "_"), Concat(parts))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor, fx
@@ -47,15 +47,15 @@ class Recognize(Pass):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         kinds = [kind for name, kind in get_type_hints(self.original).items() if name != "return"]
-        example = _Like((1, 1, 1, 2), graph.dtype)
-        values = [example if kind is Tensor else kind(1000 + at) for at, kind in enumerate(kinds)]
+        tensor = (1, 1, 1, 2), graph.dtype
+        values = [tensor if kind is Tensor else kind(1000 + at) for at, kind in enumerate(kinds)]
         # First with examples, which finds the arguments; then with these, as sizes and casts may depend on them.
-        for open_numbers in ({each for each in values if not isinstance(each, _Like)}, None):
+        for open_numbers in (set(values) - {tensor}, None):
             pattern = _trace(self.original, graph.config, graph.dtype, tuple(values))
             found = match(pattern, candidate, open_numbers)
             inputs = (found.nodes[node] for node in pattern.placeholders("input"))
-            arguments = [next(inputs) if isinstance(each, _Like) else found.numbers.get(each, each) for each in values]
-            values = [_Like.of(each) if isinstance(each, fx.Node) else each for each in arguments]
+            arguments = [next(inputs) if isinstance(each, tuple) else found.numbers.get(each, each) for each in values]
+            values = [_described(each) if isinstance(each, fx.Node) else each for each in arguments]
         nodes = [found.nodes[node] for node in pattern.calls()]
         nodes[-1].replace_all_uses_with(self.replacement(graph, nodes[-1], *arguments))
         for node in reversed(nodes):
@@ -63,30 +63,24 @@ class Recognize(Pass):
                 graph.graph.erase_node(node)
 
 
-class _Like(NamedTuple):
-    """What matters of a tensor to the function that it is traced with: of sizes the last one, the others are 1."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, node: fx.Node) -> _Like:
-        value = node.meta["val"]
-        return cls((*(1 for _ in value.shape[:-1]), *value.shape[-1:]), value.dtype)
+def _described(node: fx.Node) -> tuple[tuple[int, ...], torch.dtype]:
+    """Shape and dtype of the tensor that is traced for a node's: of the sizes the last one counts, the others are 1."""
+    value = node.meta["val"]
+    return (*(1 for _ in value.shape[:-1]), *value.shape[-1:]), value.dtype
 
 
 @lru_cache(maxsize=256)
 def _trace(
     function: Callable[..., Tensor], config: GemmaConfig, dtype: torch.dtype, arguments: tuple[Any, ...]
 ) -> ModelGraph:
-    """The canonical graph of `function` for numbers and tensors like those given, as if it were a step of one token."""
+    """The canonical graph of `function` for numbers, and tensors of a shape and dtype, as if it were a step's."""
 
     def with_numbers(*tensors: Tensor) -> tuple[Tensor]:
         waiting = iter(tensors)
-        return (function(*(next(waiting) if isinstance(each, _Like) else each for each in arguments)),)
+        return (function(*(next(waiting) if isinstance(each, tuple) else each for each in arguments)),)
 
     with FakeTensorMode():
-        tensors = [torch.empty(each.shape, dtype=each.dtype) for each in arguments if isinstance(each, _Like)]
+        tensors = [torch.empty(each[0], dtype=each[1]) for each in arguments if isinstance(each, tuple)]
         module = make_fx(with_numbers, pre_dispatch=True)(*tensors)
     one_token = Bucket("decode", batch=1, chunk=1, max_blocks_per_seq=1)
     graph = ModelGraph(module, config, one_token, KVCacheConfig(1, 1), dtype)

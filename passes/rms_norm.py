@@ -20,10 +20,7 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class RMSNorm(Recognize):
-    """Float32 norm arithmetic becomes one op, with its factor 1 + w computed when weights load.
-
-    That is gemma.rms_norm(x, factor, eps), whose factor is a weight in float32.
-    """
+    """Float32 norm arithmetic becomes one op, with its factor 1 + w computed when weights load."""
 
     name: ClassVar[str] = "rms_norm"
     matches: ClassVar[Matches] = per_model(lambda counts: counts.norms)

@@ -11,8 +11,8 @@ from torch import fx
 from graph_model import ops
 from graph_model.graph import ModelGraph
 from graph_model.tensor_parallel import Shard, check_world_size
-from graph_model.weights import Constant, Expression
-from passes.framework.contract import Matches, NearMiss, Outcome, Pass, Tier, operand
+from graph_model.weights import Constant
+from passes.framework.contract import Matches, NearMiss, Outcome, Pass, Tier, expression, operand
 from passes.framework.matches import per_model
 
 aten = torch.ops.aten
@@ -119,11 +119,8 @@ def rank_weight(graph: ModelGraph) -> fx.Node:
 
 def _part(graph: ModelGraph, node: fx.Node, index: int, dim: int, start: int, stop: int) -> fx.Node:
     """A weight that is the part [start, stop) of argument `index` along `dim`."""
-    weight = operand(node, index)
-    whole = weight.meta.get("expression")
-    if not isinstance(whole, Expression):
-        raise NearMiss(node, f"argument {index} is not a weight")
-    return graph.add_weight(f"{weight.name}_part", whole.share(dim, start, stop, whole.shape[dim]))
+    whole = expression(node, index)
+    return graph.add_weight(f"{operand(node, index).name}_part", whole.share(dim, start, stop, whole.shape[dim]))
 
 
 def _append(graph: ModelGraph, node: fx.Node, target: object, *args: object) -> fx.Node:
@@ -138,5 +135,4 @@ def _infer_heads(reshape: fx.Node) -> None:
     """Let the number of heads follow from the rank's projections: [batch, tokens, heads, head_dim] and back."""
     shape = reshape.args[1]
     assert isinstance(shape, (list, tuple))
-    position = 2
-    reshape.args = (reshape.args[0], [*shape[:position], -1, *shape[position + 1 :]])
+    reshape.args = (reshape.args[0], [*shape[:2], -1, *shape[3:]])

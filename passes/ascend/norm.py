@@ -13,7 +13,7 @@ from graph_model import ops
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import OnePlus, Rounded
-from passes.framework.contract import Matches, NearMiss, Pass, Tier, describe_target, operand
+from passes.framework.contract import Matches, NearMiss, Pass, Tier, describe_target, expression, operand
 from passes.framework.matches import Counted
 
 aten = torch.ops.aten
@@ -49,7 +49,7 @@ class AscendNormExact(AscendNorm):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         weight, eps = operand(candidate, len(candidate.args) - 2), candidate.args[-1]
-        factor = _one_plus(candidate, weight)
+        factor = _one_plus(candidate, len(candidate.args) - 2)
         fused = candidate.target == ops.add_rms_norm
         x = operand(candidate, 0)
         if fused:
@@ -83,8 +83,7 @@ class AscendNormFused(AscendNorm):
     introduces: ClassVar[tuple[str, ...]] = ("npu.npu_rms_norm", "npu.npu_add_rms_norm")
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        weight, eps = operand(candidate, len(candidate.args) - 2), candidate.args[-1]
-        rounded = rounded_factor(graph, candidate, weight)
+        rounded, eps = rounded_factor(graph, candidate, len(candidate.args) - 2), candidate.args[-1]
         if candidate.target == ops.add_rms_norm:
             x, residual = candidate.args[:2]
             fused = graph.insert(torch.ops.npu.npu_add_rms_norm.default, x, residual, rounded, eps, at=candidate)
@@ -100,16 +99,17 @@ def _quantizing(graph: ModelGraph) -> int:
     return sum(describe_target(node.target) in _QUANTIZING for node in graph.calls())
 
 
-def rounded_factor(graph: ModelGraph, norm: fx.Node, weight: fx.Node) -> fx.Node:
-    """The factor of a norm in the graph's dtype. Raises NearMiss."""
-    return graph.add_weight(f"{weight.name}_rounded", Rounded(_one_plus(norm, weight), graph.dtype))
+def rounded_factor(graph: ModelGraph, norm: fx.Node, index: int) -> fx.Node:
+    """The factor of a norm, its argument `index`, in the graph's dtype. Raises NearMiss."""
+    name = f"{operand(norm, index).name}_rounded"
+    return graph.add_weight(name, Rounded(_one_plus(norm, index), graph.dtype))
 
 
-def _one_plus(norm: fx.Node, weight: fx.Node) -> OnePlus:
-    expression = weight.meta.get("expression")
-    if not isinstance(expression, OnePlus):
-        raise NearMiss(norm, f"its weight {weight.name} is not 1 + a weight of the checkpoint")
-    return expression
+def _one_plus(norm: fx.Node, index: int) -> OnePlus:
+    factor = expression(norm, index)
+    if not isinstance(factor, OnePlus):
+        raise NearMiss(norm, f"its factor is {factor}, expected 1 + a weight of the checkpoint")
+    return factor
 
 
 def _replace_items(node: fx.Node, items: dict[int, fx.Node]) -> None:

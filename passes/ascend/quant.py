@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -145,7 +146,7 @@ def _quantize_rows(graph: ModelGraph, candidate: fx.Node) -> None:
         pair = graph.insert(torch.ops.npu.npu_dynamic_quant.default, source, at=candidate)
         candidate.replace_all_uses_with(pair)
         return
-    rounded = rounded_factor(graph, norm, operand(norm, 2))
+    rounded = rounded_factor(graph, norm, 2)
     target = torch.ops.npu.npu_add_rms_norm_dynamic_quant.default
     options = {"epsilon": norm.args[-1], "output_mask": [True, False]}
     fused = graph.insert(target, *norm.args[:2], rounded, **options, at=norm)
@@ -163,7 +164,7 @@ def _replace_items(graph: ModelGraph, node: fx.Node, fused: fx.Node, places: dic
 
 def _norm_and_quantize(graph: ModelGraph, candidate: fx.Node) -> None:
     x, residual = (operand(candidate, index) for index in range(2))
-    rounded = rounded_factor(graph, candidate, operand(candidate, 2))
+    rounded = rounded_factor(graph, candidate, 2)
     scale, offset = _scale_and_offset(graph, candidate)
     target = torch.ops.npu.npu_add_rms_norm_quant.default
     fused = graph.insert(target, x, residual, rounded, scale, offset, epsilon=candidate.args[-1], at=candidate)
@@ -230,12 +231,10 @@ def _finish(graph: ModelGraph, candidate: fx.Node, result: fx.Node, bias: object
     candidate.replace_all_uses_with(shaped_like(graph, candidate, result))
 
 
-def _map(expression: Expression, change: object) -> Expression:
+def _map(expression: Expression, change: Callable[[Any], Expression]) -> Expression:
     """The expression with its scales changed, part by part."""
-    assert callable(change)
     if isinstance(expression, Concat):
         return Concat(tuple(_map(part, change) for part in expression.parts))
     if isinstance(expression, Slice):
         return replace(expression, x=_map(expression.x, change))
-    changed: Expression = change(expression)
-    return changed
+    return change(expression)

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from graph_model.graph import ModelGraph
+from graph_model.weights import Expression
 
 
 class Tier(Enum):
@@ -117,6 +118,14 @@ def operand(node: fx.Node, index: int, target: object = None) -> fx.Node:
         return value
     expected = "a tensor" if target is None else f"a call of {describe_target(target)}"
     raise NearMiss(node, f"argument {index} is {describe(value)}, expected {expected}")
+
+
+def expression(node: fx.Node, index: int) -> Expression:
+    """The expression of argument `index` of `node`, which must be a weight. Raises NearMiss."""
+    found = operand(node, index).meta.get("expression")
+    if isinstance(found, Expression):
+        return found
+    raise NearMiss(node, f"argument {index} is {describe(node.args[index])}, expected a weight")
 
 
 def sole_user(node: fx.Node, target: object) -> fx.Node:

@@ -80,5 +80,5 @@ def test_a_computed_weight_is_a_near_miss() -> None:
     graph = FLOAT32.before(MergeQKV)
     v = projection(graph, "self_attn.v_proj")
     v.update_arg(1, graph.insert(aten.mul.Tensor, v.args[1], 0.5, at=v))
-    with pytest.raises(PassError, match=r"v_proj: argument 1 is not a weight"):
+    with pytest.raises(PassError, match=r"v_proj: argument 1 is .*, expected a weight"):
         run_passes(graph, [MergeQKV()])
