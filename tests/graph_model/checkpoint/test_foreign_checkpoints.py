@@ -60,6 +60,20 @@ def mlx(w: Weights) -> None:
     w[f"{Q}.biases"] = torch.ones(64, 1)
 
 
+def quanto(w: Weights) -> None:
+    w.update({f"{Q}.weight._data": w.pop(f"{Q}.weight").to(torch.int8), f"{Q}.weight._scale": torch.ones(64, 1)})
+    w.update({f"{Q}.input_scale": torch.ones(1), f"{Q}.output_scale": torch.ones(1)})
+
+
+def hqq(w: Weights) -> None:
+    del w[f"{Q}.weight"]
+    w.update({f"{Q}.W_q": torch.zeros(64, 24, dtype=torch.uint8), f"{Q}.scale": torch.ones(64, 1)})
+
+
+def modelopt(w: Weights) -> None:
+    w.update({f"{Q}.weight": torch.zeros(64, 24, dtype=torch.uint8), f"{Q}.weight_scale_2": torch.ones(1)})
+
+
 QUANTIZED: dict[str, tuple[Callable[[Weights], None], dict[str, Any], str]] = {
     "bitsandbytes 8 bit": (bitsandbytes_8, {"load_in_8bit": True}, "bitsandbytes"),
     "bitsandbytes 4 bit": (bitsandbytes_4, {"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
@@ -69,6 +83,9 @@ QUANTIZED: dict[str, tuple[Callable[[Weights], None], dict[str, Any], str]] = {
     "int8 of compressed-tensors": (compressed_int8, {"quant_method": "compressed-tensors"}, "compressed-tensors"),
     "mlx": (mlx, {"quant_method": "mlx", "bits": 4}, "mlx"),
     "fp8": (fp8, {"quant_method": "fp8"}, "fp8"),
+    "quanto": (quanto, {"quant_method": "quanto"}, "quanto"),
+    "hqq": (hqq, {"quant_method": "hqq"}, "hqq"),
+    "modelopt": (modelopt, {"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt"),
 }
 
 
@@ -95,6 +112,14 @@ def test_the_field_of_mlx_is_read_as_its_own(directory: Path) -> None:
 @pytest.mark.parametrize("value", [None, {}])
 def test_an_empty_quantization_config_is_none(value: Any, directory: Path) -> None:
     set_config(directory, quantization_config=value)
+    assert_reads(directory, weights_of(directory))
+
+
+def test_what_a_merge_into_16_bit_left_in_the_config_is_to_be_removed(directory: Path) -> None:
+    """Unsloth's merged_16bit of a 4-bit base: 16-bit weights, and in some versions the base's quantization_config."""
+    set_config(directory, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    assert "If the weights are in 16 bit after all, remove quantization_config" in refusal(directory)
+    set_config(directory, quantization_config=None)
     assert_reads(directory, weights_of(directory))
 
 
@@ -147,9 +172,11 @@ def test_unmerged_layers_of_peft_are_named(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "prefix", ["_orig_mod.model.", "module.model.", "base_model.model.model.", "", "language_model.model."]
+    "wrapper", ["_orig_mod.", "module.", "base_model.model.", "pretrained_model.", "language_model.", None]
 )
-def test_weights_under_another_prefix_are_read(prefix: str, directory: Path) -> None:
+def test_weights_under_another_prefix_are_read(wrapper: str | None, directory: Path) -> None:
+    """None: as a GemmaModel's own weights are called, which is no GemmaForCausalLM."""
+    prefix = "" if wrapper is None else f"{wrapper}model."
     expected = weights_of(directory)
     rewrite(directory, lambda w: [w.update({prefix + name.removeprefix("model."): w.pop(name)}) for name in list(w)])
     assert_reads(directory, expected)
@@ -230,6 +257,7 @@ def test_models_that_score_are_named(name: str, directory: Path) -> None:
         ("flax_model.msgpack", "from_flax"),
         ("tf_model.h5", "from_tf"),
         ("gemma-2b.ckpt", "gemma_pytorch"),
+        ("consolidated.00.pth", "another layout"),
         ("model.onnx", "ONNX"),
         ("checkpoint-500", "give the folder of one of them"),
         ("__0_0.distcp", "accelerate merge-weights"),
@@ -261,3 +289,23 @@ def test_what_keras_hub_exports_is_read(directory: Path) -> None:
     assert_reads(directory, weights_of(directory))
     config = read_config(directory)
     assert (config.rms_norm_eps, config.rope_theta, config.eos_token_ids) == (1e-6, 10000.0, (1,))
+
+
+def test_keys_of_the_first_head_alone_are_refused(directory: Path) -> None:
+    """keras_hub's exporter writes them so for models with several key heads."""
+    set_config(directory, num_key_value_heads=4)
+    assert "k_proj.weight" in refusal(directory)
+
+
+def test_what_mergekit_writes_is_read(directory: Path) -> None:
+    """Shards, its recipe, a README, and the head of the model that was merged in."""
+    expected = shard(directory, (), {"lm_head.weight": weights_of(directory)["model.embed_tokens.weight"]})
+    (directory / "mergekit_config.yml").write_text("merge_method: slerp\nmodels: []\n")
+    (directory / "README.md").write_text("---\nbase_model: []\n---\n")
+    assert_reads(directory, expected)
+
+
+def test_what_mlx_writes_in_16_bit_is_read(directory: Path) -> None:
+    expected = weights_of(directory)
+    save_file(expected, directory / "model.safetensors", {"format": "mlx"})
+    assert_reads(directory, expected)
