@@ -12,16 +12,25 @@ import torch
 from runners.backends.ascend import standin
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken on `device`; on the CPU what the system calls available, within the control group.
+def free_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes that each of the `processes` of a model can take on its `device`, which is its own.
 
-    The CANN stand-in's device lies in the host's memory.
+    On the CPU, whose memory they share: what the system calls available, within the control group; but not more than
+    the process's limit of address space (ulimit -v) leaves. The CANN stand-in's device lies in the host's memory.
     """
     if (accelerator := _accelerator(device)) is not None:
         return int(accelerator.mem_get_info(device)[0])
     available = int(_fields("/proc/meminfo")["MemAvailable"].split()[0]) * 1024
     limit, used = (_number(Path("/sys/fs/cgroup") / name) for name in ("memory.max", "memory.current"))
-    return available if limit is None or used is None else max(0, min(available, limit - used))
+    shared = available if limit is None or used is None else min(available, limit - used)
+    return max(0, min(shared // processes, _address_space_left()))
+
+
+def _address_space_left() -> int:
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return limit - int(_fields("/proc/self/status")["VmSize"].split()[0]) * 1024
 
 
 def peak_memory(device: torch.device) -> int:

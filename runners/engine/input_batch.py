@@ -28,6 +28,11 @@ class InputBatch:
         self._free = list(range(num_rows - 1, -1, -1))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
+
+    @property
     def num_free(self) -> int:
         return len(self._free)
 

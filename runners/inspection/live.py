@@ -11,7 +11,8 @@ from graph_model.bucket import Bucket, BucketTable
 from graph_model.errors import UserError
 from runners.backends.torchair import TorchairBackend
 from runners.compile import Recipe
-from runners.llm.load import bucket_table, load_model
+from runners.llm.load import load_model
+from runners.llm.sizes import bucket_table
 from runners.settings.declared.inspect_graph import InspectGraphSettings
 from runners.settings.model_settings import ModelSettings, resolve_settings
 

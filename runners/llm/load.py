@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graph_model.bucket import BucketTable, powers_of_two
 from graph_model.checkpoint import Checkpoint, open_checkpoint
 from graph_model.errors import UserError
 from graph_model.graph import KVCacheConfig
@@ -24,12 +23,8 @@ from runners.backends.select import select_backend
 from runners.compile import CompileCache, CompiledModel, Recipe
 from runners.distributed.leader import LeadingModel, Message
 from runners.llm.random_weights import random_weights
-from runners.llm.sizes import num_blocks
-from runners.settings.declared.infer import SMALLEST_CHUNK
+from runners.llm.sizes import bucket_table, num_blocks
 from runners.settings.model_settings import ModelSettings
-
-# Block tables are not made narrower than this many tokens: attention over them costs nothing next to the weights.
-_NARROWEST_TABLE_TOKENS = 256
 
 
 @dataclass
@@ -62,9 +57,7 @@ def load_model(
     recipe = Recipe(
         config=settings.config,
         dtype=dtype,
-        cache_config=KVCacheConfig(
-            num_blocks(settings, buckets, backend.device, shard, device_memory), settings.block_size
-        ),
+        cache_config=KVCacheConfig(num_blocks(settings, backend.device, shard, device_memory), settings.block_size),
         passes=(
             *build_passes(settings.passes, shard),
             *backend.kernel_passes(dtype, scheme_of(settings.quantization)),
@@ -82,19 +75,6 @@ def load_model(
     leader = LeadingModel(recipe, buckets, settings.max_seq_len, read)
     resources.callback(leader.announce, Message.STOP)
     return LoadedModel(leader, read, description)
-
-
-def bucket_table(settings: ModelSettings) -> BucketTable:
-    """The sizes that steps are padded up to. Rows grow by fours: a padded row costs little next to the weights."""
-    blocks = -(-settings.max_seq_len // settings.block_size)
-    narrowest = min(blocks, max(1, _NARROWEST_TABLE_TOKENS // settings.block_size))
-    return BucketTable(
-        batch_sizes=_powers_of_four(settings.max_batch_size),
-        prefill_batch_sizes=_powers_of_four(settings.max_prefill_batch_size),
-        chunk_lengths=powers_of_two(SMALLEST_CHUNK, settings.max_prefill_tokens),
-        table_widths=powers_of_two(narrowest, blocks),
-        max_step_tokens=settings.max_prefill_tokens,
-    )
 
 
 def open_weights(settings: ModelSettings, resources: ExitStack) -> Read:
@@ -138,7 +118,3 @@ def _shard(settings: ModelSettings) -> Shard:
             "starts them, and so does LLM where no launcher has; under torchrun, load the model within on_ranks."
         )
     return Shard(dist.get_rank(), dist.get_world_size())
-
-
-def _powers_of_four(largest: int) -> tuple[int, ...]:
-    return tuple(size for index, size in enumerate(powers_of_two(1, largest)) if index % 2 == 0 or size == largest)

@@ -1,28 +1,50 @@
-"""Size the KV cache: how many blocks fit in memory with the weights."""
+"""Size steps and the KV cache: what is compiled, and how many blocks fit in memory with the weights."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
 
-from graph_model.bucket import BucketTable
+from graph_model.bucket import BucketTable, powers_of_two, round_up
 from graph_model.errors import UserError
 from graph_model.footprint import cache_token_bytes, weight_bytes
 from graph_model.tensor_parallel import Shard
-from runners.backends.memory import free_memory, on_host
+from runners.backends.memory import free_memory
 from runners.compile import num_scratch_blocks
+from runners.llm.step_memory import check_step_sizes, step_bytes
+from runners.settings.declared.infer import SMALLEST_CHUNK
 from runners.settings.model_settings import ModelSettings
 
+# Block tables are not made narrower than this many tokens: attention over them costs nothing next to the weights.
+_NARROWEST_TABLE_TOKENS = 256
 
-def num_blocks(
-    settings: ModelSettings, buckets: BucketTable, device: torch.device, shard: Shard, memory: float | None
-) -> int:
+
+def bucket_table(settings: ModelSettings) -> BucketTable:
+    """The sizes that steps are padded up to. Rows grow by fours: a padded row costs little next to the weights."""
+    blocks = _blocks_of_a_sequence(settings)
+    narrowest = min(blocks, max(1, _NARROWEST_TABLE_TOKENS // settings.block_size))
+    # No prompt is longer than max_seq_len, whatever max_prefill_tokens allows.
+    chunks = powers_of_two(SMALLEST_CHUNK, settings.max_prefill_tokens)
+    longest = round_up(min(settings.max_seq_len, chunks[-1]), chunks)
+    return BucketTable(
+        batch_sizes=_powers_of_four(settings.max_batch_size),
+        prefill_batch_sizes=_powers_of_four(settings.max_prefill_batch_size),
+        chunk_lengths=tuple(chunk for chunk in chunks if chunk <= longest),
+        table_widths=powers_of_two(narrowest, blocks),
+        max_step_tokens=min(settings.max_prefill_tokens, settings.max_prefill_batch_size * longest),
+    )
+
+
+def _powers_of_four(largest: int) -> tuple[int, ...]:
+    return tuple(size for index, size in enumerate(powers_of_two(1, largest)) if index % 2 == 0 or size == largest)
+
+
+def num_blocks(settings: ModelSettings, device: torch.device, shard: Shard, memory: float | None) -> int:
     """Blocks of the cache, scratch blocks included; the same number on all ranks."""
-    scratch = num_scratch_blocks(buckets, settings.block_size)
     if memory is None:
-        memory = _memory_of_a_rank(device, shard)
+        memory = free_memory(device, shard.world_size)
     usable = _affordable_blocks if settings.num_blocks is None else _given_blocks
-    blocks = scratch + usable(settings, shard, scratch, memory)
+    blocks = _scratch_blocks(settings) + usable(settings, shard, memory)
     if shard.world_size > 1:
         fewest = torch.tensor(blocks)
         dist.all_reduce(fewest, dist.ReduceOp.MIN)
@@ -30,31 +52,26 @@ def num_blocks(
     return blocks
 
 
-def _memory_of_a_rank(device: torch.device, shard: Shard) -> float:
-    """Free bytes: ranks share the host's memory, a device's own belongs to one rank."""
-    return free_memory(device) / (shard.world_size if on_host(device) else 1)
-
-
-def _given_blocks(settings: ModelSettings, shard: Shard, scratch: int, memory: float) -> int:
+def _given_blocks(settings: ModelSettings, shard: Shard, memory: float) -> int:
     """The setting num_blocks, which must serve one sequence and fit in the memory, all of it."""
     usable = settings.num_blocks
     assert usable is not None
     if usable < _blocks_of_a_sequence(settings):
         raise _too_few(settings, "num_blocks", usable, "raise num_blocks")
-    largest = max(0.0, _blocks_that_fit(settings, shard, memory) - scratch)
-    if usable > largest:
+    room = _room(settings, shard, memory, usable)
+    if usable > room:
         raise UserError(
-            f"num_blocks is {usable}; besides the weights there is free memory for at most {int(largest)} blocks "
+            f"num_blocks is {usable}; besides the weights there is free memory for at most {max(0, int(room))} blocks "
             f"of {settings.block_size} tokens. Lower num_blocks, or leave it out: memory_fraction then decides."
         )
     return usable
 
 
-def _affordable_blocks(settings: ModelSettings, shard: Shard, scratch: int, memory: float) -> int:
+def _affordable_blocks(settings: ModelSettings, shard: Shard, memory: float) -> int:
     """As many as sequences of full length need, or else as memory_fraction allows."""
     one = _blocks_of_a_sequence(settings)
     usable = settings.max_batch_size * one
-    room = _blocks_that_fit(settings, shard, settings.memory_fraction * memory) - scratch
+    room = _room(settings, shard, settings.memory_fraction * memory, one)
     if room >= usable:
         return usable
     if room < one:
@@ -63,6 +80,27 @@ def _affordable_blocks(settings: ModelSettings, shard: Shard, scratch: int, memo
     # Few significant bits, so that the next start finds the same number and its compiled steps.
     step = 1 << max(0, int(room).bit_length() - 3)
     return max(one, int(room) // step * step)
+
+
+def _room(settings: ModelSettings, shard: Shard, memory: float, needed: int) -> float:
+    """Blocks, whole ones and a part, that `memory` has besides weights and what the largest steps take.
+
+    needed: blocks without which nothing runs. Raises UserError if it is the steps' size that leaves none.
+    """
+    model = settings.config, getattr(torch, settings.dtype), settings.quantization, shard
+    block = cache_token_bytes(*model) * settings.block_size
+    free = memory - weight_bytes(*model)
+
+    def left(settings: ModelSettings) -> float:
+        steps = step_bytes(bucket_table(settings), settings.config.vocab_size)
+        return (free - steps) / block - _scratch_blocks(settings)
+
+    check_step_sizes(settings, left, needed)
+    return left(settings)
+
+
+def _scratch_blocks(settings: ModelSettings) -> int:
+    return num_scratch_blocks(bucket_table(settings), settings.block_size)
 
 
 def _blocks_of_a_sequence(settings: ModelSettings) -> int:
@@ -75,11 +113,3 @@ def _too_few(settings: ModelSettings, limit: str, usable: int, way_out: str) -> 
         f"{limit}: it leaves {usable} blocks of {settings.block_size} tokens for the KV cache, and one sequence of "
         f"max_seq_len={settings.max_seq_len} tokens needs {_blocks_of_a_sequence(settings)}. {shorter}."
     )
-
-
-def _blocks_that_fit(settings: ModelSettings, shard: Shard, memory: float) -> float:
-    """Blocks that fit in so many bytes with the weights, as a fraction."""
-    model = settings.config, getattr(torch, settings.dtype), settings.quantization, shard
-    token = cache_token_bytes(*model)
-    room = memory - weight_bytes(*model)
-    return max(0.0, room / (token * settings.block_size))

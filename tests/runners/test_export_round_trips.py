@@ -32,7 +32,7 @@ def round_trip(folder: Path, soc: str, dtype: torch.dtype, *settings: str) -> No
     shared += [setting for setting in settings if setting != "sample=true"]
     bundle, output = folder / "bundle", folder / "answers"
     with pytest.MonkeyPatch.context() as patch:  # the cache has the size that the chip has room for
-        patch.setattr(sizes, "free_memory", lambda device: 0)
+        patch.setattr(sizes, "free_memory", lambda device, processes: 0)
         status, _, err = command(export, "export", *shared, f"export_dir={bundle}", f"sample={str(sample).lower()}")
     assert status == 0, err
     steps = read_bundle(bundle)

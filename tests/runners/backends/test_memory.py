@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from graph_model.tensor_parallel import Shard
+from runners.backends import memory
 from runners.backends.ascend import standin
 from runners.backends.memory import free_memory, peak_memory
-from runners.llm import sizes
 
+ROOT = Path(__file__).parents[3]
 NPU = SimpleNamespace(type="npu")  # torch has no such device where torch_npu is not loaded
 
 
@@ -34,6 +37,27 @@ def test_ranks_share_the_hosts_memory_and_no_device(
     type_: str, on_standin: bool, divided: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(standin, "is_standin", lambda: on_standin)
-    monkeypatch.setattr(sizes, "free_memory", lambda device: 40 << 30)
-    shard = Shard(1, 2)
-    assert sizes._memory_of_a_rank(SimpleNamespace(type=type_), shard) == (40 << 30) / divided  # type: ignore[arg-type]
+    module = SimpleNamespace(mem_get_info=lambda device: (40 << 30, 64 << 30))
+    monkeypatch.setattr(torch, "npu", module, raising=False)
+    fields = {"/proc/meminfo": {"MemAvailable": f"{40 << 20} kB"}}
+    monkeypatch.setattr(memory, "_fields", fields.__getitem__)
+    monkeypatch.setattr(memory, "_number", lambda path: None)
+    assert free_memory(SimpleNamespace(type=type_), 2) == (40 << 30) / divided  # type: ignore[arg-type]
+
+
+def test_a_limit_of_address_space_is_respected() -> None:
+    """As `ulimit -v` sets it, for each process of its own."""
+    limit = 64 << 30
+    code = f"""
+import resource, torch
+from runners.backends.memory import free_memory
+resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
+before = free_memory(torch.device("cpu"), 4)
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+print(before, free_memory(torch.device("cpu")), free_memory(torch.device("cpu"), 1000))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+    before, alone, among_many = map(int, run.stdout.split())
+    assert alone < 4 << 30
+    assert among_many <= min(alone, before)

@@ -22,7 +22,7 @@ from passes.framework.dump import dump
 from passes.framework.manager import run_passes
 from passes.pipeline import PASSES, build_passes
 from runners.compile import num_scratch_blocks
-from runners.llm.load import bucket_table
+from runners.llm.sizes import bucket_table
 
 LARGE = GemmaConfig(
     vocab_size=36000,

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +18,16 @@ from graph_model.errors import UserError
 from graph_model.footprint import cache_token_bytes, weight_bytes
 from runners.command_line.entry import compose
 from runners.compile import num_scratch_blocks
-from runners.llm.load import bucket_table, load_model
+from runners.llm.load import load_model
+from runners.llm.sizes import bucket_table
+from runners.llm.step_memory import step_bytes
 from runners.settings.model_settings import resolve_settings
 
 BLOCK = 16
 ONE = 16  # blocks of a sequence of max_seq_len
 BASE = ["backend=eager", "dtype=float32", f"block_size={BLOCK}", f"max_seq_len={ONE * BLOCK}", "max_batch_size=4"]
+MEMORY = 64e6  # bytes, of which the weights take 12 MB
+ROOT = Path(__file__).parents[3]
 Blocks = Callable[..., int]
 
 
@@ -30,8 +39,11 @@ def blocks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     def call(room: float, *overrides: str, device_memory: float | None = None) -> int:
         settings = resolve_settings(compose("infer", [*BASE, f"cache_dir={cache}", *overrides]))
         block = cache_token_bytes(settings.config, torch.float32) * BLOCK
-        memory = weight_bytes(settings.config, torch.float32) + int(room * block)
-        monkeypatch.setattr("runners.llm.sizes.free_memory", lambda device: memory)
+        beside = weight_bytes(settings.config, torch.float32) + step_bytes(
+            bucket_table(settings), settings.config.vocab_size
+        )
+        memory = beside + int(room * block)
+        monkeypatch.setattr("runners.llm.sizes.free_memory", lambda device, processes: memory)
         with ExitStack() as resources:
             model = load_model(settings, resources, device_memory=device_memory).model
             return model.num_blocks - model.num_scratch_blocks
@@ -87,3 +99,63 @@ def test_a_cache_that_is_never_made_may_be_of_any_size(blocks: Blocks) -> None:
 def test_too_few_blocks_for_one_sequence_name_both_ways_out(blocks: Blocks) -> None:
     with pytest.raises(UserError, match=r"num_blocks: it leaves 3 .* Lower max_seq_len to 48, or raise num_blocks\.$"):
         blocks(1000, "num_blocks=3")
+
+
+@pytest.mark.parametrize("num_blocks", ["null", "64"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("max_batch_size", 100_000), ("max_batch_size", 2**63 - 1), ("max_prefill_batch_size", 2**63 - 1)],
+)
+def test_steps_too_large_for_memory_name_their_setting(blocks: Blocks, name: str, value: int, num_blocks: str) -> None:
+    """And the largest value that fits: it is taken, the next one is not."""
+
+    def call(value: int) -> int:
+        return blocks(5000, f"{name}={value}", "memory_fraction=1", f"num_blocks={num_blocks}", device_memory=MEMORY)
+
+    with pytest.raises(UserError, match=rf"^{name} is {value}: .* no memory .* Give at most {name}=\d+\.$") as refused:
+        call(value)
+    largest = int(re.findall(r"\d+", str(refused.value))[-1])
+    assert call(largest) >= ONE
+    if num_blocks == "null":
+        with pytest.raises(UserError, match=f"Lower max_seq_len|Give at most {name}={largest}"):
+            call(largest + largest // 100)
+
+
+def test_long_prompt_steps_name_their_setting(blocks: Blocks) -> None:
+    """A model with many positions may be asked for steps that no memory has room for."""
+    sizes = ["max_seq_len=1024", "max_prefill_batch_size=1000", "memory_fraction=1", "num_blocks=64"]
+    assert blocks(0, *sizes, device_memory=MEMORY) == 64
+    with pytest.raises(UserError, match=r"max_prefill_batch_size=\d+ or max_prefill_tokens=\d+\.$"):
+        blocks(0, *sizes, "max_prefill_tokens=640000", device_memory=MEMORY)
+
+
+def test_several_settings_at_fault_are_all_named(blocks: Blocks) -> None:
+    absurd = ["max_batch_size=1000000", "max_prefill_batch_size=1000000"]
+    with pytest.raises(UserError, match=r"^max_batch_size is 1000000 and max_pref.*=\d+ and max_prefill_batch_size=\d"):
+        blocks(0, *absurd, "memory_fraction=1", device_memory=MEMORY)
+
+
+def test_prompt_steps_are_no_larger_than_prompts() -> None:
+    """What max_prefill_tokens allows beyond that takes no memory."""
+    large, enough = (
+        bucket_table(resolve_settings(compose("infer", [*BASE, f"max_prefill_tokens={tokens}"])))
+        for tokens in (6_400_000, 4 * ONE * BLOCK)
+    )
+    assert large == enough
+    assert (large.chunk_lengths, large.max_step_tokens) == ((64, 128, 256), 1024)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["max_batch_size=1000000000", "max_prefill_batch_size=100000000"])
+def test_absurd_sizes_are_refused_in_little_memory(setting: str, tmp_path: Path) -> None:
+    """Before anything of that size is built: the command ends with its message within 4 GB of address space."""
+    command = [sys.executable, str(ROOT / "runners/infer.py"), "backend=eager", f"cache_dir={tmp_path}", setting]
+    limit = 4 << 30
+    run = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(f"error: {setting.partition('=')[0]} is ")
