@@ -124,6 +124,12 @@ def summarize(
 
     soc, config = find_soc(settings.soc), NAMED_CONFIGS[model]
     check_world_size(config, world_size)
+    for name, tokens in (("context", settings.context), ("prefill_tokens", settings.prefill_tokens)):
+        if tokens > config.max_position_embeddings:
+            raise UserError(
+                f"{name} is {tokens}, but {model} has positions for {config.max_position_embeddings} tokens. Give at "
+                "most so many."
+            )
     quantization = None
     if scheme != _FLOAT:
         of_linears: Any = scheme.removesuffix(_INT8_CACHE).removesuffix("+") or None

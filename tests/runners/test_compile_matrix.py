@@ -63,9 +63,13 @@ def test_the_estimates_in_docs_are_what_the_command_prints(tmp_path: Path) -> No
     [
         ("schemes=[w8a8+kv4]", r"schemes: 'w8a8\+kv4' is not known; .* kv8, w8a8\+kv8, w8a8_dynamic\+kv8, w8a16\+kv8"),
         ("models=[gemma_9b]", r"models is \['gemma_9b'\]; it must be a list of gemma_2b or gemma_7b"),
+        ("batch_size=9223372036854775807", "batch_size is 9223372036854775807; .* at most 65536"),
+        ("context=9223372036854775807", "context is 9223372036854775807, but gemma_2b has positions for 8192 tokens"),
+        ("prefill_tokens=8193", "prefill_tokens is 8193, but gemma_2b has positions for 8192 tokens"),
+        ("world_sizes=[9223372036854775807]", "world_size is 9223372036854775807, which does not fit the model"),
     ],
 )
-def test_unknown_names_are_refused(override: str, message: str) -> None:
+def test_what_no_model_has_is_refused(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         next(rows(compose("compile_matrix", [override])))
 

@@ -31,7 +31,7 @@ class CompileMatrixSettings(Settings):
         "Linear layers that stay in floating point where others are quantized; null: as conf/quant has it for each "
         "scheme.",
     )
-    batch_size: int = setting(1, "Rows of the decode step.", least=1)
+    batch_size: int = setting(1, "Rows of the decode step.", least=1, most=65536)
     context: int = setting(2048, "Tokens that each row's block table has room for.", least=1)
     prefill_tokens: int = setting(512, "Tokens of the prefill step.", least=1)
     block_size: int = setting(128, "Tokens per block of the KV cache.", choices=block_sizes)
