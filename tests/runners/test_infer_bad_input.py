@@ -169,6 +169,8 @@ def test_tokenizer_absent(refused: Refused, checkpoint: Path) -> None:
         ("sampling.seed=-1", "sampling.seed is -1"),
         ("max_new_tokens=0", "max_new_tokens is 0"),
         ("max_batch_size=0", "max_batch_size is 0"),
+        ("max_batch_size=1000000000", "max_batch_size is 1000000000: for steps of that size there is no memory"),
+        ("ranks.timeout=9223372036854775807", "it must be an integer of at least 1 and at most 31536000"),
         ("max_seq_len=513", "has positions for 512 tokens"),
         ("max_prefill_tokens=100", "it must be an integer of at least 64 and a multiple of 64"),
         ("memory_fraction=1.5", "memory_fraction is 1.5"),

@@ -115,7 +115,10 @@ class Ranks(Settings):
         must="a port from 1 to 65535, or null for a free one",
     )
     timeout: int = setting(
-        600, "Seconds that a rank waits for the others, which may still be loading or compiling.", least=1
+        600,
+        "Seconds that a rank waits for the others, which may still be loading or compiling.",
+        least=1,
+        most=31_536_000,
     )
 
 
