@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from graph_model.errors import UserError
+from graph_model.errors import UserError, shown
 
 MAX_LOGPROBS = 20
 GREEDY_BELOW = 1e-5  # a temperature below this would overflow float32 logits; it means greedy
@@ -37,10 +37,10 @@ class SamplingParams:
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, MAX_LOGPROBS)
         if not isinstance(self.ignore_eos, bool):
-            raise UserError(f"sampling.ignore_eos is {self.ignore_eos!r}; it must be true or false.")
+            raise UserError(f"sampling.ignore_eos is {shown(self.ignore_eos)}; it must be true or false.")
         for text in stop:
             if not isinstance(text, str) or not text:
-                raise UserError(f"stop holds {text!r}; each stop string must be a text of at least one character.")
+                raise UserError(f"stop holds {shown(text)}; each stop string must be a text of at least one character.")
 
     @property
     def greedy(self) -> bool:
@@ -51,11 +51,11 @@ class SamplingParams:
 def _number(name: str, value: Any, rule: str, holds: Any) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or not holds(value):
-        raise UserError(f"sampling.{name} is {value!r}; it must be {rule}.")
+        raise UserError(f"sampling.{name} is {shown(value)}; it must be {rule}.")
 
 
 def _integer(name: str, value: Any, smallest: int, largest: int | None = None) -> None:
     integer = isinstance(value, int) and not isinstance(value, bool)
     if not integer or value < smallest or (largest is not None and value > largest):
         above = "" if largest is None else f" and at most {largest}"
-        raise UserError(f"sampling.{name} is {value!r}; it must be an integer of at least {smallest}{above}.")
+        raise UserError(f"sampling.{name} is {shown(value)}; it must be an integer of at least {smallest}{above}.")

@@ -85,19 +85,21 @@ def _from_setting(values: list[Any]) -> list[_Item]:
     for index, value in enumerate(values):
         if not isinstance(value, str):
             raise UserError(
-                f"prompts[{index}] is {value!r}, which is no text. Quote it within the list: prompts=['{value}']."
+                f"prompts[{index}] is {shown(value)}, which is no text. Quote it within the list: prompts=['{value}']."
             )
     return [_Item(f"prompts[{index}]", value) for index, value in enumerate(values)]
 
 
 def _from_ids(values: Any) -> list[_Item]:
     if not _is_list(values):
-        raise UserError(f"prompt_token_ids is {values!r}; it must be a list of prompts, as in [[2,5,7],[2,9]].")
+        raise UserError(f"prompt_token_ids is {shown(values)}; it must be a list of prompts, as in [[2,5,7],[2,9]].")
     items = []
     for index, ids in enumerate(values):
         source = f"prompt_token_ids[{index}]"
         if not _is_list(ids) or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
-            raise UserError(f"{source} is {ids!r}; it must be a list of token ids, as in prompt_token_ids=[[2,5,7]].")
+            raise UserError(
+                f"{source} is {shown(ids)}; it must be a list of token ids, as in prompt_token_ids=[[2,5,7]]."
+            )
         items.append(_Item(source, list(ids)))
     return items
 
@@ -226,7 +228,7 @@ def _check_ids(source: str, ids: list[int], config: GemmaConfig, max_seq_len: in
     wrong = next((i for i in ids if not 0 <= i < config.vocab_size), None)
     if wrong is not None:
         raise UserError(
-            f"{source}: the token id {wrong} is out of range; the model's vocabulary has the ids 0 to "
+            f"{source}: the token id {shown(wrong)} is out of range; the model's vocabulary has the ids 0 to "
             f"{config.vocab_size - 1} (vocab_size in config.json). Leave out what it stands for."
         )
     if len(ids) >= max_seq_len:

@@ -44,6 +44,11 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> No
     assert repr(value if name != "stop" else value[-1]) in str(raised.value)
 
 
+def test_a_number_of_thousands_of_digits_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match="seed is an integer of about 5001 digits"):
+        SamplingParams(seed=10**5000)
+
+
 def test_values_at_the_edge_of_the_range_are_taken() -> None:
     SamplingParams(temperature=0, top_k=0, top_p=1, seed=2**64 - 1, max_new_tokens=1, logprobs=20)
     assert SamplingParams(stop="END").stop == ("END",)
