@@ -115,7 +115,7 @@ def test_an_empty_quantization_config_is_none(value: Any, directory: Path) -> No
     assert_reads(directory, weights_of(directory))
 
 
-def test_what_a_merge_into_16_bit_left_in_the_config_is_to_be_removed(directory: Path) -> None:
+def test_what_a_merge_left_in_the_config_is_to_be_removed(directory: Path) -> None:
     """Unsloth's merged_16bit of a 4-bit base: 16-bit weights, and in some versions the base's quantization_config."""
     set_config(directory, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
     assert "If the weights are in 16 bit after all, remove quantization_config" in refusal(directory)
