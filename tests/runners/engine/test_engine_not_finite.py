@@ -10,6 +10,7 @@ import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from support.models import build_model
+from support.overflow import LAYER, POISON, check_message, make_overflowing_model
 
 from graph_model.bucket import BucketTable
 from graph_model.errors import NotFiniteError
@@ -18,22 +19,12 @@ from runners.compile import CompiledModel
 from runners.engine import EngineDriver, RequestResult, SamplingParams, ScoreRequest
 
 CONFIG = TINY_CONFIGS["untied_head"]
-GOOD, POISON = [5, 6, 7, 8], 99  # the token after which a layer overflows
-LAYER = "model.layers.1.mlp.down_proj"
+GOOD = [5, 6, 7, 8]
 
 
 @pytest.fixture(scope="module")
 def model() -> CompiledModel:
-    """In float16: a layer's MLP overflows for texts that hold POISON, and for no others."""
-    reference = make_model(CONFIG, dtype=torch.float16)
-    with torch.no_grad():
-        reference.model.embed_tokens.weight[POISON, 0] = 300.0
-        # Numbers of the residual stream that large make this layer's product larger than 65504.
-        mlp = reference.model.layers[1].mlp
-        mlp.gate_proj.weight[0], mlp.up_proj.weight[0] = 0.0, 0.0
-        mlp.gate_proj.weight[0, 0] = mlp.up_proj.weight[0, 0] = 10.0
-        mlp.down_proj.weight[0, 0] = 30.0
-        reference.model.layers[1].post_attention_layernorm.weight.zero_()
+    reference = make_overflowing_model(CONFIG)
     buckets = BucketTable((1, 4), (1, 2), (8, 24), (4,), 48)
     backend = EagerBackend(torch.device("cpu"))
     return build_model(backend, reference, CONFIG, buckets, num_blocks=24, max_seq_len=64, dtype=torch.float16)
@@ -42,8 +33,7 @@ def model() -> CompiledModel:
 def check_error(result: RequestResult) -> None:
     assert (result.finish_reason, result.token_ids) == ("error", [])
     assert isinstance(result.error, NotFiniteError)
-    for part in ("float16", LAYER, "bfloat16 or dtype=float32"):
-        assert part in str(result.error)
+    check_message(result.error)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
