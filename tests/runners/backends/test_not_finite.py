@@ -5,19 +5,49 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from support import rank_processes as ranks
 from support import torchair_steps as steps
 from support.chip_processes import A2, DUO
-from support.overflow import POISON, check_message, save_overflowing_checkpoint
+from support.models import build_model
+from support.overflow import POISON, check_message, make_overflowing_model, save_overflowing_checkpoint
 from support.standin_commands import answers_in, command
 
+from graph_model.bucket import BucketTable
+from graph_model.errors import NotFiniteError
 from runners.backends.ascend import standin
+from runners.backends.inductor import InductorBackend, cpp_compiler
+from runners.compile import CompileCache
+from runners.engine import EngineDriver, SamplingParams
 from runners.infer import infer
 
 GOOD = [5, 6, 7, 8]
 BAD = [*GOOD, POISON]
 SIZES = ("max_batch_size=2", "max_prefill_batch_size=2", "max_prefill_tokens=64", "max_seq_len=64", "max_new_tokens=3")
 PROMPTS = f"prompt_token_ids=[{GOOD},{BAD}]".replace(" ", "")
+
+
+@pytest.mark.skipif(cpp_compiler() is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_inductor(temperature: float, tmp_path: Path) -> None:
+    config = steps.UNTIED
+    backend = InductorBackend(torch.device("cpu"), tmp_path / "kernels")
+    model = build_model(
+        backend,
+        make_overflowing_model(config),
+        config,
+        BucketTable((2,), (2,), (8,), (2,), 16),
+        num_blocks=4,
+        max_seq_len=32,
+        dtype=torch.float16,
+        cache=CompileCache(tmp_path / "steps"),
+    )
+    sampling = SamplingParams(temperature, seed=1, max_new_tokens=3)
+    good, bad = EngineDriver(model, vocab_size=config.vocab_size).generate([GOOD, BAD], sampling)
+    assert (good.finish_reason, len(good.token_ids)) == ("length", 3)
+    assert (bad.finish_reason, bad.token_ids) == ("error", [])
+    assert isinstance(bad.error, NotFiniteError)
+    check_message(bad.error)
 
 
 def test_two_ranks(tmp_path: Path) -> None:
