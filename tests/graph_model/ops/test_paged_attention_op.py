@@ -34,9 +34,11 @@ class Case:
     rows: list[Row]
     keys: list[Tensor]  # per row [past + new, kv_heads, head_dim]
     values: list[Tensor]
+    window: int | None = None
+    softcap: float | None = None
 
     def run(self) -> Tensor:
-        return ops.paged_attention(**self.arguments, scale=SCALE)
+        return ops.paged_attention(**self.arguments, scale=SCALE, window=self.window, softcap=self.softcap)
 
 
 def make_case(
@@ -50,6 +52,8 @@ def make_case(
     dtype: torch.dtype = torch.float32,
     outside: float = math.nan,
     seed: int = 0,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Case:
     """Blocks in random order; `outside` fills every key and value that no row may see.
 
@@ -98,18 +102,21 @@ def make_case(
         "context_lens": context_lens if paged else None,
         "block_table": table if paged else None,
     }
-    return Case(arguments, rows, keys, values)
+    return Case(arguments, rows, keys, values, window, softcap)
 
 
 def dense(case: Case, row: int, token: int) -> Tensor:
     """Attention of one new token over all keys up to its own, in float64: [heads, head_dim]."""
     query = case.arguments["query"]
-    visible = case.rows[row].past + token + 1
-    keys, values = case.keys[row][:visible].double(), case.values[row][:visible].double()
+    end = case.rows[row].past + token + 1
+    visible = slice(0 if case.window is None else max(0, end - case.window), end)
+    keys, values = case.keys[row][visible].double(), case.values[row][visible].double()
     group = query.shape[2] // keys.shape[1]
     result = torch.empty(query.shape[2], HEAD_DIM, dtype=torch.float64)
     for head in range(query.shape[2]):
         scores = keys[:, head // group] @ query[row, token, head].double() * SCALE
+        if case.softcap is not None:
+            scores = case.softcap * torch.tanh(scores / case.softcap)
         weights = torch.exp(scores - scores.max())
         result[head] = (weights / weights.sum()) @ values[:, head // group]
     return result
@@ -273,6 +280,59 @@ def test_rows_do_not_depend_on_each_other() -> None:
         single = {n: v[index : index + 1] if n in batched else v for n, v in case.arguments.items() if v is not None}
         alone = ops.paged_attention(**single, scale=SCALE)
         torch.testing.assert_close(alone[0, : rows[index].new], found[index, : rows[index].new], rtol=0, atol=1e-6)
+
+
+WINDOWS = [1, 15, 16, 17, 30]
+
+
+@pytest.mark.parametrize("softcap", [None, 0.8])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_decode_sees_its_window(window: int, softcap: float | None) -> None:
+    """Contexts one below, at and one above the window and the blocks, in tables that are wider than the window."""
+    lengths = sorted({1, 15, 16, 17, 33, 64, window - 1, window, window + 1, 2 * window + 1} - {0})
+    rows = [Row(length - 1, 1) for length in lengths]
+    case = make_case(rows, width=6, window=window, softcap=softcap)
+    case.arguments["query_lens"] = None
+    assert_right(case, case.run())
+
+
+@pytest.mark.parametrize("softcap", [None, 0.8])
+@pytest.mark.parametrize("window", WINDOWS)
+def test_prompts_see_their_window(window: int, softcap: float | None) -> None:
+    """Prompts as long as a window's tiles, and short ones next to long ones, whose tiles are padding."""
+    for tokens in {window, window + 1, 2 * window, 2 * window + 1, 3 * window - 1, 3 * window, 3 * window + 1, 64}:
+        rows = [Row(0, tokens), Row(0, 1), Row(0, max(1, window - 1))]
+        case = make_case(rows, paged=False, padded_rows=1, window=window, softcap=softcap, width=6)
+        found = case.run()
+        assert_right(case, found)
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("past", "new"), [(0, 16), (1, 15), (15, 2), (16, 16), (17, 31), (31, 17), (47, 1), (60, 30)])
+def test_chunks_see_their_window(past: int, new: int, window: int) -> None:
+    case = make_case([Row(past, new), Row(5, 3), Row(40, 1)], (4, 2), chunk=max(new, 4), width=6, window=window)
+    assert_right(case, case.run())
+
+
+def test_a_row_reads_the_blocks_of_its_window_only() -> None:
+    """Not even NaN in older blocks reaches the result; a table so short that all is read is masked as well."""
+    for width in (2, 6):
+        past = width * 16 - 2
+        case = make_case([Row(past, 1)], width=width, window=5)
+        case.arguments["query_lens"] = None
+        older = case.arguments["block_table"][0, : width - 1]
+        expected = case.run()
+        for cache in (case.arguments["key_cache"], case.arguments["value_cache"]):
+            cache[older] = 1e4
+        assert torch.equal(case.run(), expected)
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_padding_is_finite_with_a_window(paged: bool) -> None:
+    case = make_case([Row(0, 40), Row(0, 2)], padded_rows=3, paged=paged, outside=1.0, window=3, width=6)
+    found = case.run()
+    assert_right(case, found)
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("paged", [False, True])
