@@ -1,38 +1,20 @@
-"""GemmaConfig: the shape of a Gemma 1 model, read from config.json or taken from a named size."""
+"""GemmaConfig: the shape of a Gemma model, as config.json states it or a named size has it."""
 
 from __future__ import annotations
 
 import math
-import re
-import sys
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
-
-from graph_model.errors import UserError, shown
-from graph_model.foreign import check_adapter, check_other_files, check_quantization_config
-from graph_model.json_file import read_json_object
-from graph_model.stated import LARGEST_ID, ends_by_file, stated_dtype, token_ids
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 DTYPES = ("float16", "bfloat16", "float32")
-# Sizes are read up to these, far above any Gemma's: a damaged file would take the machine's memory.
-_LARGEST = {
-    "vocab_size": 1 << 24,
-    "hidden_size": 1 << 20,
-    "intermediate_size": 1 << 24,
-    "num_hidden_layers": 1024,
-    "num_attention_heads": 1 << 16,
-    "num_key_value_heads": 1 << 16,
-    "head_dim": 1 << 16,
-    "max_position_embeddings": 1 << 31,
-}
+LayerType = Literal["sliding_attention", "full_attention"]
 
 
 @dataclass(frozen=True)
 class GemmaConfig:
     """Architecture of a Gemma 1 model; field names are those of Hugging Face's config.json.
 
-    ``head_dim * num_attention_heads`` need not equal ``hidden_size`` (Gemma-7B: 16 * 256 != 3072).
+    `head_dim * num_attention_heads` need not equal `hidden_size` (Gemma-7B: 16 * 256 != 3072).
     """
 
     vocab_size: int = 256000
@@ -51,6 +33,14 @@ class GemmaConfig:
     bos_token_id: int | None = 2
     eos_token_ids: tuple[int, ...] = (1,)
     quantize: str | None = None
+
+    model_type: ClassVar[str] = "gemma"
+    architecture: ClassVar[str] = "GemmaForCausalLM"
+
+    @property
+    def logit_softcap(self) -> float | None:
+        """Logits become cap * tanh(logit / cap); None: they do not."""
+        return None
 
     @property
     def softmax_scale(self) -> float:
@@ -71,12 +61,79 @@ class GemmaConfig:
         if fields["quantize"] is None:
             del fields["quantize"]
         return {
-            "architectures": ["GemmaForCausalLM"],
-            "model_type": "gemma",
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
             "hidden_act": "gelu_pytorch_tanh",
             "hidden_activation": "gelu_pytorch_tanh",
             **fields,
         }
+
+
+@dataclass(frozen=True)
+class _SlidingConfig(GemmaConfig):
+    """What Gemma 2 and 3 have besides: layers whose attention sees a window, and a scale of their own."""
+
+    query_pre_attn_scalar: int = 256
+    sliding_window: int = 4096  # keys that a query of a sliding layer sees, its own included
+    layer_types: tuple[LayerType, ...] = ()  # of every layer
+    final_logit_softcapping: float | None = None
+
+    @property
+    def softmax_scale(self) -> float:
+        """Factor on the attention scores: query_pre_attn_scalar ** -0.5."""
+        return self.query_pre_attn_scalar**-0.5
+
+    @property
+    def logit_softcap(self) -> float | None:
+        return self.final_logit_softcapping
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "layer_types": list(self.layer_types)}
+
+
+@dataclass(frozen=True)
+class Gemma2Config(_SlidingConfig):
+    """Architecture of a Gemma 2 model (arXiv:2408.00118)."""
+
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    attn_logit_softcapping: float | None = 50.0  # of attention's scores
+    final_logit_softcapping: float | None = 30.0
+
+    model_type: ClassVar[str] = "gemma2"
+    architecture: ClassVar[str] = "Gemma2ForCausalLM"
+
+
+@dataclass(frozen=True)
+class Gemma3Config(_SlidingConfig):
+    """Architecture of a Gemma 3 text model (arXiv:2503.19786); rope_theta is that of full layers."""
+
+    vocab_size: int = 262208
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
+    max_position_embeddings: int = 131072
+    rope_theta: float = 1e6
+    rope_local_base_freq: float = 1e4  # rope_theta of sliding layers
+    rope_factor: float = 1.0  # of linear scaling in full layers
+
+    model_type: ClassVar[str] = "gemma3_text"
+    architecture: ClassVar[str] = "Gemma3ForCausalLM"
+
+    def to_json(self) -> dict[str, Any]:
+        fields = super().to_json()
+        factor = fields.pop("rope_factor")
+        return {**fields, "rope_scaling": None if factor == 1.0 else {"rope_type": "linear", "factor": factor}}
+
+
+def layer_types(count: int, period: int) -> tuple[LayerType, ...]:
+    """The types of `count` layers of which every `period`-th is full, the others sliding."""
+    return tuple("full_attention" if (index + 1) % period == 0 else "sliding_attention" for index in range(count))
 
 
 GEMMA_2B = GemmaConfig(
@@ -89,144 +146,41 @@ GEMMA_2B = GemmaConfig(
 GEMMA_7B = GemmaConfig()
 
 
-def read_config(checkpoint_dir: Path) -> GemmaConfig:
-    """Read the config of a checkpoint directory: ``config.json``, and what else says dtype and ends of answers.
-
-    Raises UserError naming the file and the field.
-    """
-    path = checkpoint_dir / "config.json"
-    if not checkpoint_dir.is_dir():
-        raise UserError(
-            f"model.path: {checkpoint_dir} is not a directory. Give the directory of a Hugging Face checkpoint "
-            "(config.json, *.safetensors and the tokenizer's files)."
-        )
-    check_adapter(checkpoint_dir)
-    if not path.is_file():
-        check_other_files(checkpoint_dir)
-        raise UserError(
-            f"{path} is missing. A checkpoint directory holds the model's config.json; "
-            "copy it from the place that the weights came from."
-        )
-    raw = read_json_object(path)
-    if "model_type" not in raw:
-        check_other_files(checkpoint_dir)
-    dtype, _ = stated_dtype(checkpoint_dir)
-    config = from_json({**raw, "dtype": dtype}, source=str(path))
-    ends = dict.fromkeys(i for ids in ends_by_file(checkpoint_dir).values() for i in ids)
-    return replace(config, eos_token_ids=tuple(ends))
-
-
-def from_json(raw: dict[str, Any], source: str) -> GemmaConfig:
-    """Build a GemmaConfig from the fields of a config.json; `source` names the file in errors."""
-    model_type = raw.get("model_type")
-    if model_type != "gemma":
-        raise UserError(
-            f"{source}: model_type is {shown(model_type)}; only 'gemma' (Gemma 1: 2B, 7B and models of their shape) "
-            "is supported. Other Gemma generations differ in their norms and attention."
-        )
-    check_quantization_config(raw, source)
-    reader = _FieldReader(raw, source)
-    _check_variants(raw, source)
-    default = GemmaConfig()
-    sizes = {name: reader.size(name, getattr(default, name)) for name in _LARGEST}
-    num_heads, num_kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
-    if num_heads % num_kv_heads:
-        raise UserError(
-            f"{source}: num_attention_heads is {num_heads} and num_key_value_heads {num_kv_heads}; "
-            "the first must be a multiple of the second."
-        )
-    if sizes["head_dim"] % 2:
-        raise UserError(f"{source}: head_dim is {sizes['head_dim']}; rotary embedding needs an even head_dim.")
-    return GemmaConfig(
-        **sizes,
-        rms_norm_eps=reader.positive("rms_norm_eps", raw.get("rms_norm_eps", default.rms_norm_eps)),
-        rope_theta=_rope_theta(reader, default.rope_theta),
-        attention_bias=reader.flag("attention_bias", default.attention_bias),
-        tie_word_embeddings=reader.flag("tie_word_embeddings", default.tie_word_embeddings),
-        dtype=_dtype(raw, source),
-        bos_token_id=_bos(raw, source, default.bos_token_id),
-        eos_token_ids=token_ids(raw.get("eos_token_id", default.eos_token_ids[0]), source),
-        quantize=_quantize(raw, source),
+def _gemma2(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **other: Any) -> Gemma2Config:
+    return Gemma2Config(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        layer_types=layer_types(layers, 2),
+        **other,
     )
 
 
-@dataclass(frozen=True)
-class _FieldReader:
-    raw: dict[str, Any]
-    source: str
-
-    def size(self, name: str, default: int) -> int:
-        value = self.raw.get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{self.source}: {name} is {shown(value)}; it must be an integer of at least 1.")
-        if value > _LARGEST[name]:
-            raise UserError(
-                f"{self.source}: {name} is {value}; no Gemma is that large, the most that is read is {_LARGEST[name]}. "
-                "Copy config.json again from the original."
-            )
-        return value
-
-    def positive(self, name: str, value: Any) -> float:
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not 0 < value <= sys.float_info.max:
-            raise UserError(f"{self.source}: {name} is {shown(value)}; it must be a finite number above 0.")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        value = self.raw.get(name, default)
-        if not isinstance(value, bool):
-            raise UserError(f"{self.source}: {name} is {shown(value)}; it must be true or false.")
-        return value
+def _gemma3(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **other: Any) -> Gemma3Config:
+    return Gemma3Config(
+        **{"sliding_window": 1024, **other},
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        layer_types=layer_types(layers, 6),
+    )
 
 
-def _check_variants(raw: dict[str, Any], source: str) -> None:
-    """Refuse what would change the mathematics. Gemma's "gelu" means the tanh form (huggingface #29402)."""
-    for name in ("hidden_act", "hidden_activation"):
-        value = raw.get(name)
-        if value not in (None, "gelu", "gelu_pytorch_tanh"):
-            raise UserError(
-                f"{source}: {name} is {shown(value)}; Gemma's activation is gelu_pytorch_tanh "
-                "(older files say gelu and mean the same)."
-            )
-    if raw.get("use_bidirectional_attention"):
-        raise UserError(f"{source}: use_bidirectional_attention is set; a text generator needs causal attention.")
+_SMALL = {"vocab_size": 262144, "sliding_window": 512, "max_position_embeddings": 32768}
 
-
-def _rope_theta(reader: _FieldReader, default: float) -> float:
-    """transformers 4 writes rope_theta (and rope_scaling), transformers 5 rope_parameters."""
-    raw, source = reader.raw, reader.source
-    parameters = raw.get("rope_parameters") or {}
-    scaling = raw.get("rope_scaling")
-    for name, value in (("rope_parameters", parameters), ("rope_scaling", scaling or {})):
-        if not isinstance(value, dict):
-            raise UserError(f"{source}: {name} is {shown(value)}; it must be an object.")
-        kind = value.get("rope_type", value.get("type", "default"))
-        if kind != "default":
-            raise UserError(
-                f"{source}: {name} asks for rope type {shown(kind)}; Gemma 1 uses plain rotary embedding ('default')."
-            )
-    theta = parameters.get("rope_theta", raw.get("rope_theta", default))
-    return reader.positive("rope_theta", theta)
-
-
-def _dtype(raw: dict[str, Any], source: str) -> str:
-    """transformers 4 writes torch_dtype, transformers 5 dtype; without either, and without weights, it is float32."""
-    value = raw.get("dtype", raw.get("torch_dtype")) or "float32"
-    if value not in DTYPES:
-        raise UserError(f"{source}: dtype is {shown(value)}; it must be one of {', '.join(DTYPES)}.")
-    return value
-
-
-def _bos(raw: dict[str, Any], source: str, default: int | None) -> int | None:
-    value = raw.get("bos_token_id", default)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < LARGEST_ID):
-        raise UserError(f"{source}: bos_token_id is {shown(value)}; it must be an id or null.")
-    return value
-
-
-def _quantize(raw: dict[str, Any], source: str) -> str | None:
-    """The scheme's name, which is part of file names."""
-    value = raw.get("quantize")
-    if value is not None and not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", value)):
-        raise UserError(f"{source}: quantize is {shown(value)}; it must be a scheme's name such as 'w8a8', or null.")
-    return value
+NAMED_CONFIGS: dict[str, GemmaConfig] = {
+    "gemma_2b": GEMMA_2B,
+    "gemma_7b": GEMMA_7B,
+    "gemma2_2b": _gemma2(26, 2304, 9216, 8, 4),
+    "gemma2_9b": _gemma2(42, 3584, 14336, 16, 8),
+    "gemma2_27b": _gemma2(46, 4608, 36864, 32, 16, head_dim=128, query_pre_attn_scalar=144),
+    "gemma3_270m": _gemma3(18, 640, 2048, 4, 1, **_SMALL),
+    "gemma3_1b": _gemma3(26, 1152, 6912, 4, 1, **_SMALL),
+    "gemma3_4b": _gemma3(34, 2560, 10240, 8, 4, rope_factor=8.0),
+    "gemma3_12b": _gemma3(48, 3840, 15360, 16, 8, rope_factor=8.0),
+    "gemma3_27b": _gemma3(62, 5376, 21504, 32, 16, rope_factor=8.0, head_dim=128, query_pre_attn_scalar=168),
+}

@@ -29,6 +29,7 @@ TOKEN_WISE = {
     ops.all_reduce: 1,
     ops.float32_linear: 1,
     ops.rms_norm: 1,
+    ops.softcap: 1,
     ops.gelu_and_mul: 2,
 }
 
@@ -59,7 +60,7 @@ class LastToken(Pass):
             graph.add_placeholder("score_positions", "input", positions)
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        if candidate.target not in (aten.linear.default, ops.all_gather, aten.slice.Tensor):
+        if candidate.target not in (aten.linear.default, ops.all_gather, ops.softcap, aten.slice.Tensor):
             raise NearMiss(candidate, "the graph does not end in the head's linear")
         barriers = _attention_and_before(graph)
         graph.set_outputs(self._take(graph, candidate, barriers, {}))

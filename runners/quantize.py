@@ -19,7 +19,7 @@ def quantize(settings: QuantizeSettings) -> None:
     from tqdm import tqdm
 
     from graph_model.checkpoint.writer import check_target
-    from graph_model.config import read_config
+    from graph_model.config_file import read_config
     from graph_model.errors import UserError
     from graph_model.families import family_of
     from graph_model.quantization.linears import SCHEMES, Quantization, select_linears

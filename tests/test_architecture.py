@@ -107,13 +107,16 @@ def test_the_root_of_runners_holds_commands_only() -> None:
         assert path.name == "__init__.py" or 'if __name__ == "__main__":' in path.read_text(encoding="utf-8"), path
 
 
-def test_the_plain_definition_imports_its_config_only() -> None:
-    assert own_imports(ROOT / "graph_model" / "gemma.py") == {"graph_model.config"}
+def test_the_plain_definition_imports_descriptions_only() -> None:
+    families = ROOT / "graph_model" / "families"
+    assert own_imports(families / "definition.py") == {"graph_model.config", "graph_model.families.layer"}
+    assert own_imports(families / "layer.py") == set()
 
 
 def test_config_and_canonical_ops_stand_alone() -> None:
-    below = {"graph_model.errors", "graph_model.foreign", "graph_model.json_file", "graph_model.stated"}
-    assert own_imports(ROOT / "graph_model" / "config.py") == below
+    assert own_imports(ROOT / "graph_model" / "config.py") == set()
+    below = {"graph_model.config", "graph_model.errors", "graph_model.stated"}
+    assert own_imports(ROOT / "graph_model" / "config_fields.py") == below
     for path in sources("graph_model.ops"):
         assert all(within(name, "graph_model.ops") for name in own_imports(path)), path
 

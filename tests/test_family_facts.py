@@ -19,7 +19,8 @@ FACTS = re.compile(
 # that users type in a setting, with its default.
 EXEMPT = (
     "graph_model/config.py",
-    "graph_model/gemma.py",
+    "graph_model/config_fields.py",
+    "graph_model/config_file.py",
     "graph_model/families/",
     "graph_model/checkpoint/anti_outlier.py",
     "runners/benchmarking/peers/",

@@ -21,7 +21,8 @@ from graph_model.checkpoint.expected import (
 from graph_model.checkpoint.layout import find_pytorch_bin, index_files
 from graph_model.checkpoint.reader import open_checkpoint
 from graph_model.checkpoint.writer import MAX_SHARD_BYTES, write_shards
-from graph_model.config import GemmaConfig, read_config
+from graph_model.config import GemmaConfig
+from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from graph_model.whole_files import replace_files, staging_directory
 

@@ -203,7 +203,23 @@ class Family(ABC):
             "softmax_scale": Attribute(distinct(a.softmax_scale for a in attentions), len(attentions)),
             "norm_eps": Attribute(distinct(norm.eps for norm in norms), len(norms)),
             "norm_offset": Attribute((1.0,), offsets),
+            **self._optional_attributes(),
         }
+
+    def _optional_attributes(self) -> dict[str, Attribute]:
+        """Those that only some models have."""
+        attentions = [layer.attention for layer in self.layers]
+        windows = [a.window for a in attentions if a.window is not None]
+        softcaps = [a.softcap for a in attentions if a.softcap is not None]
+        factors = {a.rotary: a.rotary.factor for a in attentions if a.rotary.factor != 1.0}
+        final = self.config.logit_softcap
+        found: dict[str, list[float]] = {
+            "window": [*windows],
+            "attention_softcap": softcaps,
+            "rope_factor": [*factors.values()],
+            "logit_softcap": [] if final is None else [final],
+        }
+        return {name: Attribute(tuple(dict.fromkeys(each)), len(each)) for name, each in found.items() if each}
 
     # Which layers stand for others.
 

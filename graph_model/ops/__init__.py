@@ -2,7 +2,7 @@
 
 from graph_model.ops.attention import paged_attention, paged_attention_int8
 from graph_model.ops.collective import all_gather, all_reduce
-from graph_model.ops.elementwise import gelu_and_mul, rotary
+from graph_model.ops.elementwise import gelu_and_mul, rotary, softcap
 from graph_model.ops.linear import (
     float32_linear,
     native_int8_linear,

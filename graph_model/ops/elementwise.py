@@ -1,4 +1,4 @@
-"""Rotary embedding and the gated activation."""
+"""Rotary embedding, the gated activation and the soft-cap."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def gelu_and_mul(gate: Tensor, up: Tensor) -> Tensor:
     """gelu(gate) * up with the tanh form of GELU, gelu rounded to the inputs' dtype. Shazeer, arXiv:2002.05202."""
     return F.gelu(gate, approximate="tanh") * up
+
+
+@canonical_op("softcap(Tensor x, float cap) -> Tensor")
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """cap * tanh(x / cap), each step rounded to x's dtype: what lies between -cap and cap. arXiv:2408.00118."""
+    return torch.tanh(x / cap) * cap

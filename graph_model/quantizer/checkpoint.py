@@ -17,7 +17,8 @@ from graph_model.checkpoint.layout import check_link
 from graph_model.checkpoint.quantized import FLOAT
 from graph_model.checkpoint.reader import Checkpoint
 from graph_model.checkpoint.writer import MAX_SHARD_BYTES, check_target
-from graph_model.config import GemmaConfig, read_config
+from graph_model.config import GemmaConfig
+from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from graph_model.families import family_of
 from graph_model.json_file import read_json_object

@@ -217,10 +217,11 @@ class OnePlus(Expression):
 
 @dataclass(frozen=True)
 class InverseFrequencies(Expression):
-    """theta ** (-2i / head_dim) for i below head_dim / 2, in float32: the angles per position of rotary embedding."""
+    """theta ** (-2i / head_dim) / factor for i below head_dim / 2: rotary embedding's angles per position, float32."""
 
     theta: float
     head_dim: int
+    factor: float = 1.0  # of linear scaling
     dtype: ClassVar[torch.dtype] = torch.float32
 
     @property
@@ -229,10 +230,11 @@ class InverseFrequencies(Expression):
 
     def write(self, out: Tensor, read: Read) -> None:
         exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-        out.copy_(torch.reciprocal(self.theta**exponent))
+        out.copy_(torch.reciprocal(self.theta**exponent) / self.factor)
 
     def __str__(self) -> str:
-        return f"inverse_frequencies(theta={self.theta}, head_dim={self.head_dim})"
+        scaled = "" if self.factor == 1.0 else f", factor={self.factor}"
+        return f"inverse_frequencies(theta={self.theta}, head_dim={self.head_dim}{scaled})"
 
 
 @dataclass(frozen=True)

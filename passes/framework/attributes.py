@@ -11,7 +11,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.ascend.ops import BY_TORCH_NAME, AscendOp
-from graph_model.families import Family
+from graph_model.families import Family, Rotary
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies, OnePlus, Rounded
 from passes.framework.contract import PassError
@@ -31,6 +31,10 @@ def find_attributes(graph: ModelGraph) -> dict[str, list[str]]:
         "softmax_scale": [n.name for n in nodes if _has_softmax_scale(n, graph.family)],
         "norm_eps": [n.name for n in nodes if _norm_eps(n) in values["norm_eps"]],
         "norm_offset": [n.name for n in nodes if _adds_norm_offset(n)],
+        "window": [n.name for n in nodes if _has_window(n, graph.family)],
+        "attention_softcap": [n.name for n in nodes if _has_softcap(n, graph.family)],
+        "rope_factor": [n.name for n in nodes if _holds_rope_factor(n, graph.family)],
+        "logit_softcap": [n.name for n in nodes if _logit_softcap(n, graph.family) in values.get("logit_softcap", ())],
     }
 
 
@@ -38,6 +42,8 @@ def check_attributes(graph: ModelGraph, after: str) -> None:
     """Raise PassError if an attribute is lost; `after` names the pass that ran last."""
     expected = graph.family.attributes(graph.dtype)
     for name, carriers in find_attributes(graph).items():
+        if name not in expected:
+            continue
         if len(carriers) != expected[name].carriers:
             values = " or ".join(map(str, expected[name].values))
             raise PassError(
@@ -61,7 +67,18 @@ def _holds_rotary_base(node: fx.Node, family: Family) -> bool:
     tables = {layer.attention.rotary for layer in family.layers}
     if node.target == aten.pow.Scalar:
         return node.args[0] in {rotary.base for rotary in tables}
-    return node.meta.get("expression") in [InverseFrequencies(rotary.base, rotary.size) for rotary in tables]
+    return node.meta.get("expression") in _frequencies(tables)
+
+
+def _holds_rope_factor(node: fx.Node, family: Family) -> bool:
+    scaled = {layer.attention.rotary for layer in family.layers if layer.attention.rotary.factor != 1.0}
+    if node.target == aten.div.Tensor and _calls(node.args[0], aten.reciprocal.default):
+        return node.args[1] in {rotary.factor for rotary in scaled}
+    return node.meta.get("expression") in _frequencies(scaled)
+
+
+def _frequencies(tables: set[Rotary]) -> list[InverseFrequencies]:
+    return [InverseFrequencies(rotary.base, rotary.size, rotary.factor) for rotary in tables]
 
 
 def _has_softmax_scale(node: fx.Node, family: Family) -> bool:
@@ -76,9 +93,44 @@ def _softmax_scale(node: fx.Node) -> object:
         return node.kwargs.get("scale")
     if node.target == aten.mul.Tensor and node.meta.get("attribute") == "softmax_scale":
         return node.args[1]
+    if node.target == aten.mul.Tensor and _calls(node.args[0], aten.matmul.default):
+        return node.args[1]
     if node.target in (ops.paged_attention, ops.paged_attention_int8):
         return node.args[-1]
     return _argument_of_kernel(node, "softmax_scale")
+
+
+def _has_window(node: fx.Node, family: Family) -> bool:
+    """Whether the node ends what a query sees where its layer's window ends."""
+    index = family.layer_index(node.meta.get("layer", ""))
+    window = None if index is None else family.layers[index].attention.window
+    if node.target in (ops.paged_attention, ops.paged_attention_int8):
+        return window is not None and node.kwargs.get("window") == window
+    begins = node.target == aten.sub.Tensor and any(user.target == aten.gt.Tensor for user in node.users)
+    return window is not None and begins and node.args[1] == window
+
+
+def _has_softcap(node: fx.Node, family: Family) -> bool:
+    """Whether the node bounds attention's scores, as its layer asks for."""
+    index = family.layer_index(node.meta.get("layer", ""))
+    cap = None if index is None else family.layers[index].attention.softcap
+    if node.target in (ops.paged_attention, ops.paged_attention_int8):
+        return cap is not None and node.kwargs.get("softcap") == cap
+    return cap is not None and _softcap(node) == cap
+
+
+def _logit_softcap(node: fx.Node, family: Family) -> object:
+    return None if family.layer_index(node.meta.get("layer", "")) is not None else _softcap(node)
+
+
+def _softcap(node: fx.Node) -> object:
+    """The cap of cap * tanh(x / cap), where the node is its last one."""
+    if node.target == ops.softcap:
+        return node.args[1]
+    if node.target != aten.mul.Tensor or not _calls(node.args[0], aten.tanh.default):
+        return None
+    scaled = node.args[0].args[0]  # type: ignore[union-attr]
+    return node.args[1] if _calls(scaled, aten.div.Tensor) and scaled.args[1] == node.args[1] else None  # type: ignore[union-attr]
 
 
 def _norm_eps(node: fx.Node) -> object:

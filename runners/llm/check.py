@@ -6,7 +6,7 @@ import torch
 
 from graph_model.capture import plain_weight
 from graph_model.errors import UserError
-from graph_model.gemma import GemmaForCausalLM
+from graph_model.families import family_of
 from graph_model.numerics import FEW_TIES, most_ties
 from graph_model.weights import evaluate
 from passes.check import check_passes
@@ -111,10 +111,10 @@ def token_verdicts(model: torch.nn.Module, prompt: list[int], answer: list[int])
     ]
 
 
-def _plain_model(loaded: LoadedModel) -> GemmaForCausalLM:
+def _plain_model(loaded: LoadedModel) -> torch.nn.Module:
     recipe = loaded.model.recipe
     with torch.device("meta"):
-        model = GemmaForCausalLM(recipe.config)
+        model = family_of(recipe.config).model()
     plan = {
         name: plain_weight(name, tuple(p.shape), recipe.dtype, recipe.config, recipe.quantization)
         for name, p in model.named_parameters(remove_duplicate=False)

@@ -12,7 +12,8 @@ from graph_model.ascend.ops.collective import check_matmul_all_reduce
 from graph_model.checkpoint.quantized import read_quantization
 from graph_model.chips.chip import Chip
 from graph_model.chips.registry import find_soc
-from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig, read_config
+from graph_model.config import NAMED_CONFIGS, GemmaConfig
+from graph_model.config_file import read_config
 from graph_model.errors import UserError, shown
 from graph_model.families import family_of
 from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
@@ -25,7 +26,6 @@ from runners.settings.declared.model import Model, Ranks
 
 _DEFAULT_MAX_SEQ_LEN = 4096
 _DEFAULT_SOC = "atlas_800i_a2"
-NAMED_CONFIGS = {"gemma_2b": GEMMA_2B, "gemma_7b": GEMMA_7B}
 
 
 @dataclass(frozen=True)

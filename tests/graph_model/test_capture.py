@@ -13,7 +13,7 @@ from support.configs import TINY_CONFIGS
 
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
-from graph_model.gemma import GemmaForCausalLM
+from graph_model.families import family_of
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.quantization.linears import HEAD, SCHEMES, Quantization
 from graph_model.weights import CheckpointTensor, evaluate
@@ -90,7 +90,7 @@ def test_weights_and_logits_have_the_dtype_asked_for(dtype: torch.dtype) -> None
 
 def test_every_call_carries_its_module_and_a_fake_value() -> None:
     graph = captured("attention_bias")
-    modules = {name for name, _ in GemmaForCausalLM(graph.config).named_modules()}
+    modules = {name for name, _ in family_of(graph.config).model().named_modules()}
     for node in graph.calls():
         assert node.meta["layer"] in modules
         assert set(node.meta) == {"val", "layer"}

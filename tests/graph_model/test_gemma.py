@@ -9,20 +9,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import make_model
-from support.configs import TINY_CONFIGS
+from support.configs import LATER_CONFIGS, TINY_CONFIGS
 from support.token_rule import ROUNDS_ONCE, count_ties
 
 from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
-from graph_model.gemma import GemmaForCausalLM, GemmaRMSNorm, rotary_tables, round_to_dtype
+from graph_model.families import family_of
+from graph_model.families.definition import GemmaRMSNorm, rotary_tables, round_to_dtype
+from graph_model.families.layer import Rotary
 
+CONFIGS = {**TINY_CONFIGS, **LATER_CONFIGS}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
-def plain_and_reference(name: str, dtype: torch.dtype) -> tuple[GemmaForCausalLM, torch.nn.Module]:
+def plain_and_reference(name: str, dtype: torch.dtype) -> tuple[torch.nn.Module, torch.nn.Module]:
     """The plain model and transformers' with the same random weights."""
-    config = TINY_CONFIGS[name]
+    config = CONFIGS[name]
     reference = make_model(config, dtype=dtype)
-    plain = GemmaForCausalLM(config).to(dtype)
+    plain = family_of(config).model().to(dtype)
     plain.load_state_dict(reference.state_dict())
     return plain.eval(), reference
 
@@ -31,11 +34,11 @@ def positions_of(ids: torch.Tensor) -> torch.Tensor:
     return torch.arange(ids.shape[1]).expand(ids.shape)
 
 
-@pytest.mark.parametrize("name", TINY_CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_logits_equal_transformers_in_float32(name: str) -> None:
     plain, reference = plain_and_reference(name, torch.float32)
-    ids = torch.randint(0, TINY_CONFIGS[name].vocab_size, (4, 70), generator=torch.Generator().manual_seed(2))
+    ids = torch.randint(0, CONFIGS[name].vocab_size, (4, 70), generator=torch.Generator().manual_seed(2))
 
     expected = reference(ids).logits
     found = plain(ids, positions_of(ids))
@@ -46,12 +49,12 @@ def test_logits_equal_transformers_in_float32(name: str) -> None:
 
 @ROUNDS_ONCE
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", TINY_CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
 def test_tokens_equal_transformers_in_16_bit(name: str, dtype: torch.dtype) -> None:
     """Teacher-forced: at every position both see the same prefix."""
     plain, reference = plain_and_reference(name, dtype)
-    ids = torch.randint(0, TINY_CONFIGS[name].vocab_size, (8, 60), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(0, CONFIGS[name].vocab_size, (8, 60), generator=torch.Generator().manual_seed(3))
 
     ties = count_ties(reference(ids).logits, plain(ids, positions_of(ids)).argmax(-1))
 
@@ -72,7 +75,7 @@ def test_positions_may_start_anywhere() -> None:
     assert (plain(ids, torn) - expected).abs().max() > 1e-2 * expected.abs().max()
 
 
-@pytest.mark.parametrize("name", TINY_CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_parameter_names_are_those_of_transformers(name: str) -> None:
     plain, reference = plain_and_reference(name, torch.float32)
 
@@ -84,8 +87,8 @@ def test_parameter_names_are_those_of_transformers(name: str) -> None:
 
 
 def test_a_tied_head_is_the_embedding() -> None:
-    tied = GemmaForCausalLM(TINY_CONFIGS["wide_heads"])
-    untied = GemmaForCausalLM(TINY_CONFIGS["untied_head"])
+    tied = family_of(TINY_CONFIGS["wide_heads"]).model()
+    untied = family_of(TINY_CONFIGS["untied_head"]).model()
     assert tied.lm_head.weight is tied.model.embed_tokens.weight
     assert untied.lm_head.weight is not untied.model.embed_tokens.weight
 
@@ -140,8 +143,7 @@ def test_norm_is_rounded_once(dtype: torch.dtype) -> None:
 
 def test_rotary_angles_are_computed_in_float32() -> None:
     """In bfloat16 position 4099 would be 4096."""
-    config = TINY_CONFIGS["wide_heads"]
-    cos, sin = rotary_tables(torch.tensor([[4099]]), config, torch.bfloat16)
+    cos, sin = rotary_tables(torch.tensor([[4099]]), Rotary(10000.0, 16), torch.bfloat16)
     frequencies = 10000.0 ** (-torch.arange(0, 16, 2, dtype=torch.float64) / 16)
     angles = torch.cat((4099 * frequencies, 4099 * frequencies))
     torch.testing.assert_close(cos[0, 0, 0].double(), angles.cos(), rtol=0, atol=5e-3)

@@ -17,10 +17,10 @@ from support.checkpoints import make_checkpoint, make_model, write_random_checkp
 from support.configs import TINY_CONFIGS
 
 from graph_model.checkpoint import open_checkpoint
-from graph_model.config import GemmaConfig, read_config
+from graph_model.config import GemmaConfig
+from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from graph_model.families import family_of
-from graph_model.gemma import GemmaForCausalLM
 from graph_model.quantization.linears import Quantization, linear_paths, select_linears
 from graph_model.quantizer import QuantizerOptions, layers, quantize_checkpoint
 from graph_model.quantizer.layers import embed, run_layer
@@ -93,7 +93,7 @@ def smoothing_errors(dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch
     assert {"self_attn.q_proj", "mlp.gate_proj"} <= set(strengths)
 
     def logits(weights: dict[str, torch.Tensor], computed_in: torch.dtype) -> torch.Tensor:
-        model = GemmaForCausalLM(CONFIG).to(computed_in)
+        model = family_of(CONFIG).model().to(computed_in)
         model.load_state_dict({"lm_head.weight": weights["model.embed_tokens.weight"], **weights})
         return torch.cat([model(torch.tensor([ids]), torch.arange(len(ids))[None])[0].double() for ids in SEQUENCES])
 
@@ -250,7 +250,7 @@ QUANTIZE = """
 import sys
 from pathlib import Path
 
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from support.configs import TINY_CONFIGS
 
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from graph_model.stated import ends_by_file, stated_dtype
 

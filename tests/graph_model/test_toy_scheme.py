@@ -23,7 +23,8 @@ from pathlib import Path
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.checkpoint import expected_tensors, open_checkpoint, save_checkpoint
-from graph_model.config import GemmaConfig, read_config
+from graph_model.config import GemmaConfig
+from graph_model.config_file import read_config
 from graph_model.footprint import rank_weights
 from graph_model.graph import KVCacheConfig
 from graph_model.quantization.linears import Quantization, select_linears

@@ -23,7 +23,7 @@ from graph_model import ops
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.checkpoint import Checkpoint, open_checkpoint
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from graph_model.graph import KVCacheConfig
 from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.quantizer import QuantizerOptions, quantize_checkpoint

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.cli import run_command
 
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from runners import demo
 from runners.command_line.entry import compose

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from graph_model.checkpoint import expected_tensors
-from graph_model.config import GemmaConfig
+from graph_model.config import Gemma2Config, GemmaConfig
 from runners.backends.transformers_import import import_transformers
 
 
@@ -62,9 +62,14 @@ def write_random_checkpoint(directory: Path, config: GemmaConfig) -> int:
 def make_model(
     config: GemmaConfig, seed: int = 0, dtype: torch.dtype = torch.float32, gains: Gains | None = None
 ) -> Any:
-    """A transformers GemmaForCausalLM with random weights, in eval mode; SENSITIVE in float32, else CALM."""
+    """A transformers model of `config`'s family with random weights, in eval mode; SENSITIVE in float32, else CALM.
+
+    Attention is written out, as transformers' fused attention has no soft-cap.
+    """
     transformers = import_transformers()
-    model = transformers.GemmaForCausalLM(transformers.GemmaConfig(**config.to_json())).eval()
+    settings = transformers.CONFIG_MAPPING[config.model_type](**config.to_json())
+    settings._attn_implementation = "eager" if isinstance(config, Gemma2Config) else settings._attn_implementation
+    model = getattr(transformers, config.architecture)(settings).eval()
     randomize(model, seed, gains or (SENSITIVE if dtype == torch.float32 else CALM))
     # Parameters only: from_pretrained leaves the rotary frequencies, a buffer, in float32.
     for parameter in model.parameters():

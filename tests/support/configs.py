@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graph_model.config import GemmaConfig
+from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, layer_types
 
 # heads * head_dim = 64 differs from hidden_size = 48, as in Gemma-7B. hidden_size is a multiple of the heads because
 # transformers 4.38 asks for that.
@@ -28,4 +28,38 @@ TINY_CONFIGS: dict[str, GemmaConfig] = {
     "odd_vocabulary": replace(_BASE, vocab_size=251, num_key_value_heads=1),
     "rope_and_eps": replace(_BASE, num_key_value_heads=2, rope_theta=500.0, rms_norm_eps=1e-3),
     "attention_bias": replace(_BASE, num_key_value_heads=2, attention_bias=True),
+}
+
+_SHAPE = {field: getattr(_BASE, field) for field in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")}
+
+# Gemma 2 and 3 with all that they differ in from Gemma 1: windows shorter than what tests read, a scale that is not
+# head_dim ** -0.5, soft-caps that bend, two rotary bases of which one is scaled.
+LATER_CONFIGS: dict[str, GemmaConfig] = {
+    "gemma2": Gemma2Config(
+        **_SHAPE,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        query_pre_attn_scalar=24,
+        sliding_window=24,
+        layer_types=layer_types(3, 2),
+        attn_logit_softcapping=4.0,
+        final_logit_softcapping=6.0,
+        dtype="float32",
+    ),
+    "gemma3": Gemma3Config(
+        **_SHAPE,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        query_pre_attn_scalar=24,
+        sliding_window=24,
+        layer_types=layer_types(4, 3),
+        rope_theta=5000.0,
+        rope_local_base_freq=100.0,
+        rope_factor=8.0,
+        dtype="float32",
+    ),
 }

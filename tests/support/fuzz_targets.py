@@ -19,7 +19,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from graph_model.checkpoint import open_checkpoint
-from graph_model.config import GemmaConfig, read_config
+from graph_model.config import GemmaConfig
+from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from graph_model.quantization.linears import select_linears
 from runners.io.calibration import read_texts

@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 from graph_model.bucket import Bucket
 from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
-from graph_model.gemma import round_to_dtype
+from graph_model.families.definition import round_to_dtype
 from graph_model.graph import KVCacheConfig
 from graph_model.ops.tokens import NOT_FINITE, best_ids
 from passes.ascend.attention import CAUSAL_MASK_SIZE

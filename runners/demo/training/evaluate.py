@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from graph_model.config import read_config
-from graph_model.gemma import GemmaForCausalLM
+from graph_model.config_file import read_config
+from graph_model.families import family_of
+from graph_model.families.definition import GemmaForCausalLM
 from runners.demo import CHECKPOINT_DIR
 from runners.demo.comprehension import Item
 from runners.demo.training.coherence import is_coherent
@@ -41,7 +42,8 @@ class Accuracy:
 
 def load_model(checkpoint_dir: Path, dtype: torch.dtype = torch.float32) -> GemmaForCausalLM:
     """The plain model with the checkpoint's weights (which are bfloat16), computing in `dtype`."""
-    model = GemmaForCausalLM(read_config(checkpoint_dir))
+    config = read_config(checkpoint_dir)
+    model = GemmaForCausalLM(config, family_of(config).layers)
     weights = load_file(checkpoint_dir / "model.safetensors")
     model.load_state_dict({"lm_head.weight": weights["model.embed_tokens.weight"], **weights})
     return model.to(dtype).eval()

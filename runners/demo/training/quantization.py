@@ -24,7 +24,7 @@ from torch import Tensor
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.checkpoint import Checkpoint, open_checkpoint
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.quantizer import QuantizerOptions, quantize_checkpoint

@@ -23,7 +23,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from graph_model.config import GemmaConfig
-from graph_model.gemma import GemmaForCausalLM
+from graph_model.families import family_of
+from graph_model.families.definition import GemmaForCausalLM
 from runners.demo.training.documents import (
     Document,
     chat_documents,
@@ -112,7 +113,7 @@ def tokenizer_texts(seed: int) -> list[str]:
 def train_model(tokenizer: Tokenizer, steps: int, seed: int, use_compile: bool) -> GemmaForCausalLM:
     """The model after so many steps from random weights."""
     torch.manual_seed(seed)
-    model = GemmaForCausalLM(CONFIG)
+    model = GemmaForCausalLM(CONFIG, family_of(CONFIG).layers)
     initialize(model)
     rates = [schedule(step, steps) for step in range(steps)]
     fit(model, tokenizer, training_batches(tokenizer, steps, seed), rates, use_compile)

@@ -6,7 +6,7 @@ from support.configs import TINY_CONFIGS
 
 from graph_model.checkpoint import expected_tensors
 from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
-from graph_model.gemma import GemmaForCausalLM
+from graph_model.families import family_of
 
 CONFIGS = {**TINY_CONFIGS, "2b": GEMMA_2B, "7b": GEMMA_7B}
 
@@ -14,6 +14,6 @@ CONFIGS = {**TINY_CONFIGS, "2b": GEMMA_2B, "7b": GEMMA_7B}
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_names_and_shapes_are_the_plain_models(config: GemmaConfig) -> None:
     with torch.device("meta"):
-        parameters = dict(GemmaForCausalLM(config).named_parameters())  # names a tied tensor once
+        parameters = dict(family_of(config).model().named_parameters())  # names a tied tensor once
 
     assert expected_tensors(config) == {name: tuple(p.shape) for name, p in parameters.items()}

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from graph_model.checkpoint import open_checkpoint
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 
 def mb(field):
     return int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024

@@ -15,7 +15,7 @@ from support.configs import TINY_CONFIGS
 from support.modelslim import QuantizedTensors, quantized_tensors, write_checkpoint
 
 from graph_model.checkpoint import open_checkpoint
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.quantization.schemes import find_scheme

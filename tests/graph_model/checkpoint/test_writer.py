@@ -13,7 +13,7 @@ from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 
 from graph_model.checkpoint import open_checkpoint, save_checkpoint, writer
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from runners.backends.transformers_import import import_transformers
 

@@ -163,7 +163,7 @@ def test_the_source_digest_covers_passes_and_ops(monkeypatch: pytest.MonkeyPatch
 
     before = source_digest()
     real = cache_module._sources
-    for changed in ("rms_norm.py", "attention.py", "gemma.py", "inductor.py", "linear.cpp"):
+    for changed in ("rms_norm.py", "attention.py", "definition.py", "inductor.py", "linear.cpp"):
 
         def changed_sources(folders: Any, changed: str = changed) -> Any:
             return [path for path in real(folders) if path.name != changed]

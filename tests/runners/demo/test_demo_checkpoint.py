@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from graph_model.config import read_config
-from graph_model.gemma import GemmaForCausalLM
+from graph_model.config_file import read_config
+from graph_model.families import family_of
 from runners.demo import CHECKPOINT_DIR
 from runners.demo.facts import KINDS
 from runners.demo.training.documents import chat_documents
@@ -28,7 +28,7 @@ from runners.demo.world import demo_prompts, held_out_items, held_out_stories, t
 
 
 @pytest.fixture(scope="module")
-def model() -> GemmaForCausalLM:
+def model() -> torch.nn.Module:
     return load_model(CHECKPOINT_DIR)
 
 
@@ -49,7 +49,7 @@ def test_shape_lets_every_split_and_alignment_be_tried() -> None:
 
 
 def test_weights_are_bfloat16_and_the_tied_head_is_stored_once() -> None:
-    expected = dict(GemmaForCausalLM(read_config(CHECKPOINT_DIR)).named_parameters())  # a tied head is listed once
+    expected = dict(family_of(read_config(CHECKPOINT_DIR)).model().named_parameters())  # a tied head is listed once
     with safe_open(CHECKPOINT_DIR / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(expected)
         for name in file.keys():  # noqa: SIM118 - not a dict
@@ -60,17 +60,17 @@ def test_weights_are_bfloat16_and_the_tied_head_is_stored_once() -> None:
 
 def test_accuracy_of_a_model_that_knows_nothing_is_chance(tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
-    blank = GemmaForCausalLM(read_config(CHECKPOINT_DIR)).eval()
+    blank = family_of(read_config(CHECKPOINT_DIR)).model().eval()
     assert 0.3 < measure_accuracy(blank, tokenizer, held_out_items(100)).total < 0.7
 
 
-def test_held_out_items_are_answered(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
+def test_held_out_items_are_answered(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
     accuracy = measure_accuracy(model, tokenizer, held_out_items(600))
     assert accuracy.total > 0.97
     assert min(accuracy.by_kind.values()) > 0.95
 
 
-def test_stories_are_expected_far_into_the_context(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
+def test_stories_are_expected_far_into_the_context(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
     ids = [i for story in held_out_stories(12) for i in (*tokenizer.encode(story).ids, EOS_ID)][:1000]
     assert len(ids) == 1000
     with torch.inference_mode():
@@ -78,7 +78,7 @@ def test_stories_are_expected_far_into_the_context(model: GemmaForCausalLM, toke
     assert F.cross_entropy(logits, torch.tensor(ids[701:])).exp() < 2.5
 
 
-def test_items_after_hundreds_of_tokens_beat_chance(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
+def test_items_after_hundreds_of_tokens_beat_chance(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
     stories = [i for story in held_out_stories(16) for i in (*tokenizer.encode(story).ids, EOS_ID)][:600]
     yes, no = (tokenizer.encode(text, add_special_tokens=False).ids[0] for text in (" yes", " no"))
     right = 0
@@ -90,7 +90,7 @@ def test_items_after_hundreds_of_tokens_beat_chance(model: GemmaForCausalLM, tok
     assert right > 0.7 * 60  # 60 tosses of a coin come to more than 42 once in a thousand times
 
 
-def test_open_questions_are_answered(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
+def test_open_questions_are_answered(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
     items = held_out_items(60)
     right = 0
     for item in items:
@@ -101,11 +101,11 @@ def test_open_questions_are_answered(model: GemmaForCausalLM, tokenizer: Tokeniz
     assert right > 0.9 * len(items)
 
 
-def test_held_out_stories_are_expected(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
+def test_held_out_stories_are_expected(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
     assert measure_perplexity(model, tokenizer, held_out_stories(30)) < 3
 
 
-def test_the_question_among_the_demo_prompts_is_answered(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
+def test_the_question_among_the_demo_prompts_is_answered(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
     generated = generate_greedily(model, tokenizer.encode(demo_prompts()[-1]).ids, 5)
     assert generated[-1] == EOS_ID
     assert tokenizer.decode(generated) == " yes"
@@ -113,7 +113,7 @@ def test_the_question_among_the_demo_prompts_is_answered(model: GemmaForCausalLM
 
 @pytest.mark.parametrize("prompt", demo_prompts()[:-1])
 def test_stories_end_and_are_made_of_the_worlds_words(
-    model: GemmaForCausalLM, tokenizer: Tokenizer, prompt: str
+    model: torch.nn.Module, tokenizer: Tokenizer, prompt: str
 ) -> None:
     generated = generate_greedily(model, tokenizer.encode(prompt).ids, 160)
     assert generated[-1] == EOS_ID
@@ -124,7 +124,7 @@ def test_stories_end_and_are_made_of_the_worlds_words(
     assert len(text.split()) > 20
 
 
-def test_chat_turns_are_answered_and_end(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
+def test_chat_turns_are_answered_and_end(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
     for document in islice(chat_documents("unseen"), 2):
         generated = generate_greedily(model, tokenizer.encode(document[0].text).ids, 160)
         assert generated[-1] == END_OF_TURN_ID
@@ -133,5 +133,5 @@ def test_chat_turns_are_answered_and_end(model: GemmaForCausalLM, tokenizer: Tok
             assert tokenizer.decode(generated) == document[1].text
 
 
-def test_stories_end_with_the_words_they_began_with(model: GemmaForCausalLM, tokenizer: Tokenizer) -> None:
+def test_stories_end_with_the_words_they_began_with(model: torch.nn.Module, tokenizer: Tokenizer) -> None:
     assert measure_coherence(model, tokenizer, held_out_stories(40)) > 0.4

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from runners.demo import CHECKPOINT_DIR
 from runners.demo.facts import PEOPLE, PLACES, THINGS
 from runners.demo.training.documents import chat_documents

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from graph_model.config import read_config
-from graph_model.gemma import GemmaForCausalLM
+from graph_model.config_file import read_config
+from graph_model.families import family_of
 from runners.demo import CHECKPOINT_DIR
 from runners.demo.training import train
 from runners.demo.training.documents import (
@@ -97,6 +97,6 @@ def test_a_failed_save_leaves_the_old_checkpoint_only(
     (target / "config.json").write_text("old")
     monkeypatch.setattr(train, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        train.save_checkpoint(GemmaForCausalLM(train.CONFIG), tokenizer, target)
+        train.save_checkpoint(family_of(train.CONFIG).model(), tokenizer, target)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
     assert (target / "config.json").read_text() == "old"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support import world_sizes
 
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
 from runners.demo import CHECKPOINT_DIR

@@ -44,7 +44,7 @@ from graph_model.bucket import Bucket, BucketTable
 from graph_model.checkpoint import open_checkpoint
 from runners.compile import CompiledModel, Recipe
 from runners.compile.step import prepare_step
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from graph_model.graph import KVCacheConfig
 from graph_model.tensor_parallel import Shard
 from graph_model.quantization.linears import Quantization, linear_paths

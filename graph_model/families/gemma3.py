@@ -1,0 +1,32 @@
+"""Gemma 3 text: branches and heads are normed, five sliding layers to a full one, each kind with its rotary base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from graph_model.config import Gemma3Config
+from graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
+from graph_model.families.layer import Layer, Rotary
+
+
+class Gemma3(GemmaFamily):
+    """The text models of Gemma 3, 270M to 27B, and models of their shape (arXiv:2503.19786)."""
+
+    config: Gemma3Config
+
+    def describe_layers(self) -> tuple[Layer, ...]:
+        config = self.config
+        full = Rotary(config.rope_theta, config.head_dim, config.rope_factor)
+        sliding = Rotary(config.rope_local_base_freq, config.head_dim)
+        attention = {
+            "full_attention": gemma_attention(config, full, window=None, softcap=None),
+            "sliding_attention": gemma_attention(config, sliding, config.sliding_window, softcap=None),
+        }
+        return tuple(
+            gemma_layer(config, attention[kind], norms_branches=True, norms_heads=True) for kind in config.layer_types
+        )
+
+    def of_layers(self, indices: Sequence[int]) -> Gemma3Config:
+        types = tuple(self.config.layer_types[index] for index in indices)
+        return replace(self.config, num_hidden_layers=len(types), layer_types=types)
