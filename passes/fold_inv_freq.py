@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies
-from passes.framework.contract import Matches
+from passes.framework.contract import Matches, require, sole_user
 from passes.framework.matches import per_model
 from passes.recognize import Recognize
 
@@ -19,7 +19,10 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class FoldInvFreq(Recognize):
-    """The rotary frequencies become a weight."""
+    """The rotary frequencies become a weight.
+
+    With linear scaling the definition divides what `original` gives by a factor, which becomes part of the weight.
+    """
 
     name: ClassVar[str] = "fold_inv_freq"
     matches: ClassVar[Matches] = per_model(lambda counts: counts.rotary_bases)
@@ -30,4 +33,13 @@ class FoldInvFreq(Recognize):
         return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
 
     def replacement(self, graph: ModelGraph, at: fx.Node, *arguments: Any) -> fx.Node:
-        return graph.add_weight("inv_freq", InverseFrequencies(*arguments))
+        known = sum(isinstance(each, InverseFrequencies) for each in graph.weight_plan.values())
+        name = f"inv_freq_{known}" if known else "inv_freq"
+        if not any(user.target == aten.div.Tensor for user in at.users):
+            return graph.add_weight(name, InverseFrequencies(*arguments))
+        division = sole_user(at, aten.div.Tensor)
+        factor = division.args[1]
+        require(isinstance(factor, float), division, f"divides by {factor!r}, expected the factor of linear scaling")
+        weight = graph.add_weight(name, InverseFrequencies(*arguments, factor))
+        division.replace_all_uses_with(weight)
+        return weight

@@ -2,44 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from graph_model import ops
+from graph_model.families import Attention
+from graph_model.families.definition import attend
 from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches, NearMiss, Tier, require
+from passes.framework.contract import Matches, NearMiss, Pass, Tier
+from passes.framework.match import match
 from passes.framework.matches import per_model
-from passes.recognize import Recognize
+from passes.recognize import Like, replace_match, trace_pattern
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class PagedAttention(Recognize):
+class PagedAttention(Pass):
     """Attention becomes paged attention; adds caches, block table and lengths.
 
-    It is the one pass that changes what a step means. Before it, a graph reads whole sequences. After it, a graph reads
-    the next tokens of sequences whose earlier keys and values lie in blocks::
+    It is the one pass that changes what a step means. Before it, a graph reads whole sequences, as `attend` of the
+    definition computes it for the layer's description. After it, a graph reads the next tokens of sequences whose
+    earlier keys and values lie in blocks::
 
         gemma.paged_attention(q, k, v, key_cache_i, value_cache_i, slot_mapping, query_lens, context_lens, block_table,
-                              scale)
+                              scale, window=window, softcap=softcap)
+
+    Window and soft-cap are left out where the layer has none.
     """
 
     name: ClassVar[str] = "paged_attention"
     tier: ClassVar[Tier] = Tier.TOLERANT
     matches: ClassVar[Matches] = per_model(lambda counts: counts.attentions)
+    after: ClassVar[tuple[str, ...]] = ("canonicalize",)
     required: ClassVar[bool] = True
-    removes: ClassVar[tuple[object, ...]] = (aten.scaled_dot_product_attention.default, aten.transpose.int)
+    removes: ClassVar[tuple[object, ...]] = (
+        aten.scaled_dot_product_attention.default,
+        aten.softmax.int,
+        aten.transpose.int,
+    )
 
-    @staticmethod
-    def original(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-        return attended.transpose(1, 2)
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(aten.scaled_dot_product_attention.default, aten.softmax.int)
 
     def prepare(self, graph: ModelGraph) -> None:
         bucket = graph.bucket
@@ -62,25 +69,40 @@ class PagedAttention(Recognize):
         if bucket.phase != "prefill":
             graph.add_placeholder("block_table", "input", table)
 
-    def replacement(self, graph: ModelGraph, at: fx.Node, *arguments: Any) -> fx.Node:
-        *tensors, scale = arguments
-        index = graph.family.layer_index(at.meta["layer"])
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        index = graph.family.layer_index(candidate.meta["layer"])
         if index is None:
-            raise NearMiss(at, f"was traced in {at.meta['layer']!r}, expected a decoder layer's module")
-        attention = graph.family.layers[index].attention
-        require(attention.window is None, at, f"its layer has a window of {attention.window}; no op takes one")
-        require(attention.softcap is None, at, f"its layer has a soft-cap of {attention.softcap}; no op takes one")
+            where = candidate.meta["layer"]
+            raise NearMiss(candidate, f"was traced in {where!r}, expected a decoder layer's module")
+        described = graph.family.layers[index].attention
+        heads, kv_heads = graph.shard.heads(described), graph.shard.kv_heads(described)
+        attention = replace(described, heads=heads, kv_heads=kv_heads)
+        batch, tokens = graph.bucket.batch, graph.bucket.chunk
+        likes = (Like((batch, tokens, n, attention.head_dim), graph.dtype) for n in (heads, kv_heads, kv_heads))
+        pattern = trace_pattern(_attended, graph.config, graph.dtype, (*likes, attention))
+        if not pattern.calls(candidate.target):
+            raise NearMiss(candidate, f"its layer is described with {attention}, which is computed otherwise")
+        found = match(pattern, candidate)
         layer = graph.family.cache_layer(index)
         inputs = {node.name: node for kind in ("cache", "input") for node in graph.placeholders(kind)}
-        return graph.insert(
+        options = {"window": attention.window, "softcap": attention.softcap}
+        result = found.nodes[pattern.outputs[0]]
+        paged = graph.insert(
             ops.paged_attention,
-            *tensors,
+            *(found.nodes[node] for node in pattern.placeholders("input")),
             inputs[f"key_cache_{layer}"],
             inputs[f"value_cache_{layer}"],
             inputs["slot_mapping"],
             inputs.get("query_lens"),
             inputs.get("context_lens"),
             inputs.get("block_table"),
-            scale,
-            at=at,
+            attention.softmax_scale,
+            at=result,
+            **{name: value for name, value in options.items() if value is not None},
         )
+        replace_match(graph, pattern, found, paged)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, attention: Attention) -> Tensor:
+    """What the definition computes of q, k and v, all [batch, tokens, heads, head_dim]."""
+    return attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attention).transpose(1, 2)

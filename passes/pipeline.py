@@ -26,6 +26,7 @@ from passes.rotary import Rotary
 from passes.select_token import SelectToken
 from passes.shard_tensor_parallel import ShardTensorParallel
 from passes.shard_token_selection import ShardTokenSelection
+from passes.softcap import Softcap
 
 DEFAULT_PASSES: tuple[type[Pass], ...] = (
     Canonicalize,
@@ -36,6 +37,7 @@ DEFAULT_PASSES: tuple[type[Pass], ...] = (
     MergeGateUp,
     GeluAndMul,
     PagedAttention,
+    Softcap,
     LastToken,
     QuantizeCache,
     InsertQuantization,

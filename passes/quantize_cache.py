@@ -48,7 +48,7 @@ class QuantizeCache(Pass):
                 cache.meta["val"], fake = (torch.empty(shape, dtype=dtype) for shape, dtype in specs)
             scales.append(graph.add_placeholder(cache.name.replace("cache", "scales"), "cache", fake))
         before, behind = candidate.args[: _CACHES.stop], candidate.args[_CACHES.stop :]
-        result = graph.insert(ops.paged_attention_int8, *before, *scales, *behind, at=candidate)
+        result = graph.insert(ops.paged_attention_int8, *before, *scales, *behind, at=candidate, **candidate.kwargs)
         candidate.replace_all_uses_with(result)
         graph.graph.erase_node(candidate)
 

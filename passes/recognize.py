@@ -18,7 +18,7 @@ from graph_model.config import GemmaConfig
 from graph_model.graph import KVCacheConfig, ModelGraph
 from passes.canonicalize import Canonicalize
 from passes.framework.contract import Pass, Tier
-from passes.framework.match import match
+from passes.framework.match import Match, match
 
 
 @dataclass(frozen=True)
@@ -47,40 +47,53 @@ class Recognize(Pass):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         kinds = [kind for name, kind in get_type_hints(self.original).items() if name != "return"]
-        tensor = (1, 1, 1, 2), graph.dtype
-        values = [tensor if kind is Tensor else kind(1000 + at) for at, kind in enumerate(kinds)]
+        example = Like((1, 1, 1, 2), graph.dtype)
+        values = [example if kind is Tensor else kind(1000 + at) for at, kind in enumerate(kinds)]
         # First with examples, which finds the arguments; then with these, as sizes and casts may depend on them.
-        for open_numbers in (set(values) - {tensor}, None):
-            pattern = _trace(self.original, graph.config, graph.dtype, tuple(values))
+        for open_numbers in ({each for each in values if not isinstance(each, Like)}, None):
+            pattern = trace_pattern(self.original, graph.config, graph.dtype, tuple(values))
             found = match(pattern, candidate, open_numbers)
             inputs = (found.nodes[node] for node in pattern.placeholders("input"))
-            arguments = [next(inputs) if isinstance(each, tuple) else found.numbers.get(each, each) for each in values]
-            values = [_described(each) if isinstance(each, fx.Node) else each for each in arguments]
-        nodes = [found.nodes[node] for node in pattern.calls()]
-        nodes[-1].replace_all_uses_with(self.replacement(graph, nodes[-1], *arguments))
-        for node in reversed(nodes):
-            if not node.users:
-                graph.graph.erase_node(node)
+            arguments = [next(inputs) if isinstance(each, Like) else found.numbers.get(each, each) for each in values]
+            values = [Like.of(each) if isinstance(each, fx.Node) else each for each in arguments]
+        result = found.nodes[pattern.outputs[0]]
+        replace_match(graph, pattern, found, self.replacement(graph, result, *arguments))
 
 
-def _described(node: fx.Node) -> tuple[tuple[int, ...], torch.dtype]:
-    """Shape and dtype of the tensor that is traced for a node's: of the sizes the last one counts, the others are 1."""
-    value = node.meta["val"]
-    return (*(1 for _ in value.shape[:-1]), *value.shape[-1:]), value.dtype
+class Like(NamedTuple):
+    """A tensor that a function is traced with."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Like:
+        """What matters of a node's value to arithmetic by element: of sizes the last one, the others are 1."""
+        value = node.meta["val"]
+        return cls((*(1 for _ in value.shape[:-1]), *value.shape[-1:]), value.dtype)
+
+
+def replace_match(graph: ModelGraph, pattern: ModelGraph, found: Match, new: fx.Node) -> None:
+    """Put `new` in the place of the pattern's result, and drop what only the result read."""
+    nodes = [found.nodes[node] for node in pattern.calls()]
+    found.nodes[pattern.outputs[0]].replace_all_uses_with(new)
+    for node in reversed(nodes):
+        if not node.users:
+            graph.graph.erase_node(node)
 
 
 @lru_cache(maxsize=256)
-def _trace(
+def trace_pattern(
     function: Callable[..., Tensor], config: GemmaConfig, dtype: torch.dtype, arguments: tuple[Any, ...]
 ) -> ModelGraph:
     """The canonical graph of `function` for numbers, and tensors of a shape and dtype, as if it were a step's."""
 
     def with_numbers(*tensors: Tensor) -> tuple[Tensor]:
         waiting = iter(tensors)
-        return (function(*(next(waiting) if isinstance(each, tuple) else each for each in arguments)),)
+        return (function(*(next(waiting) if isinstance(each, Like) else each for each in arguments)),)
 
     with FakeTensorMode():
-        tensors = [torch.empty(each[0], dtype=each[1]) for each in arguments if isinstance(each, tuple)]
+        tensors = [torch.empty(each.shape, dtype=each.dtype) for each in arguments if isinstance(each, Like)]
         module = make_fx(with_numbers, pre_dispatch=True)(*tensors)
     one_token = Bucket("decode", batch=1, chunk=1, max_blocks_per_seq=1)
     graph = ModelGraph(module, config, one_token, KVCacheConfig(1, 1), dtype)

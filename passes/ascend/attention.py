@@ -15,7 +15,7 @@ from graph_model.ascend.ops.attention_choice import AttentionChoice, choose_atte
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import CausalMask
-from passes.framework.contract import Matches, Pass, Tier, operand
+from passes.framework.contract import Matches, Pass, Tier, operand, require
 from passes.framework.matches import per_model
 
 aten = torch.ops.aten
@@ -35,6 +35,8 @@ class AscendAttention(Pass):
     removes: ClassVar[tuple[object, ...]] = (ops.paged_attention,)
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        for name, value in candidate.kwargs.items():
+            require(value is None, candidate, f"its {name} of {value} is not lowered to a kernel of this chip")
         attention = Attention(graph, candidate)
         self.write_cache(attention)
         layer = graph.family.layer_index(candidate.meta["layer"]) or 0

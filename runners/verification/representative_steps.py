@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from graph_model.ascend.legality import check_model, check_quantization
+from graph_model.ascend.legality import check_attention, check_model, check_quantization
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.chips.chip import Chip
@@ -68,6 +68,7 @@ class RepresentativeStep:
         (attention,) = family_of(self.config).attentions
         heads, kv_heads = self.shard.heads(attention), self.shard.kv_heads(attention)
         try:
+            check_attention(soc, attention)
             check_model(soc, self.dtype, attention.head_dim, heads, kv_heads, self.block_size)
             if self.quantization is not None:
                 check_quantization(soc, self.quantization, attention.head_dim, self.block_size)

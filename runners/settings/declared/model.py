@@ -37,7 +37,19 @@ class Model(Settings):
     name: str = setting(
         "demo",
         "Which model; a named shape where there is no checkpoint to read it from.",
-        choices=("demo", "gemma_2b", "gemma_7b"),
+        choices=(
+            "demo",
+            "gemma_2b",
+            "gemma_7b",
+            "gemma2_2b",
+            "gemma2_9b",
+            "gemma2_27b",
+            "gemma3_270m",
+            "gemma3_1b",
+            "gemma3_4b",
+            "gemma3_12b",
+            "gemma3_27b",
+        ),
     )
     path: str | None = setting(
         None,
@@ -50,6 +62,14 @@ class Model(Settings):
         "demo": Option("The small Gemma that is shipped with the package."),
         "gemma_2b": Option("Gemma-2B: 18 layers, hidden 2048, 8 heads over one KV head.", {"name": "gemma_2b"}),
         "gemma_7b": Option("Gemma-7B: 28 layers, hidden 3072, 16 heads of 256.", {"name": "gemma_7b"}),
+        "gemma2_2b": Option("Gemma 2 2B: 26 layers, hidden 2304, 8 heads, 4 KV heads.", {"name": "gemma2_2b"}),
+        "gemma2_9b": Option("Gemma 2 9B: 42 layers, hidden 3584, 16 heads, 8 KV heads.", {"name": "gemma2_9b"}),
+        "gemma2_27b": Option("Gemma 2 27B: 46 layers, hidden 4608, 32 heads of 128.", {"name": "gemma2_27b"}),
+        "gemma3_270m": Option("Gemma 3 270M: 18 layers, hidden 640, 4 heads, 1 KV head.", {"name": "gemma3_270m"}),
+        "gemma3_1b": Option("Gemma 3 1B: 26 layers, hidden 1152, 4 heads, 1 KV head.", {"name": "gemma3_1b"}),
+        "gemma3_4b": Option("The text of Gemma 3 4B: 34 layers, hidden 2560, 8 heads.", {"name": "gemma3_4b"}),
+        "gemma3_12b": Option("The text of Gemma 3 12B: 48 layers, hidden 3840, 16 heads.", {"name": "gemma3_12b"}),
+        "gemma3_27b": Option("The text of Gemma 3 27B: 62 layers, hidden 5376, 32 heads.", {"name": "gemma3_27b"}),
     }
 
 
