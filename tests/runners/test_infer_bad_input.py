@@ -202,7 +202,7 @@ def test_named_size_without_a_checkpoint(refused: Refused) -> None:
 
 def test_a_size_that_has_no_name_here(refused: Refused) -> None:
     message = refused("model.name=gemma_9b", "weights=random", "model.path=<left out>")
-    assert "model.name is 'gemma_9b'; it must be demo, gemma_2b or gemma_7b" in message
+    assert "model.name is 'gemma_9b'; it must be demo, gemma_2b, gemma_7b, gemma2_2b, " in message
 
 
 def test_malformed_line_of_a_prompts_file_is_named(refused: Refused, tmp_path: Path) -> None:

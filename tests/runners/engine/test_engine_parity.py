@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints import make_model
-from support.configs import TINY_CONFIGS
+from support.configs import LATER_CONFIGS, TINY_CONFIGS
 from support.models import build_model
 from support.token_rule import TRANSFORMERS_ROUNDS_ONCE, TieCounter
 
@@ -21,7 +21,8 @@ from runners.engine.driver import EngineDriver
 from runners.engine.result import RequestResult
 from runners.engine.sampling_params import SamplingParams
 
-CONFIG = TINY_CONFIGS["grouped_kv_heads"]
+CONFIGS = {**TINY_CONFIGS, **LATER_CONFIGS}
+CONFIG = CONFIGS["grouped_kv_heads"]
 BACKEND = EagerBackend(torch.device("cpu"))
 
 
@@ -58,13 +59,13 @@ class Setup:
 
     @cached_property
     def reference(self) -> Any:
-        return make_model(TINY_CONFIGS[self.name], dtype=self.dtype)
+        return make_model(CONFIGS[self.name], dtype=self.dtype)
 
     def llm(self, num_blocks: int) -> EngineDriver:
         sizes = self.sizes
         widths = powers_of_two(2, sizes.max_seq_len // sizes.block_size)
         buckets = BucketTable((1, 4), (1, 2), sizes.chunks, widths, 2 * sizes.chunks[1])
-        config = TINY_CONFIGS[self.name]
+        config = CONFIGS[self.name]
         model = build_model(
             BACKEND,
             self.reference,
@@ -87,10 +88,15 @@ class Setup:
             ties.check(self.reference, prompt, result.token_ids)
 
 
-SETUPS = [Setup("grouped_kv_heads", torch.float32, SIZES[16]), Setup("one_kv_head", torch.bfloat16, SIZES[128])]
+SETUPS = [
+    Setup("grouped_kv_heads", torch.float32, SIZES[16]),
+    Setup("one_kv_head", torch.bfloat16, SIZES[128]),
+    Setup("gemma2", torch.float32, SIZES[16]),
+    Setup("gemma3", torch.float32, SIZES[16]),
+]
 MORE = [
     Setup(name, dtype, sizes)
-    for name in ("grouped_kv_heads", "one_kv_head", "attention_bias")
+    for name in ("grouped_kv_heads", "one_kv_head", "attention_bias", "gemma2", "gemma3")
     for dtype in (torch.float32, torch.bfloat16)
     for sizes in SIZES.values()
 ]
