@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies
-from passes.framework.contract import Matches, require, sole_user
+from passes.framework.contract import Matches, NearMiss, sole_user
 from passes.framework.matches import per_model
 from passes.recognize import Recognize
 
@@ -39,7 +39,9 @@ class FoldInvFreq(Recognize):
             return graph.add_weight(name, InverseFrequencies(*arguments))
         division = sole_user(at, aten.div.Tensor)
         factor = division.args[1]
-        require(isinstance(factor, float), division, f"divides by {factor!r}, expected the factor of linear scaling")
-        weight = graph.add_weight(name, InverseFrequencies(*arguments, factor))
+        if not isinstance(factor, float):
+            raise NearMiss(division, f"divides by {factor!r}, expected the factor of linear scaling")
+        theta, head_dim = arguments
+        weight = graph.add_weight(name, InverseFrequencies(theta, head_dim, factor))
         division.replace_all_uses_with(weight)
         return weight

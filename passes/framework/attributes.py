@@ -105,9 +105,9 @@ def _has_window(node: fx.Node, family: Family) -> bool:
     index = family.layer_index(node.meta.get("layer", ""))
     window = None if index is None else family.layers[index].attention.window
     if node.target in (ops.paged_attention, ops.paged_attention_int8):
-        return window is not None and node.kwargs.get("window") == window
+        return window is not None and bool(node.kwargs.get("window") == window)
     begins = node.target == aten.sub.Tensor and any(user.target == aten.gt.Tensor for user in node.users)
-    return window is not None and begins and node.args[1] == window
+    return window is not None and begins and bool(node.args[1] == window)
 
 
 def _has_softcap(node: fx.Node, family: Family) -> bool:
@@ -115,7 +115,7 @@ def _has_softcap(node: fx.Node, family: Family) -> bool:
     index = family.layer_index(node.meta.get("layer", ""))
     cap = None if index is None else family.layers[index].attention.softcap
     if node.target in (ops.paged_attention, ops.paged_attention_int8):
-        return cap is not None and node.kwargs.get("softcap") == cap
+        return cap is not None and bool(node.kwargs.get("softcap") == cap)
     return cap is not None and _softcap(node) == cap
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.configs import TINY_CONFIGS
 from support.graphs import BUCKETS, KV_CACHE
-from toy_family import Toy, ToyConfig
+from toy_family import Toy, ToyConfig, ToyForCausalLM
 
 from graph_model import ops
 from graph_model.capture import capture
@@ -42,9 +42,11 @@ def test_its_description_is_that_of_its_definition() -> None:
     assert len(linear_paths(CONFIG)) == 7 * LAYERS + 1
 
 
-def test_every_pass_holds_its_contract_and_its_tier() -> None:
+@pytest.mark.parametrize("window", [None, 3])
+def test_every_pass_holds_its_contract_and_its_tier(window: int | None) -> None:
     buckets = [BUCKETS["extend"], BUCKETS["decode"]]
-    comparisons = check_passes(CONFIG, torch.float32, PASSES, random_weights().__getitem__, buckets)
+    config = replace(CONFIG, window=window)
+    comparisons = check_passes(config, torch.float32, PASSES, random_weights().__getitem__, buckets)
     assert {c.graph_pass.name for c in comparisons} >= {"rms_norm", "rotary", "paged_attention", "add_rms_norm"}
 
 
@@ -60,7 +62,11 @@ def test_norms_of_heads_are_found_because_the_family_counts_them() -> None:
 def test_a_description_without_them_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FAMILIES, ToyConfig, Toy)
     family_of.cache_clear()
-    monkeypatch.setattr(Toy, "describe_layers", Toy.__mro__[1].describe_layers)
+    layers = family_of(CONFIG).layers
+    plain = family_of(TINY_CONFIGS["grouped_kv_heads"]).layers[0]
+    family_of.cache_clear()
+    monkeypatch.setattr(Toy, "describe_layers", lambda self: (plain,) * LAYERS)
+    monkeypatch.setattr(Toy, "model", lambda self: ToyForCausalLM(CONFIG, layers))
     try:
         with pytest.raises(PassError, match=rf"norm_eps = .* is carried by {4 * LAYERS + 1} nodes"):
             run_passes(capture(CONFIG, BUCKETS["decode"], KV_CACHE, torch.float32), PASSES)
@@ -68,10 +74,10 @@ def test_a_description_without_them_would_not_fit(monkeypatch: pytest.MonkeyPatc
         family_of.cache_clear()
 
 
-def test_a_window_that_no_op_honours_is_refused_by_name() -> None:
-    config = replace(CONFIG, window=3)
-    with pytest.raises(PassError, match=r"paged_attention matched 1 times.*layers\.1\.self_attn: .*a window of 3"):
-        run_passes(capture(config, BUCKETS["decode"], KV_CACHE, torch.float32), PASSES)
+def test_its_window_reaches_the_last_graph() -> None:
+    graph = capture(replace(CONFIG, window=3), BUCKETS["decode"], KV_CACHE, torch.float32)
+    run_passes(graph, PASSES)
+    assert [node.kwargs for node in graph.calls(ops.paged_attention)] == [{}, {"window": 3}]
 
 
 def test_layers_of_two_kinds_stand_for_the_others() -> None:
