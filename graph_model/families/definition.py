@@ -106,19 +106,16 @@ class GemmaAttention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=config.attention_bias)
-        self.norms_heads = f"{attention.path}.q_norm" in norms
-        if self.norms_heads:
-            self.q_norm = GemmaRMSNorm(attention.head_dim, config.rms_norm_eps)
-            self.k_norm = GemmaRMSNorm(attention.head_dim, config.rms_norm_eps)
+        norms_heads = f"{attention.path}.q_norm" in norms
+        self.q_norm, self.k_norm = (
+            GemmaRMSNorm(attention.head_dim, config.rms_norm_eps) if norms_heads else nn.Identity() for _ in "qk"
+        )
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         heads = (-1, self.attention.head_dim)
-        q = self.q_proj(x).unflatten(-1, heads)  # [batch, tokens, heads, head_dim]
-        k = self.k_proj(x).unflatten(-1, heads)  # [batch, tokens, kv_heads, head_dim]
+        q = rotate(self.q_norm(self.q_proj(x).unflatten(-1, heads)), cos, sin)  # [batch, tokens, heads, head_dim]
+        k = rotate(self.k_norm(self.k_proj(x).unflatten(-1, heads)), cos, sin)  # [batch, tokens, kv_heads, head_dim]
         v = self.v_proj(x).unflatten(-1, heads)
-        if self.norms_heads:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         attended = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.attention)
         return self.o_proj(attended.transpose(1, 2).flatten(-2))
 
