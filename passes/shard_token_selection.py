@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
@@ -38,8 +38,9 @@ class ShardTokenSelection(Pass):
         target_logprobs(all_gather(x), ids)     ->  sharded_target_logprobs(x, ids, rank)
         log_probabilities(all_gather(x))        ->  sharded_log_probabilities(x)
 
-    Where the vocabulary is filled up, x becomes x + padding_mask, -inf for rows past its end, and what was cut off
-    behind the gathering is cut off behind sharded_log_probabilities.
+    A soft-cap between the two is computed on the rank's part. Where the vocabulary is filled up, x becomes
+    x + padding_mask, -inf for rows past its end, and what was cut off after the gathering is cut off after
+    sharded_log_probabilities.
 
     A greedy choice is the same; a draw sums probabilities in another order. A sampling step also returns which rows
     could not be drawn, and the rank's logits for them: see `ops.redraw`.
@@ -63,10 +64,14 @@ class ShardTokenSelection(Pass):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         padded = graph.config.vocab_size % graph.shard.world_size > 0
-        joined = operand(candidate, 0, aten.slice.Tensor) if padded else candidate
+        source = operand(candidate, 0)
+        capped = source if source.target == ops.softcap else candidate
+        joined = operand(capped, 0, aten.slice.Tensor) if padded else capped
         gathered = operand(joined, 0, ops.all_gather)
         logits, world_size = gathered.args
         require(world_size == graph.shard.world_size, gathered, f"gathers from {world_size} ranks")
+        if capped is source:
+            logits = _capped(graph, logits, source)
         if padded:
             logits = graph.insert(aten.add.Tensor, logits, _padding_mask(graph), at=candidate)
         rank = rank_weight(graph)
@@ -84,6 +89,12 @@ class ShardTokenSelection(Pass):
             sharded = _SHARDED[candidate.target]  # type: ignore[index]
             result = graph.insert(sharded, logits, *options, rank, world_size, at=candidate)
         candidate.replace_all_uses_with(result)
+
+
+def _capped(graph: ModelGraph, logits: Any, whole: fx.Node) -> fx.Node:
+    """The rank's logits as `whole` caps those of all ranks; computed once for all that reads them."""
+    known = [user for user in logits.users if user.target == ops.softcap]
+    return known[0] if known else graph.insert(ops.softcap, logits, *whole.args[1:], at=whole)
 
 
 def _padding_mask(graph: ModelGraph) -> fx.Node:

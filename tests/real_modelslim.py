@@ -41,7 +41,7 @@ from support.checkpoint_fields import (
 from support.checkpoints import write_random_checkpoint
 from support.modelslim_formulas import formula_logprobs
 
-from graph_model.config import read_config
+from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.quantizer import QuantizerOptions, quantize_checkpoint

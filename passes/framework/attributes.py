@@ -11,7 +11,8 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.ascend.ops import BY_TORCH_NAME, AscendOp
-from graph_model.families import Family, Rotary
+from graph_model.families import Family
+from graph_model.families.layer import Rotary
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies, OnePlus, Rounded
 from passes.framework.contract import PassError

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from support.checkpoints import make_model
-from support.configs import TINY_CONFIGS
+from support.configs import LATER_CONFIGS, TINY_CONFIGS
 from support.graphs import BUCKETS, QUANTIZED_CASES, Case, count
 from support.models import build_model
 from support.ranks import part_reader, run_ranks
@@ -99,7 +99,11 @@ def test_the_parts_of_all_ranks_are_the_model() -> None:
         assert planned == world_size * num_parameters(BIASED.config, Shard(0, world_size))
 
 
-@pytest.mark.parametrize(("case", "world_size"), [(BIASED, 2), (ONE_KV_HEAD, 4)], ids=["biased-2", "one_kv_head-4"])
+@pytest.mark.parametrize(
+    ("case", "world_size"),
+    [(BIASED, 2), (ONE_KV_HEAD, 4), *((Case(config, torch.float32), 2) for config in LATER_CONFIGS.values())],
+    ids=["biased-2", "one_kv_head-4", *(f"{name}-2" for name in LATER_CONFIGS)],
+)
 def test_every_pass_keeps_its_tier_on_every_rank(case: Case, world_size: int) -> None:
     check_tiers(case, world_size)
 
