@@ -26,7 +26,7 @@ def find_attributes(graph: ModelGraph) -> dict[str, list[str]]:
     """Names of the nodes that carry each attribute with the value that the family gives it."""
     nodes = list(graph.graph.nodes)
     values = {name: attribute.values for name, attribute in graph.family.attributes(graph.dtype).items()}
-    return {
+    found = {
         "embedding_scale": [n.name for n in nodes if _embedding_scale(n) in values["embedding_scale"]],
         "rope_theta": [n.name for n in nodes if _holds_rotary_base(n, graph.family)],
         "softmax_scale": [n.name for n in nodes if _has_softmax_scale(n, graph.family)],
@@ -37,14 +37,13 @@ def find_attributes(graph: ModelGraph) -> dict[str, list[str]]:
         "rope_factor": [n.name for n in nodes if _holds_rope_factor(n, graph.family)],
         "logit_softcap": [n.name for n in nodes if _logit_softcap(n, graph.family) in values.get("logit_softcap", ())],
     }
+    return {name: found[name] for name in values}
 
 
 def check_attributes(graph: ModelGraph, after: str) -> None:
     """Raise PassError if an attribute is lost; `after` names the pass that ran last."""
     expected = graph.family.attributes(graph.dtype)
     for name, carriers in find_attributes(graph).items():
-        if name not in expected:
-            continue
         if len(carriers) != expected[name].carriers:
             values = " or ".join(map(str, expected[name].values))
             raise PassError(

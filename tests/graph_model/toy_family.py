@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from graph_model.config import GemmaConfig
-from graph_model.families import FAMILIES, Layer, Rotary
+from graph_model.families import FAMILIES, Layer
 from graph_model.families.definition import GemmaForCausalLM
 from graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
+from graph_model.families.layer import Rotary
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def test_a_required_pass_cannot_be_switched_off_or_left_out(name: str) -> None:
 def test_what_is_required_is_what_no_backend_could_do_without() -> None:
     required = {cls.name for cls in DEFAULT_PASSES if cls.required}
     quantizing = {"quantize_cache", "insert_quantization"}
-    assert required == {"canonicalize", "paged_attention", "last_token", "select_token", *quantizing}
+    assert required == {"canonicalize", "paged_attention", "last_token", "select_token", "softcap", *quantizing}
 
 
 # Attributes of the model, from the captured graph to the last.
@@ -254,6 +254,7 @@ def test_a_broken_pass_stops_the_run_before_the_next() -> None:
 def test_a_dump_is_written_before_the_first_pass_and_after_each(tmp_path: Path) -> None:
     run_passes(FLOAT32.captured("decode"), build_passes(ALL), dump_dir=tmp_path)
     names = sorted(path.name for path in (tmp_path / "decode-b2-w2").iterdir())
-    quantizing = ("quantize_cache", "insert_quantization", "fold_dequantize", "fold_quantize")  # nothing is quantized
-    ran = [name for name in ALL if name not in quantizing]
+    # Nothing is quantized, and Gemma 1 has no soft-cap.
+    idle = ("quantize_cache", "insert_quantization", "fold_dequantize", "fold_quantize", "softcap")
+    ran = [name for name in ALL if name not in idle]
     assert names == [f"{i:02}_{name}.txt" for i, name in enumerate(["capture", *ran])]

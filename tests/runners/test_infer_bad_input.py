@@ -100,7 +100,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "config missing": (lambda c: (c / "config.json").unlink(), ["config.json is missing"]),
     "config malformed": (write("config.json", b'{"model_type": "gemma"'), ["config.json is not valid JSON"]),
-    "another model": (lambda c: edit_config(c, model_type="gemma2"), ["model_type is 'gemma2'"]),
+    "another model": (lambda c: edit_config(c, model_type="gemma3n"), ["model_type is 'gemma3n'"]),
     "weights truncated": (cut, ["model.safetensors"]),
     "weights of garbage": (write("model.safetensors", b"\xff" * 64), ["model.safetensors"]),
     "tensor missing": (tensor(UP, None), [UP]),
