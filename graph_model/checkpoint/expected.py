@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,15 +49,24 @@ def check_tensors(
 
     expected: shapes of the tensors, where they are others than the floating-point model's; their dtypes are then
     checked elsewhere. optional: names that may be there besides.
-    Raises UserError for tensors that are missing, unexpected, or of a wrong shape or dtype. A tied model's
-    `lm_head.weight` and saved rotary tables are let through, but are not among the names.
+    Raises UserError for tensors that are missing, unexpected, or of a wrong shape or dtype. What `harmless` names is
+    let through, but not among the names; of the other parts of a multimodal checkpoint a warning is given.
     """
     float_names = expected_tensors(config)
     expected = float_names if expected is None else expected
     optional = {*optional, *([HEAD] if config.tie_word_embeddings else [])}
+    unused = [name for name in found if _of_another_part(name, config)]
+    if unused:
+        warnings.warn(
+            f"{directory}: the text model alone is loaded; {len(unused)} tensors of {_parts(unused)} are not used, and "
+            "no prompt can hold an image.",
+            stacklevel=2,
+        )
     missing = [name for name in expected if name not in found]
     unexpected = [
-        name for name in found if name not in expected and name not in optional and not _HARMLESS.fullmatch(name)
+        name
+        for name in found
+        if name not in expected and name not in optional and name not in unused and not _HARMLESS.fullmatch(name)
     ]
     if missing or unexpected:
         raise UserError(_names_message(directory, len(expected), missing, unexpected, found))
@@ -77,9 +87,21 @@ def check_tensors(
 
 
 def harmless(name: str, config: GemmaConfig) -> bool:
-    """Whether a stored tensor may be there that the model does not read: rotary tables, the head of a tied model."""
+    """Whether a stored tensor may be there that the model does not read.
+
+    These are rotary tables, the head of a tied model, and the other parts of a multimodal checkpoint.
+    """
     tied_head = config.tie_word_embeddings and f".{name}".endswith(f".{HEAD}")
-    return tied_head or _HARMLESS.fullmatch(name) is not None
+    return tied_head or _HARMLESS.fullmatch(name) is not None or _of_another_part(name, config)
+
+
+def _of_another_part(name: str, config: GemmaConfig) -> bool:
+    parts = family_of(config).other_parts
+    return name.removeprefix("model.").startswith(tuple(f"{part}." for part in parts))
+
+
+def _parts(names: Iterable[str]) -> str:
+    return " and ".join(sorted({name.removeprefix("model.").partition(".")[0] for name in names}))
 
 
 def plain_names(stored: Iterable[str]) -> dict[str, str]:
@@ -147,7 +169,7 @@ def _names_message(
             "none. If the head was not trained, set tie_word_embeddings to true; otherwise copy the weights again."
         )
     advice = advice or (
-        "The weights must be those of a GemmaForCausalLM with the sizes in config.json. Copy config and weights again "
+        "The weights must be those of a model with the sizes in config.json. Copy config and weights again "
         "from the same original."
     )
     return f"{directory}: {'; '.join(parts)}. {advice}"

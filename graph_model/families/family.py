@@ -96,6 +96,8 @@ class Family(ABC):
     layers_path: ClassVar[str] = "model.layers"
     norm_path: ClassVar[str] = "model.norm"
     head_path: ClassVar[str] = "lm_head"
+    # Modules of checkpoints whose text part is the model, which the text part does not read.
+    other_parts: ClassVar[tuple[str, ...]] = ()
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from graph_model.config import Gemma3Config
 from graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
@@ -14,6 +15,7 @@ class Gemma3(GemmaFamily):
     """The text models of Gemma 3, 270M to 27B, and models of their shape (arXiv:2503.19786)."""
 
     config: Gemma3Config
+    other_parts: ClassVar[tuple[str, ...]] = ("vision_tower", "multi_modal_projector")
 
     def describe_layers(self) -> tuple[Layer, ...]:
         config = self.config
