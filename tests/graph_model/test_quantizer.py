@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.checkpoints import make_checkpoint, make_model, write_random_checkpoint
-from support.configs import TINY_CONFIGS
+from support.configs import LATER_CONFIGS, TINY_CONFIGS
 
 from graph_model.checkpoint import open_checkpoint
 from graph_model.config import GemmaConfig
 from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from graph_model.families import family_of
-from graph_model.quantization.linears import Quantization, linear_paths, select_linears
+from graph_model.quantization.linears import Quantization, select_linears
 from graph_model.quantizer import QuantizerOptions, layers, quantize_checkpoint
 from graph_model.quantizer.layers import embed, run_layer
 from graph_model.quantizer.ranges import activation_scale, scale_of_range
@@ -35,19 +35,17 @@ SEQUENCES = [torch.randint(3, 256, (n,), generator=GENERATOR).tolist() for n in 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def with_outliers(state: dict[str, torch.Tensor], factor: float = 30.0) -> dict[str, torch.Tensor]:
+def with_outliers(
+    state: dict[str, torch.Tensor], factor: float = 30.0, config: GemmaConfig = CONFIG
+) -> dict[str, torch.Tensor]:
     """Some channels of the norms are much larger, and the next weights' columns as much smaller."""
     state = {name: tensor.clone() for name, tensor in state.items()}
-    for layer in range(CONFIG.num_hidden_layers):
-        for norm, consumers in (
-            ("input_layernorm", [f"self_attn.{n}_proj" for n in "qkv"]),
-            ("post_attention_layernorm", ["mlp.gate_proj", "mlp.up_proj"]),
-        ):
-            prefix = f"model.layers.{layer}."
-            weight = state[f"{prefix}{norm}.weight"]
+    for group in family_of(config).groups[:-1]:  # but the head
+        if group.norm:
+            weight = state[f"{group.norm}.weight"]
             weight[::7] = (1 + weight[::7]) * factor - 1
-            for consumer in consumers:
-                state[f"{prefix}{consumer}.weight"][:, ::7] /= factor
+            for linear in group.linears:
+                state[linear.weight][:, ::7] /= factor
     return state
 
 
@@ -77,23 +75,26 @@ def test_a_migrated_norm_is_rounded_before_its_consumers(dtype: torch.dtype) -> 
     assert (effective / scales - 1).abs()[1:].max() < 0.02
 
 
-def smoothing_errors(dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def smoothing_errors(
+    dtype: torch.dtype, seed: int, config: GemmaConfig = CONFIG
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits of a random model with outliers in float32; what the smoothed and the original model add in `dtype`."""
-    state = with_outliers({name: p.detach().clone() for name, p in make_model(CONFIG, seed).named_parameters()})
-    quantized = {path.split(".", 3)[3] for path in linear_paths(CONFIG)[:7]}  # all seven, so that all migrations happen
-    smoothed, strengths = dict(state), []
-    hidden = embed(FAMILY, state["model.embed_tokens.weight"], SEQUENCES)
-    for layer in range(CONFIG.num_hidden_layers):
-        prefix = f"model.layers.{layer}."
+    family = family_of(config)
+    parameters = make_model(config, seed).named_parameters()
+    state = with_outliers({name: p.detach().clone() for name, p in parameters}, config=config)
+    smoothed = dict(state)
+    hidden = embed(family, state["model.embed_tokens.weight"], SEQUENCES)
+    for index, layer in enumerate(family.layers):
+        prefix = f"{family.layer_path(index)}."
         weights = {n.removeprefix(prefix): t.float() for n, t in state.items() if n.startswith(prefix)}
-        inputs = run_layer(FAMILY, 0, weights, hidden)
-        done = smooth_layer(FAMILY.layers[0], weights, inputs, quantized, dtype, "minmax")
+        inputs = run_layer(family, index, weights, hidden)
+        quantized = {linear.path for linear in layer.linears}  # all seven, so that all migrations happen
+        done = smooth_layer(layer, weights, inputs, quantized, dtype, "minmax")
         smoothed.update({prefix + name: tensor for name, tensor in done.weights.items()})
-        strengths += done.strengths
-    assert {"self_attn.q_proj", "mlp.gate_proj"} <= set(strengths)
+        assert {"self_attn.q_proj", "mlp.gate_proj"} <= set(done.strengths)
 
     def logits(weights: dict[str, torch.Tensor], computed_in: torch.dtype) -> torch.Tensor:
-        model = family_of(CONFIG).model().to(computed_in)
+        model = family_of(config).model().to(computed_in)
         model.load_state_dict({"lm_head.weight": weights["model.embed_tokens.weight"], **weights})
         return torch.cat([model(torch.tensor([ids]), torch.arange(len(ids))[None])[0].double() for ids in SEQUENCES])
 
@@ -101,9 +102,10 @@ def smoothing_errors(dtype: torch.dtype, seed: int) -> tuple[torch.Tensor, torch
     return exact, logits(smoothed, dtype) - exact, logits(state, dtype) - exact
 
 
+@pytest.mark.parametrize("config", [CONFIG, *LATER_CONFIGS.values()], ids=["gemma", *LATER_CONFIGS])
 @torch.no_grad()
-def test_the_smoothed_float_model_computes_the_same_in_float32() -> None:
-    exact, error, _ = smoothing_errors(torch.float32, 0)
+def test_the_smoothed_float_model_computes_the_same_in_float32(config: GemmaConfig) -> None:
+    exact, error, _ = smoothing_errors(torch.float32, 0, config)
     assert error.abs().max() <= 1e-5 * exact.abs().max()
 
 
