@@ -19,6 +19,7 @@ from graph_model.weights import (
     Expression,
     InverseFrequencies,
     OnePlus,
+    PaddingMask,
     Part,
     Slice,
     evaluate,
@@ -216,3 +217,10 @@ def test_text_reads_as_a_formula() -> None:
     q, k = (CheckpointTensor(f"{name}_proj.weight", (4, 4), torch.bfloat16) for name in "qk")
     assert str(Concat((q, k))) == "cat(q_proj.weight, k_proj.weight)"
     assert str(OnePlus(q)) == "1 + float32(q_proj.weight)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_padding_mask_is_meant_to_be_infinite(dtype: torch.dtype) -> None:
+    mask = PaddingMask(4, 3, dtype)
+    (found,) = evaluate([mask], {}.__getitem__, torch.device("cpu")).values()
+    assert found.tolist() == [0.0, 0.0, 0.0, -float("inf")]
