@@ -143,7 +143,7 @@ def uncap(graph: ModelGraph) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "attribute"),
     [
-        ("gemma3", drop("window"), "window = 24 is carried by 2 nodes"),
+        ("gemma3", drop("window"), "window = 24 is carried by 1 nodes"),
         ("gemma2", drop("window"), "window = 24 is carried by 1 nodes"),
         ("gemma2", drop("softcap"), r"attention_softcap = 4\.0 is carried by 2 nodes"),
         ("gemma2", uncap, r"logit_softcap = 6\.0 is carried by 0 nodes"),

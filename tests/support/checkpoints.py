@@ -59,6 +59,11 @@ def write_random_checkpoint(directory: Path, config: GemmaConfig) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
+def is_known(config: GemmaConfig) -> bool:
+    """Whether the transformers that is installed has models of `config`'s family."""
+    return config.model_type in import_transformers().CONFIG_MAPPING
+
+
 def make_model(
     config: GemmaConfig, seed: int = 0, dtype: torch.dtype = torch.float32, gains: Gains | None = None
 ) -> Any:

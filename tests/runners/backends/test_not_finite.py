@@ -28,7 +28,8 @@ PROMPTS = f"prompt_token_ids=[{GOOD},{BAD}]".replace(" ", "")
 
 
 @pytest.mark.skipif(cpp_compiler() is None, reason="Inductor needs a C++ compiler")
-@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_inductor(temperature: float, tmp_path: Path) -> None:
     config = steps.UNTIED
     backend = InductorBackend(torch.device("cpu"), tmp_path / "kernels")

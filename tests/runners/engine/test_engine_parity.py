@@ -91,7 +91,6 @@ class Setup:
 SETUPS = [
     Setup("grouped_kv_heads", torch.float32, SIZES[16]),
     Setup("one_kv_head", torch.bfloat16, SIZES[128]),
-    Setup("gemma2", torch.float32, SIZES[16]),
     Setup("gemma3", torch.float32, SIZES[16]),
 ]
 MORE = [
