@@ -75,22 +75,25 @@ def run_passes(
     a reason, leaves an op that it should have removed, introduces an op outside the vocabulary, or loses an attribute
     of the model.
     """
-    passes = [graph_pass for graph_pass in passes if not graph_pass.idle(graph)]
     if wrong := out_of_order(passes):
         raise PassError(f"{wrong[0].name} must come after {wrong[1].name}, and comes before it")
     _write(dump_dir, 0, "capture", graph, "captured", dump_note)
-    for index, graph_pass in enumerate(passes, start=1):
+    ran: list[Pass] = []
+    for graph_pass in passes:
+        if graph_pass.idle(graph):  # which passes before it decide, such as the one that shares the model
+            continue
+        ran.append(graph_pass)
         before = graph.copy() if observe else None
         expected = _expected(graph_pass, graph)
         outcome = graph_pass.apply(graph)
-        introduced = frozenset(op for earlier in passes[:index] for op in earlier.introduces)
+        introduced = frozenset(op for earlier in ran for op in earlier.introduces)
         _check_contract(graph, graph_pass, expected, outcome, introduced)
         graph.matches[graph_pass.name] = outcome.matches
         title = f"after {graph_pass.name} ({graph_pass.tier.value}, {outcome.matches} matches)"
         if not outcome.matches:
             graph.skipped[graph_pass.name] = expected.reason
             title = f"skipped: {graph_pass.name} ({graph_pass.tier.value}), {expected.reason}"
-        _write(dump_dir, index, graph_pass.name, graph, title, dump_note)
+        _write(dump_dir, len(ran), graph_pass.name, graph, title, dump_note)
         if observe and before:
             observe(graph_pass, before, graph)
 

@@ -17,6 +17,7 @@ import conf
 from graph_model import ops
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
+from graph_model.tensor_parallel import Shard
 from graph_model.weights import InverseFrequencies, OnePlus
 from passes.framework.attributes import check_attributes, find_attributes
 from passes.framework.contract import Matches, Pass, PassError, Tier
@@ -112,6 +113,23 @@ class Vandal(Pass):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         self.change(graph)
+
+
+class OfRanks(Vandal):
+    """A pass that has something to do in a rank's graph only."""
+
+    name: ClassVar[str] = "of_ranks"
+
+    def idle(self, graph: ModelGraph) -> str:
+        return "" if graph.shard.world_size > 1 else "there is one rank"
+
+
+def test_a_pass_is_asked_in_its_turn_whether_it_is_idle() -> None:
+    """Not before the first pass, when the model is not shared yet."""
+    for shard, matches in ((None, None), (Shard(0, 2), 1)):
+        graph = FLOAT32.captured("decode")
+        run_passes(graph, [*build_passes(ALL, shard), OfRanks(lambda graph: None)])
+        assert graph.matches.get("of_ranks") == matches
 
 
 def change_softmax_scale(graph: ModelGraph) -> None:
