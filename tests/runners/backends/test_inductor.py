@@ -95,7 +95,7 @@ def test_tokens_of_many_lengths_equal_and_compile_nothing_more(kernel_dir: Path,
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("grouped_kv_heads", torch.bfloat16),
+        pytest.param("grouped_kv_heads", torch.bfloat16, marks=pytest.mark.slow),
         pytest.param("one_kv_head", torch.bfloat16, marks=pytest.mark.slow),
         pytest.param("one_kv_head", torch.float16, marks=pytest.mark.slow),
         pytest.param("attention_bias", torch.bfloat16, marks=pytest.mark.slow),

@@ -35,6 +35,7 @@ def require_near(scores: Scores, reference: Scores, what: str) -> None:
         assert abs(difference) + half <= 1.0, (what, difference, half)
 
 
+@pytest.mark.slow
 def test_every_scheme_is_near_floating_point(results: dict[str, dict[str, Scores]]) -> None:
     reference = results["demo"]["floating point"]
     assert set(results["demo"]) == {"floating point", "w8a8, naive", *SCHEMES}
@@ -44,6 +45,7 @@ def test_every_scheme_is_near_floating_point(results: dict[str, dict[str, Scores
         assert scores.losses != reference.losses, scheme
 
 
+@pytest.mark.slow
 def test_smoothing_recovers_what_outliers_break(results: dict[str, dict[str, Scores]]) -> None:
     reference = results["outliers"]["floating point"]
     assert abs(reference.perplexity / results["demo"]["floating point"].perplexity - 1) <= 1e-4

@@ -74,6 +74,7 @@ def verified(soc: str, folder: Path, *arguments: str) -> set[str]:
     return types
 
 
+@pytest.mark.slow
 @pytest.mark.chip(A2)
 def test_verify_checks_every_op_of_a_quantized_model(tmp_path: Path) -> None:
     types = verified(A2, tmp_path, "quant=w8a8_dynamic")
