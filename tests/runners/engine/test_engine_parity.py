@@ -95,9 +95,10 @@ SETUPS = [
 ]
 MORE = [
     Setup(name, dtype, sizes)
-    for name in ("grouped_kv_heads", "one_kv_head", "attention_bias", "gemma2", "gemma3")
+    for name in ("grouped_kv_heads", "one_kv_head", "attention_bias", *LATER_CONFIGS)
     for dtype in (torch.float32, torch.bfloat16)
     for sizes in SIZES.values()
+    if name in TINY_CONFIGS or dtype == torch.float32
 ]
 SLOW = [pytest.param(setup, marks=pytest.mark.slow) for setup in MORE if setup not in SETUPS]
 
