@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,10 +55,12 @@ def paged_attention(
     shape = _Shape(scale, window, softcap)
     if block_table is None:
         return _attend_to_new(query, key, value, query_lens, shape)
+
+    def gather(blocks: Tensor) -> list[Tensor]:
+        return [cache[blocks].flatten(1, 2) for cache in (key_cache, value_cache)]
+
     assert context_lens is not None
-    blocks, first = _visible_blocks(query, query_lens, context_lens, block_table, block_size, window)
-    key, value = (cache[blocks].flatten(1, 2) for cache in (key_cache, value_cache))
-    return _attend_to_cached(query, key, value, query_lens, context_lens, first, shape)
+    return _attend_to_cached(query, gather, query_lens, context_lens, block_table, block_size, shape)
 
 
 @canonical_op(
@@ -98,13 +101,15 @@ def paged_attention_int8(
     shape = _Shape(scale, window, softcap)
     if block_table is None:
         return _attend_to_new(query, key, value, query_lens, shape)
+
+    def gather(blocks: Tensor) -> list[Tensor]:
+        return [
+            (cache[blocks].float() * scales[blocks].unsqueeze(-1)).to(query.dtype).transpose(2, 3).flatten(1, 2)
+            for cache, scales in ((key_cache, key_scales), (value_cache, value_scales))
+        ]
+
     assert context_lens is not None
-    blocks, first = _visible_blocks(query, query_lens, context_lens, block_table, block_size, window)
-    key, value = (
-        (cache[blocks].float() * scales[blocks].unsqueeze(-1)).to(query.dtype).transpose(2, 3).flatten(1, 2)
-        for cache, scales in ((key_cache, key_scales), (value_cache, value_scales))
-    )
-    return _attend_to_cached(query, key, value, query_lens, context_lens, first, shape)
+    return _attend_to_cached(query, gather, query_lens, context_lens, block_table, block_size, shape)
 
 
 @dataclass(frozen=True)
@@ -117,24 +122,19 @@ class _Shape:
 
 
 def _visible_blocks(
-    query: Tensor,
-    query_lens: Tensor | None,
-    context_lens: Tensor,
-    block_table: Tensor,
-    block_size: int,
-    window: int | None,
+    start: Tensor, tokens: int, block_table: Tensor, block_size: int, window: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """The blocks that hold a key that some query of the row may see, and the position of their first key; None: 0."""
-    tokens, width = query.shape[1], block_table.shape[1]
+    """The blocks that hold a key that one of `tokens` queries from `start` [batch] on may see, and the position of
+    their first key; None: 0."""
+    width = block_table.shape[1]
     if window is None:
         return block_table, None
     # Keys from the first query's oldest one to the last query's own, wherever the first of them stands in its block.
     count = (window - 1 + tokens + block_size - 2) // block_size + 1
     if count >= width:
         return block_table, None
-    start = context_lens - (tokens if query_lens is None else query_lens)
     first_block = (start - (window - 1)).clamp(min=0) // block_size
-    places = first_block[:, None] + torch.arange(count, device=query.device)
+    places = first_block[:, None] + torch.arange(count, device=start.device)
     # Places beyond the table stand for positions beyond the context, which no query sees.
     return block_table.gather(1, places.clamp(max=width - 1)), first_block * block_size
 
@@ -177,16 +177,21 @@ def _attend_to_new(query: Tensor, keys: Tensor, values: Tensor, query_lens: Tens
 
 def _attend_to_cached(
     query: Tensor,
-    keys: Tensor,
-    values: Tensor,
+    gather: Callable[[Tensor], list[Tensor]],
     query_lens: Tensor | None,
     context_lens: Tensor,
-    first: Tensor | None,
+    block_table: Tensor,
+    block_size: int,
     shape: _Shape,
 ) -> Tensor:
-    """Each query sees the keys of its sequence up to its own; the queries are the last of the context."""
+    """Each query sees the keys of its sequence up to its own; the queries are the last of the context.
+
+    gather: keys and values [batch, tokens, kv_heads, head_dim] of blocks [batch, width].
+    """
     tokens = query.shape[1]
     start = context_lens - (tokens if query_lens is None else query_lens)
+    blocks, first = _visible_blocks(start, tokens, block_table, block_size, shape.window)
+    keys, values = gather(blocks)
     query_positions = start[:, None] + torch.arange(tokens, device=query.device)
     key_positions = torch.arange(keys.shape[1], device=query.device)
     if first is not None:
@@ -229,7 +234,7 @@ def _attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, shape: _S
         # One token per row: matrix products share the work among threads where the fused kernel cannot.
         scores = torch.matmul(rows.float(), keys.float().transpose(2, 3)) * shape.scale
         if shape.softcap is not None:
-            scores = torch.tanh(scores / shape.softcap) * shape.softcap
+            scores = torch.ops.gemma.softcap(scores, shape.softcap)
         weights = scores.masked_fill(~row_mask, -torch.inf).softmax(-1)
         attended = torch.matmul(weights, values.float()).to(query.dtype)
     else:
