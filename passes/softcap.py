@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from graph_model import ops
+from graph_model.families import definition
 from graph_model.graph import ModelGraph
 from passes.framework.contract import Matches
 from passes.framework.matches import ONCE
@@ -31,6 +31,4 @@ class Softcap(Recognize):
     def idle(self, graph: ModelGraph) -> str:
         return "" if graph.config.logit_softcap is not None else "the model has no soft-cap of its logits"
 
-    @staticmethod
-    def original(x: Tensor, cap: float) -> Tensor:
-        return torch.tanh(x / cap) * cap
+    original = staticmethod(definition.softcap)
