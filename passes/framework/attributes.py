@@ -6,12 +6,15 @@ that carry it; one that is carried too seldom is an error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeGuard
+
 import torch
 from torch import fx
 
 from graph_model import ops
 from graph_model.ascend.ops import BY_TORCH_NAME, AscendOp
-from graph_model.families import Family
+from graph_model.families import Attention, Family
 from graph_model.families.layer import Rotary
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies, OnePlus, Rounded
@@ -19,6 +22,7 @@ from passes.framework.contract import PassError
 
 aten = torch.ops.aten
 
+_ATTENTIONS = (ops.paged_attention, ops.paged_attention_int8)
 _NORMS = (ops.rms_norm, ops.add_rms_norm, ops.rms_norm_quantize, ops.add_rms_norm_quantize)
 
 
@@ -26,18 +30,19 @@ def find_attributes(graph: ModelGraph) -> dict[str, list[str]]:
     """Names of the nodes that carry each attribute with the value that the family gives it."""
     nodes = list(graph.graph.nodes)
     values = {name: attribute.values for name, attribute in graph.family.attributes(graph.dtype).items()}
-    found = {
-        "embedding_scale": [n.name for n in nodes if _embedding_scale(n) in values["embedding_scale"]],
-        "rope_theta": [n.name for n in nodes if _holds_rotary_base(n, graph.family)],
-        "softmax_scale": [n.name for n in nodes if _has_softmax_scale(n, graph.family)],
-        "norm_eps": [n.name for n in nodes if _norm_eps(n) in values["norm_eps"]],
-        "norm_offset": [n.name for n in nodes if _adds_norm_offset(n)],
-        "window": [n.name for n in nodes if _has_window(n, graph.family)],
-        "attention_softcap": [n.name for n in nodes if _has_softcap(n, graph.family)],
-        "rope_factor": [n.name for n in nodes if _holds_rope_factor(n, graph.family)],
-        "logit_softcap": [n.name for n in nodes if _logit_softcap(n, graph.family) in values.get("logit_softcap", ())],
+    family = graph.family
+    carries: dict[str, Callable[[fx.Node], bool]] = {
+        "embedding_scale": lambda n: _embedding_scale(n) in values["embedding_scale"],
+        "rope_theta": lambda n: _holds_rotary_base(n, family),
+        "softmax_scale": lambda n: _has_softmax_scale(n, family),
+        "norm_eps": lambda n: _norm_eps(n) in values["norm_eps"],
+        "norm_offset": _adds_norm_offset,
+        "window": lambda n: _has_window(n, family),
+        "attention_softcap": lambda n: _has_softcap(n, family),
+        "rope_factor": lambda n: _holds_rope_factor(n, family),
+        "logit_softcap": lambda n: _attention(n, family) is None and _softcap(n) in values["logit_softcap"],
     }
-    return {name: found[name] for name in values}
+    return {name: [node.name for node in nodes if carries[name](node)] for name in values}
 
 
 def check_attributes(graph: ModelGraph, after: str) -> None:
@@ -57,7 +62,7 @@ def _embedding_scale(node: fx.Node) -> object:
         return None
     source = node.args[0]
     if _calls(source, ops.all_reduce):
-        looked_up = _calls(source.args[0], ops.sharded_embedding)  # type: ignore[union-attr]
+        looked_up = _calls(source.args[0], ops.sharded_embedding)
     else:
         looked_up = _calls(source, aten.embedding.default)
     return node.args[1] if looked_up else None
@@ -84,8 +89,14 @@ def _frequencies(tables: set[Rotary]) -> list[InverseFrequencies]:
 def _has_softmax_scale(node: fx.Node, family: Family) -> bool:
     """Whether the node scales attention's scores, by what its layer asks for."""
     scale = _softmax_scale(node)
-    index = family.layer_index(node.meta["layer"]) if scale is not None else None
-    return index is not None and scale == family.layers[index].attention.softmax_scale
+    attention = _attention(node, family) if scale is not None else None
+    return attention is not None and scale == attention.softmax_scale
+
+
+def _attention(node: fx.Node, family: Family) -> Attention | None:
+    """How attention of the node's layer is described; None: it is in no layer."""
+    index = family.layer_index(node.meta.get("layer", ""))
+    return None if index is None else family.layers[index].attention
 
 
 def _softmax_scale(node: fx.Node) -> object:
@@ -95,49 +106,42 @@ def _softmax_scale(node: fx.Node) -> object:
         return node.args[1]
     if node.target == aten.mul.Tensor and _calls(node.args[0], aten.matmul.default):
         return node.args[1]
-    if node.target in (ops.paged_attention, ops.paged_attention_int8):
+    if node.target in _ATTENTIONS:
         return node.args[-1]
     return _argument_of_kernel(node, "softmax_scale")
 
 
 def _has_window(node: fx.Node, family: Family) -> bool:
     """Whether the node ends what a query sees where its layer's window ends."""
-    index = family.layer_index(node.meta.get("layer", ""))
-    window = None if index is None else family.layers[index].attention.window
-    if node.target in (ops.paged_attention, ops.paged_attention_int8):
-        return window is not None and bool(node.kwargs.get("window") == window)
-    begins = node.target == aten.sub.Tensor and any(user.target == aten.gt.Tensor for user in node.users)
-    return window is not None and begins and bool(node.args[1] == window)
+    attention, found = _attention(node, family), None
+    if node.target in _ATTENTIONS:
+        found = node.kwargs.get("window")
+    elif node.target == aten.sub.Tensor and any(user.target == aten.gt.Tensor for user in node.users):
+        found = node.args[1]
+    return attention is not None and found is not None and found == attention.window
 
 
 def _has_softcap(node: fx.Node, family: Family) -> bool:
     """Whether the node bounds attention's scores, as its layer asks for."""
-    index = family.layer_index(node.meta.get("layer", ""))
-    cap = None if index is None else family.layers[index].attention.softcap
-    if node.target in (ops.paged_attention, ops.paged_attention_int8):
-        return cap is not None and bool(node.kwargs.get("softcap") == cap)
-    return cap is not None and _softcap(node) == cap
-
-
-def _logit_softcap(node: fx.Node, family: Family) -> object:
-    return None if family.layer_index(node.meta.get("layer", "")) is not None else _softcap(node)
+    attention = _attention(node, family)
+    found = node.kwargs.get("softcap") if node.target in _ATTENTIONS else _softcap(node)
+    return attention is not None and found is not None and found == attention.softcap
 
 
 def _softcap(node: fx.Node) -> object:
     """The cap of cap * tanh(x / cap), where the node is its last one."""
     if node.target == ops.softcap:
         return node.args[1]
-    if node.target != aten.mul.Tensor or not _calls(node.args[0], aten.tanh.default):
-        return None
-    scaled = node.args[0].args[0]  # type: ignore[union-attr]
-    return node.args[1] if _calls(scaled, aten.div.Tensor) and scaled.args[1] == node.args[1] else None  # type: ignore[union-attr]
+    bounded = node.args[0] if node.target == aten.mul.Tensor else None
+    scaled = bounded.args[0] if _calls(bounded, aten.tanh.default) else None
+    return node.args[1] if _calls(scaled, aten.div.Tensor) and scaled.args[1] == node.args[1] else None
 
 
 def _norm_eps(node: fx.Node) -> object:
     if node.target in _NORMS:
         return node.args[-1]
     if node.target == aten.rsqrt.default and _calls(node.args[0], aten.add.Tensor):
-        return node.args[0].args[1]  # type: ignore[union-attr]
+        return node.args[0].args[1]
     return _argument_of_kernel(node, "norm_eps")
 
 
@@ -162,5 +166,5 @@ def _argument_of_kernel(node: fx.Node, attribute: str) -> object:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}.get(kernel.carries[attribute][0])
 
 
-def _calls(value: object, target: object) -> bool:
+def _calls(value: object, target: object) -> TypeGuard[fx.Node]:
     return isinstance(value, fx.Node) and value.target == target
