@@ -25,6 +25,8 @@ _TYPES: dict[str, type[Expression]] = {}
 class Expression(ABC):
     """How a weight is made of the tensors of a checkpoint. Frozen dataclasses: equal expressions are one tensor."""
 
+    finite: ClassVar[bool] = True  # False: infinities are meant
+
     if TYPE_CHECKING:  # fields of some and properties of others, for whose fields these would be defaults
 
         @property
@@ -160,6 +162,7 @@ class PaddingMask(Expression):
     size: int
     real: int
     dtype: torch.dtype
+    finite: ClassVar[bool] = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -299,7 +302,7 @@ def evaluate(expressions: Iterable[Expression], read: Read, device: torch.device
             out = torch.empty(expression.shape, dtype=expression.dtype)
             expression.write(out, read)
             # float32 and bfloat16 reach as far, so that only float16 can be too narrow for what was finite.
-            if out.dtype == torch.float16 and not isinstance(expression, PaddingMask) and not is_finite(out):
+            if out.dtype == torch.float16 and expression.finite and not is_finite(out):
                 raise UserError(
                     f"The weight {expression} is finite in the checkpoint and beyond 65504, the largest number of "
                     "float16. Give dtype=bfloat16 or dtype=float32, on a device that computes in it."
