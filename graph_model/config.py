@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DTYPES = ("float16", "bfloat16", "float32")
 LayerType = Literal["sliding_attention", "full_attention"]
@@ -52,6 +57,10 @@ class GemmaConfig:
         """Factor on the embeddings, sqrt(hidden_size), before it is rounded to the model's dtype."""
         return math.sqrt(self.hidden_size)
 
+    def of_layers(self, indices: Sequence[int]) -> Self:
+        """The config of a model that has these layers only."""
+        return replace(self, num_hidden_layers=len(indices))
+
     def to_json(self) -> dict[str, Any]:
         """The fields as Hugging Face writes them; what `from_json` reads back."""
         fields = asdict(self)
@@ -73,6 +82,11 @@ class GemmaConfig:
 class _SlidingConfig(GemmaConfig):
     """What Gemma 2 and 3 have besides: layers whose attention sees a window, and a scale of their own."""
 
+    hidden_size: int = 2304
+    intermediate_size: int = 9216
+    num_hidden_layers: int = 26
+    num_attention_heads: int = 8
+    num_key_value_heads: int = 4
     query_pre_attn_scalar: int = 256
     sliding_window: int = 4096  # keys that a query of a sliding layer sees, its own included
     layer_types: tuple[LayerType, ...] = ()  # of every layer
@@ -87,6 +101,10 @@ class _SlidingConfig(GemmaConfig):
     def logit_softcap(self) -> float | None:
         return self.final_logit_softcapping
 
+    def of_layers(self, indices: Sequence[int]) -> Self:
+        types = tuple(self.layer_types[index] for index in indices)
+        return replace(self, num_hidden_layers=len(indices), layer_types=types)
+
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "layer_types": list(self.layer_types)}
 
@@ -95,11 +113,6 @@ class _SlidingConfig(GemmaConfig):
 class Gemma2Config(_SlidingConfig):
     """Architecture of a Gemma 2 model (arXiv:2408.00118)."""
 
-    hidden_size: int = 2304
-    intermediate_size: int = 9216
-    num_hidden_layers: int = 26
-    num_attention_heads: int = 8
-    num_key_value_heads: int = 4
     attn_logit_softcapping: float | None = 50.0  # of attention's scores
     final_logit_softcapping: float | None = 30.0
 
@@ -112,11 +125,6 @@ class Gemma3Config(_SlidingConfig):
     """Architecture of a Gemma 3 text model (arXiv:2503.19786); rope_theta is that of full layers."""
 
     vocab_size: int = 262208
-    hidden_size: int = 2304
-    intermediate_size: int = 9216
-    num_hidden_layers: int = 26
-    num_attention_heads: int = 8
-    num_key_value_heads: int = 4
     max_position_embeddings: int = 131072
     rope_theta: float = 1e6
     rope_local_base_freq: float = 1e4  # rope_theta of sliding layers
@@ -136,6 +144,8 @@ def layer_types(count: int, period: int) -> tuple[LayerType, ...]:
     return tuple("full_attention" if (index + 1) % period == 0 else "sliding_attention" for index in range(count))
 
 
+_C = TypeVar("_C", bound=_SlidingConfig)
+
 GEMMA_2B = GemmaConfig(
     hidden_size=2048,
     intermediate_size=16384,
@@ -146,30 +156,24 @@ GEMMA_2B = GemmaConfig(
 GEMMA_7B = GemmaConfig()
 
 
-def _gemma2(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **other: Any) -> Gemma2Config:
-    return Gemma2Config(
+def _named(
+    kind: type[_C], period: int, layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **other: Any
+) -> _C:
+    """A named size of Gemma 2 or 3, of whose layers every `period`-th is full."""
+    return kind(
         hidden_size=hidden,
         intermediate_size=intermediate,
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        layer_types=layer_types(layers, 2),
+        layer_types=layer_types(layers, period),
         **other,
     )
 
 
-def _gemma3(layers: int, hidden: int, intermediate: int, heads: int, kv_heads: int, **other: Any) -> Gemma3Config:
-    return Gemma3Config(
-        **{"sliding_window": 1024, **other},
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        layer_types=layer_types(layers, 6),
-    )
-
-
+_gemma2 = partial(_named, Gemma2Config, 2)
+_gemma3 = partial(_named, Gemma3Config, 6)
+_LARGE = {"sliding_window": 1024, "rope_factor": 8.0}
 _SMALL = {"vocab_size": 262144, "sliding_window": 512, "max_position_embeddings": 32768}
 
 NAMED_CONFIGS: dict[str, GemmaConfig] = {
@@ -180,7 +184,7 @@ NAMED_CONFIGS: dict[str, GemmaConfig] = {
     "gemma2_27b": _gemma2(46, 4608, 36864, 32, 16, head_dim=128, query_pre_attn_scalar=144),
     "gemma3_270m": _gemma3(18, 640, 2048, 4, 1, **_SMALL),
     "gemma3_1b": _gemma3(26, 1152, 6912, 4, 1, **_SMALL),
-    "gemma3_4b": _gemma3(34, 2560, 10240, 8, 4, rope_factor=8.0),
-    "gemma3_12b": _gemma3(48, 3840, 15360, 16, 8, rope_factor=8.0),
-    "gemma3_27b": _gemma3(62, 5376, 21504, 32, 16, rope_factor=8.0, head_dim=128, query_pre_attn_scalar=168),
+    "gemma3_4b": _gemma3(34, 2560, 10240, 8, 4, **_LARGE),
+    "gemma3_12b": _gemma3(48, 3840, 15360, 16, 8, **_LARGE),
+    "gemma3_27b": _gemma3(62, 5376, 21504, 32, 16, **_LARGE, head_dim=128, query_pre_attn_scalar=168),
 }

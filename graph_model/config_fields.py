@@ -12,7 +12,7 @@ from graph_model.errors import UserError, shown
 from graph_model.stated import LARGEST_ID
 
 # Far above any Gemma's: what is above is a damaged file, and would take the machine's memory before it is found out.
-_LARGEST = {
+LARGEST_SIZES = {
     "vocab_size": 1 << 24,
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 24,
@@ -21,6 +21,9 @@ _LARGEST = {
     "num_key_value_heads": 1 << 16,
     "head_dim": 1 << 16,
     "max_position_embeddings": 1 << 31,
+}
+_LARGEST = {
+    **LARGEST_SIZES,
     "query_pre_attn_scalar": 1 << 31,
     "sliding_window": 1 << 31,
     "sliding_window_pattern": 1 << 31,
@@ -46,10 +49,7 @@ class FieldReader:
             )
         return value
 
-    def positive(self, name: str, default: float) -> float:
-        return self.check_positive(name, self.raw.get(name, default))
-
-    def check_positive(self, name: str, value: Any) -> float:
+    def positive(self, name: str, value: Any) -> float:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value <= sys.float_info.max:
             raise UserError(f"{self.source}: {name} is {shown(value)}; it must be a finite number above 0.")
@@ -57,7 +57,7 @@ class FieldReader:
 
     def optional_positive(self, name: str, default: float | None) -> float | None:
         value = self.raw.get(name, default)
-        return None if value is None else self.check_positive(name, value)
+        return None if value is None else self.positive(name, value)
 
     def object(self, name: str, value: Any) -> dict[str, Any]:
         """`value` of a field `name` that must be an object or null."""
@@ -91,7 +91,7 @@ def fields_of_family(reader: FieldReader, default: GemmaConfig, num_layers: int)
         return {**_gemma3_rotary(reader, default), **_sliding(reader, default, num_layers, period=6)}
     found = [_rotary(reader, name, reader.raw.get(name), default) for name in ("rope_parameters", "rope_scaling")]
     theta = found[0].get("rope_theta", reader.raw.get("rope_theta", default.rope_theta))
-    fields: dict[str, Any] = {"rope_theta": reader.check_positive("rope_theta", theta)}
+    fields: dict[str, Any] = {"rope_theta": reader.positive("rope_theta", theta)}
     if isinstance(default, Gemma2Config):
         fields["attn_logit_softcapping"] = reader.optional_positive(
             "attn_logit_softcapping", default.attn_logit_softcapping
@@ -120,9 +120,9 @@ def _gemma3_rotary(reader: FieldReader, default: Gemma3Config) -> dict[str, Any]
             "transformers does not apply it. Set it to null."
         )
     return {
-        "rope_theta": reader.check_positive("rope_theta", theta),
-        "rope_local_base_freq": reader.check_positive("rope_local_base_freq", local),
-        "rope_factor": reader.check_positive("factor", full.get("factor", scaling.get("factor", 1.0))),
+        "rope_theta": reader.positive("rope_theta", theta),
+        "rope_local_base_freq": reader.positive("rope_local_base_freq", local),
+        "rope_factor": reader.positive("factor", full.get("factor", scaling.get("factor", 1.0))),
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
 from graph_model.config_fields import (
+    LARGEST_SIZES,
     FieldReader,
     check_variants,
     fields_of_family,
@@ -19,6 +20,8 @@ from graph_model.errors import UserError, shown
 from graph_model.foreign import check_adapter, check_other_files, check_quantization_config
 from graph_model.json_file import read_json_object
 from graph_model.stated import ends_by_file, stated_dtype, token_ids
+
+_CONFIGS: dict[str, type[GemmaConfig]] = {c.model_type: c for c in (GemmaConfig, Gemma2Config, Gemma3Config)}
 
 
 def read_config(checkpoint_dir: Path) -> GemmaConfig:
@@ -63,40 +66,27 @@ def from_json(raw: dict[str, Any], source: str) -> GemmaConfig:
     reader = FieldReader(raw, source)
     check_variants(raw, source)
     default = _CONFIGS[model_type]()
-    hidden_size = reader.size("hidden_size", default.hidden_size)
-    num_heads = reader.size("num_attention_heads", default.num_attention_heads)
-    num_kv_heads = reader.size("num_key_value_heads", default.num_key_value_heads)
-    head_dim = reader.size("head_dim", default.head_dim)
+    sizes = {name: reader.size(name, getattr(default, name)) for name in LARGEST_SIZES}
+    num_heads, num_kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     if num_heads % num_kv_heads:
         raise UserError(
             f"{source}: num_attention_heads is {num_heads} and num_key_value_heads {num_kv_heads}; "
             "the first must be a multiple of the second."
         )
-    if head_dim % 2:
-        raise UserError(f"{source}: head_dim is {head_dim}; rotary embedding needs an even head_dim.")
-    num_layers = reader.size("num_hidden_layers", default.num_hidden_layers)
+    if sizes["head_dim"] % 2:
+        raise UserError(f"{source}: head_dim is {sizes['head_dim']}; rotary embedding needs an even head_dim.")
     return replace(
         default,
-        vocab_size=reader.size("vocab_size", default.vocab_size),
-        hidden_size=hidden_size,
-        intermediate_size=reader.size("intermediate_size", default.intermediate_size),
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads,
-        head_dim=head_dim,
-        max_position_embeddings=reader.size("max_position_embeddings", default.max_position_embeddings),
-        rms_norm_eps=reader.positive("rms_norm_eps", default.rms_norm_eps),
+        **sizes,
+        rms_norm_eps=reader.positive("rms_norm_eps", raw.get("rms_norm_eps", default.rms_norm_eps)),
         attention_bias=reader.flag("attention_bias", default.attention_bias),
         tie_word_embeddings=reader.flag("tie_word_embeddings", default.tie_word_embeddings),
         dtype=read_dtype(raw, source),
         bos_token_id=read_bos(raw, source, default.bos_token_id),
         eos_token_ids=token_ids(raw.get("eos_token_id", default.eos_token_ids[0]), source),
         quantize=read_quantize(raw, source),
-        **fields_of_family(reader, default, num_layers),
+        **fields_of_family(reader, default, sizes["num_hidden_layers"]),
     )
-
-
-_CONFIGS: dict[str, type[GemmaConfig]] = {c.model_type: c for c in (GemmaConfig, Gemma2Config, Gemma3Config)}
 
 
 def _text_part(raw: dict[str, Any], source: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -85,10 +85,6 @@ class Family(ABC):
     @abstractmethod
     def layer_arguments(self, index: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """What a decoder layer reads besides the hidden states, such as rotary tables."""
-
-    @abstractmethod
-    def of_layers(self, indices: Sequence[int]) -> GemmaConfig:
-        """The config of a model that has these layers only."""
 
     # Names that all families have so far; a family whose checkpoints call them otherwise overrides them.
 
@@ -232,7 +228,7 @@ class Family(ABC):
         last = len(self.layers) - 1
         present = Counter(self.layers[index] for index in (*first, last))
         more = tuple(
-            OneMore(self.of_layers([*sorted([*first, index]), last]), self.layers.count(layer) - present[layer])
+            OneMore(self.config.of_layers([*sorted([*first, index]), last]), self.layers.count(layer) - present[layer])
             for layer, index in sorted(kinds.items(), key=lambda item: item[1])
         )
-        return FewLayers(self.of_layers([*first, last]), more)
+        return FewLayers(self.config.of_layers([*first, last]), more)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,9 +36,6 @@ class GemmaFamily(Family):
         from graph_model.families.definition import rotary_tables
 
         return rotary_tables(positions, self.layers[index].attention.rotary, dtype)
-
-    def of_layers(self, indices: Sequence[int]) -> GemmaConfig:
-        return replace(self.config, num_hidden_layers=len(indices))
 
 
 def gemma_attention(config: GemmaConfig, rotary: Rotary, window: int | None, softcap: float | None) -> Attention:

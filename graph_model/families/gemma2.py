@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-
 from graph_model.config import Gemma2Config
 from graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
 from graph_model.families.layer import Layer, Rotary
@@ -27,7 +24,3 @@ class Gemma2(GemmaFamily):
             )
             for kind in config.layer_types
         )
-
-    def of_layers(self, indices: Sequence[int]) -> Gemma2Config:
-        types = tuple(self.config.layer_types[index] for index in indices)
-        return replace(self.config, num_hidden_layers=len(types), layer_types=types)

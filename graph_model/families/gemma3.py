@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 from graph_model.config import Gemma3Config
@@ -28,7 +26,3 @@ class Gemma3(GemmaFamily):
         return tuple(
             gemma_layer(config, attention[kind], norms_branches=True, norms_heads=True) for kind in config.layer_types
         )
-
-    def of_layers(self, indices: Sequence[int]) -> Gemma3Config:
-        types = tuple(self.config.layer_types[index] for index in indices)
-        return replace(self.config, num_hidden_layers=len(types), layer_types=types)

@@ -118,7 +118,7 @@ def _steps() -> Iterator[RepresentativeStep]:
         max_position_embeddings=512,
         dtype="float32",
     )
-    shared = family_of(small).of_layers([0])
+    shared = small.of_layers([0])
     wide = replace(shared, head_dim=256)
     pairs, own = replace(wide, num_key_value_heads=2), replace(wide, num_key_value_heads=4)
     biased = replace(shared, attention_bias=True, tie_word_embeddings=False)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -41,9 +40,6 @@ class Toy(GemmaFamily):
 
     def model(self) -> nn.Module:
         return ToyForCausalLM(self.config, self.layers)
-
-    def of_layers(self, indices: Sequence[int]) -> ToyConfig:
-        return replace(self.config, num_hidden_layers=len(indices))
 
 
 FAMILIES[ToyConfig] = Toy

@@ -20,7 +20,6 @@ from torch import fx
 import passes
 from graph_model import ops
 from graph_model.chips.registry import find_soc
-from graph_model.config import layer_types
 from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
 from graph_model.quantization.linears import Quantization
@@ -40,12 +39,11 @@ SETTINGS: dict[str, dict[str, Any]] = {name: {} for name in PASSES}
 # What passes are made with, by the names of their fields; other fields have defaults.
 OPTIONS = {"chip": find_soc("atlas_800i_a2"), "shard": SHARD}
 # The graphs that passes get, in the order in which they are tried: the first that the pass has something to do with.
-GEMMA2 = replace(LATER_CONFIGS["gemma2"], num_hidden_layers=2, layer_types=layer_types(2, 2))  # type: ignore[call-arg]
 CASES = (
     FLOAT32,
     QUANTIZED_CASES["float32-w8a8-stored"],
     replace(FLOAT32, quantization=Quantization(None, kv8=True)),
-    Case(GEMMA2, torch.float32),
+    Case(LATER_CONFIGS["gemma2"].of_layers(range(2)), torch.float32),
 )
 GRAPHS = [(case, bucket, shard) for shard in (None, SHARD) for bucket in ("decode", "prefill") for case in CASES]
 

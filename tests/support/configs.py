@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, layer_types
 
@@ -30,36 +31,32 @@ TINY_CONFIGS: dict[str, GemmaConfig] = {
     "attention_bias": replace(_BASE, num_key_value_heads=2, attention_bias=True),
 }
 
-_SHAPE = {field: getattr(_BASE, field) for field in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")}
+_SHAPE: dict[str, Any] = {
+    **{field: getattr(_BASE, field) for field in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")},
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "query_pre_attn_scalar": 24,
+    "sliding_window": 24,
+    "dtype": "float32",
+}
 
 # Gemma 2 and 3 with all that they differ in from Gemma 1: windows shorter than what tests read, a scale that is not
 # head_dim ** -0.5, soft-caps that bend, two rotary bases of which one is scaled.
 LATER_CONFIGS: dict[str, GemmaConfig] = {
     "gemma2": Gemma2Config(
         **_SHAPE,
-        num_hidden_layers=3,
-        num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=512,
-        query_pre_attn_scalar=24,
-        sliding_window=24,
         layer_types=layer_types(3, 2),
         attn_logit_softcapping=4.0,
         final_logit_softcapping=6.0,
-        dtype="float32",
     ),
     "gemma3": Gemma3Config(
         **_SHAPE,
-        num_hidden_layers=3,
-        num_attention_heads=4,
         num_key_value_heads=1,
-        max_position_embeddings=512,
-        query_pre_attn_scalar=24,
-        sliding_window=24,
         layer_types=layer_types(3, 3),
         rope_theta=5000.0,
         rope_local_base_freq=100.0,
         rope_factor=8.0,
-        dtype="float32",
     ),
 }
