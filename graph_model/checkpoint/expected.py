@@ -66,7 +66,10 @@ def check_tensors(
     unexpected = [
         name
         for name in found
-        if name not in expected and name not in optional and name not in unused and not _HARMLESS.fullmatch(name)
+        if name not in expected
+        and name not in optional
+        and not _HARMLESS.fullmatch(name)
+        and not _of_another_part(name, config)
     ]
     if missing or unexpected:
         raise UserError(_names_message(directory, len(expected), missing, unexpected, found))
