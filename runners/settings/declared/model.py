@@ -24,6 +24,13 @@ def dtypes() -> Iterable[str]:
     return tuple(DTYPES)
 
 
+def models() -> Iterable[str]:
+    """Names of the models, which --help need not import."""
+    from graph_model.config import NAMED_CONFIGS
+
+    return "demo", *NAMED_CONFIGS
+
+
 def block_sizes() -> Iterable[int]:
     """Tokens per block of the KV cache, which --help need not import."""
     from graph_model.bucket import BLOCK_SIZES
@@ -37,19 +44,7 @@ class Model(Settings):
     name: str = setting(
         "demo",
         "Which model; a named shape where there is no checkpoint to read it from.",
-        choices=(
-            "demo",
-            "gemma_2b",
-            "gemma_7b",
-            "gemma2_2b",
-            "gemma2_9b",
-            "gemma2_27b",
-            "gemma3_270m",
-            "gemma3_1b",
-            "gemma3_4b",
-            "gemma3_12b",
-            "gemma3_27b",
-        ),
+        choices=models,
     )
     path: str | None = setting(
         None,
