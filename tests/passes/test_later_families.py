@@ -23,6 +23,7 @@ from passes.check import check_passes
 from passes.framework.contract import PassError
 from passes.framework.manager import run_passes
 from passes.pipeline import DEFAULT_PASSES
+from passes.select_token import SelectToken
 
 PASSES = [cls() for cls in DEFAULT_PASSES]
 
@@ -78,11 +79,6 @@ def test_logits_are_capped_after_the_last_token_is_taken() -> None:
     assert cap.meta["val"].shape == (2, 256)
 
 
-def replaced(function: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the definition, not what passes compare it with, attend by another function."""
-    monkeypatch.setattr(definition, "attend", function)
-
-
 def with_wider_window(q: Any, k: Any, v: Any, attention: Attention) -> Any:
     window = None if attention.window is None else attention.window + 1
     return ATTEND(q, k, v, replace(attention, window=window))
@@ -122,7 +118,8 @@ ATTEND = definition.attend
 def test_a_definition_that_differs_is_found_out(
     name: str, attend: Callable[..., Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replaced(attend, monkeypatch)
+    # The definition's, not what the pass compares it with.
+    monkeypatch.setattr(definition, "attend", attend)
     with pytest.raises(PassError, match=reason):
         rewritten(LATER_CONFIGS[name], "extend")
 
@@ -150,7 +147,7 @@ def uncap(graph: ModelGraph) -> None:
     ],
 )
 def test_a_pass_that_drops_one_is_found_out(name: str, change: Callable[[ModelGraph], None], attribute: str) -> None:
-    class Dropping(type(PASSES[-1])):  # type: ignore[misc]
+    class Dropping(SelectToken):
         def prepare(self, graph: ModelGraph) -> None:
             change(graph)
             graph.clean()

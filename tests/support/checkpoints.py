@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from graph_model.checkpoint import expected_tensors
-from graph_model.config import Gemma2Config, GemmaConfig
+from graph_model.config import GemmaConfig
 from runners.backends.transformers_import import import_transformers
 
 
@@ -67,13 +67,9 @@ def is_known(config: GemmaConfig) -> bool:
 def make_model(
     config: GemmaConfig, seed: int = 0, dtype: torch.dtype = torch.float32, gains: Gains | None = None
 ) -> Any:
-    """A transformers model of `config`'s family with random weights, in eval mode; SENSITIVE in float32, else CALM.
-
-    Attention is written out, as transformers' fused attention has no soft-cap.
-    """
+    """A transformers model of `config`'s family with random weights, in eval mode; SENSITIVE in float32, else CALM."""
     transformers = import_transformers()
     settings = transformers.CONFIG_MAPPING[config.model_type](**config.to_json())
-    settings._attn_implementation = "eager" if isinstance(config, Gemma2Config) else settings._attn_implementation
     model = getattr(transformers, config.architecture)(settings).eval()
     randomize(model, seed, gains or (SENSITIVE if dtype == torch.float32 else CALM))
     # Parameters only: from_pretrained leaves the rotary frequencies, a buffer, in float32.
