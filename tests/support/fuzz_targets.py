@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ from graph_model.checkpoint import open_checkpoint
 from graph_model.config import GemmaConfig
 from graph_model.config_file import read_config
 from graph_model.errors import UserError
+from graph_model.gguf import convert_gguf
 from graph_model.quantization.linears import select_linears
 from runners.io.calibration import read_texts
 from runners.io.prompts import read_prompts
@@ -243,6 +245,25 @@ def calibration_file(data: Any, directory: Path) -> None:
     read_texts(path)
 
 
+@cache
+def _gguf() -> bytes:
+    from support.gguf_files import CONFIGS as GGUF_CONFIGS
+    from support.gguf_files import small, write_gguf
+
+    path = Path(_folder().name) / "model.gguf"
+    write_gguf(path, small(GGUF_CONFIGS["gemma3"]))
+    return path.read_bytes()
+
+
+def gguf_file(data: Any, directory: Path) -> None:
+    """Damaged are the fields that come first, those of the vocabulary's end, and what is said of the tensors."""
+    content = _gguf()
+    place = data.draw(st.sampled_from([0, content.index(b"token_embd") - 6000, content.index(b"token_embd") - 8]))
+    (directory / "m.gguf").write_bytes(content[:place] + damaged_bytes(data, content[place:]))
+    convert_gguf(directory / "m.gguf", directory / "c")
+    _tokenizer(directory / "c")
+
+
 TARGETS: dict[str, Target] = {
     "config.json": _json_file("config.json", _model, _read),
     "safetensors header": weights_header,
@@ -256,6 +277,7 @@ TARGETS: dict[str, Target] = {
     "chat template": template,
     "prompts file": prompts_file,
     "calibration file": calibration_file,
+    **({"GGUF file": gguf_file} if find_spec("gguf") else {}),
 }
 
 
@@ -265,7 +287,11 @@ class TooSlowError(AssertionError):
 
 def attempt(target: Target, data: Any) -> bool:
     """Let a target read damaged files; whether it took them. Everything but a UserError is raised."""
-    _quantized(), _loaded_tokenizer()  # made, and what they need imported, before the clock runs
+    (
+        _quantized(),
+        _loaded_tokenizer(),
+        find_spec("gguf") and _gguf(),
+    )  # made, and what they need imported, before the clock runs
     with TemporaryDirectory(prefix="fuzz-") as folder, _limited():
         try:
             target(data, Path(folder))
