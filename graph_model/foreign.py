@@ -32,7 +32,7 @@ _TENSOR_MARKS = (
 )
 # Files of other frameworks that may be all that a directory holds: pattern, what they are, the way out.
 _OTHER_FILES = (
-    ("*.gguf", "GGUF files of llama.cpp", "take the Hugging Face safetensors that they were made from"),
+    ("*.gguf", "GGUF files of llama.cpp", "convert one: runners/convert.py model.path=FILE.gguf output_dir=NEW"),
     ("*.weights.h5", "Keras weights", "export them with keras_hub: model.export_to_transformers(DIR)"),
     ("task.json", "files of a Keras preset", "export it with keras_hub: model.export_to_transformers(DIR)"),
     ("_METADATA", "files of JAX (Orbax)", "take the Hugging Face safetensors of the same model"),
