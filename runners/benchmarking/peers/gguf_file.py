@@ -12,21 +12,9 @@ from torch import Tensor
 
 from graph_model.checkpoint import expected_tensors, open_checkpoint
 from graph_model.config import GemmaConfig
+from graph_model.gguf.tensors import stored_names
 
 _BLOCK = 32  # numbers that share a scale in Q8_0
-_NAMES = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 
 
 def write_gguf(directory: Path, config: GemmaConfig, path: Path, dtype: str, int8: bool) -> None:
@@ -53,12 +41,12 @@ def write_gguf(directory: Path, config: GemmaConfig, path: Path, dtype: str, int
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_vocab_size(config.vocab_size)
     writer.add_tokenizer_model("none")
-    names = expected_tensors(config)
+    names, stored = expected_tensors(config), stored_names(config)
     kinds = {name: _kind(shape, dtype, int8) for name, shape in names.items()}
     for name, shape in names.items():
         kind, number = kinds[name], np.dtype(np.float32)
         size = gguf.quant_shape_to_byte_shape(shape, kind)
-        writer.add_tensor_info(_gguf_name(name), shape, number, int(np.prod(size)), raw_dtype=kind)
+        writer.add_tensor_info(stored[name], shape, number, int(np.prod(size)), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -92,10 +80,3 @@ def _content(tensor: Tensor, name: str, kind: Any) -> np.ndarray:
     if kind == kinds.BF16:
         return tensor.to(torch.bfloat16).view(torch.int16).numpy()
     return tensor.to(torch.float16 if kind == kinds.F16 else torch.float32).numpy()
-
-
-def _gguf_name(name: str) -> str:
-    if name in _NAMES:
-        return _NAMES[name]
-    _, _, layer, *middle, end = name.split(".")  # model.layers.0.self_attn.q_proj.weight
-    return f"blk.{layer}.{_NAMES['.'.join(middle)]}.{end}"
