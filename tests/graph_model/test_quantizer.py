@@ -49,6 +49,15 @@ def with_outliers(
     return state
 
 
+def with_odd_factors(state: dict[str, torch.Tensor], config: GemmaConfig) -> dict[str, torch.Tensor]:
+    """Layers' norms with factors 1 + w such as real ones have, of exactly 0 and below 0."""
+    state = with_outliers(state, config=config)
+    for name, tensor in state.items():
+        if name.endswith("norm.weight") and "layers" in name:
+            tensor[:4] = torch.tensor([0.0, 0.0, -0.25, -1.0]) - 1
+    return state
+
+
 def save(directory: Path, dtype: torch.dtype, outliers: bool = False, config: GemmaConfig = CONFIG) -> Path:
     make_checkpoint(directory, config, dtype=dtype)
     if outliers:
@@ -66,6 +75,7 @@ def options(scheme: str, config: GemmaConfig = CONFIG, **changes: Any) -> Quanti
 def test_a_migrated_norm_is_rounded_before_its_consumers(dtype: torch.dtype) -> None:
     weight = (torch.randn(500, generator=GENERATOR) * 0.3).to(dtype)
     weight[0] = -1.0  # a factor of 0 cannot be divided
+    weight[1:3] = torch.tensor([-1.25, -100.0])  # factors below 0
     scales = torch.minimum(torch.full((500,), 32.0), norm_limit(weight, 1.0, dtype))
     migrated, effective = migrate_norm(weight, 1.0, scales, dtype)
     assert migrated.dtype == dtype
@@ -76,12 +86,12 @@ def test_a_migrated_norm_is_rounded_before_its_consumers(dtype: torch.dtype) -> 
 
 
 def smoothing_errors(
-    dtype: torch.dtype, seed: int, config: GemmaConfig = CONFIG
+    dtype: torch.dtype, seed: int, config: GemmaConfig = CONFIG, change: Any = with_outliers
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits of a random model with outliers in float32; what the smoothed and the original model add in `dtype`."""
     family = family_of(config)
     parameters = make_model(config, seed).named_parameters()
-    state = with_outliers({name: p.detach().clone() for name, p in parameters}, config=config)
+    state = change({name: p.detach().clone() for name, p in parameters}, config=config)
     smoothed = dict(state)
     hidden = embed(family, state["model.embed_tokens.weight"], SEQUENCES)
     for index, layer in enumerate(family.layers):
@@ -91,6 +101,7 @@ def smoothing_errors(
         quantized = {linear.path for linear in layer.linears}  # all seven, so that all migrations happen
         done = smooth_layer(layer, weights, inputs, quantized, dtype, "minmax")
         smoothed.update({prefix + name: tensor for name, tensor in done.weights.items()})
+        assert all(tensor.isfinite().all() for tensor in done.weights.values())
         assert {"self_attn.q_proj", "mlp.gate_proj"} <= set(done.strengths)
 
     def logits(weights: dict[str, torch.Tensor], computed_in: torch.dtype) -> torch.Tensor:
@@ -106,6 +117,14 @@ def smoothing_errors(
 @torch.no_grad()
 def test_the_smoothed_float_model_computes_the_same_in_float32(config: GemmaConfig) -> None:
     exact, error, _ = smoothing_errors(torch.float32, 0, config)
+    assert error.abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.parametrize("config", [CONFIG, *LATER_CONFIGS.values()], ids=["gemma", *LATER_CONFIGS])
+@torch.no_grad()
+def test_norm_factors_of_0_and_below_survive_smoothing(config: GemmaConfig) -> None:
+    """In Gemma 3 270M nearly every pre_feedforward_layernorm has factors of exactly 0."""
+    exact, error, _ = smoothing_errors(torch.float32, 0, config, with_odd_factors)
     assert error.abs().max() <= 1e-5 * exact.abs().max()
 
 
