@@ -36,9 +36,8 @@ class _Vocabulary:
         self.types = self.listed("token_type", int, len(self.pieces))
         self.scores = self.listed("scores", float, len(self.pieces))
         for index, kind in enumerate(self.types):
-            if kind == _USER_DEFINED:  # llama.cpp's converter wrote spaces, and a score of its own
+            if kind == _USER_DEFINED:  # llama.cpp's converter has written spaces into it
                 self.pieces[index] = self.pieces[index].replace(" ", _SPACE)
-                self.scores[index] = 0.0
         self.ids = {piece: index for index, piece in enumerate(self.pieces)}
         if len(self.ids) < len(self.pieces):
             twice = next(piece for index, piece in enumerate(self.pieces) if self.ids[piece] != index)
@@ -73,16 +72,23 @@ class _Vocabulary:
         }
 
     def merges(self) -> list[str]:
-        """Pairs in the order in which they are merged: of the piece with the highest score first, long halves first.
+        """Pairs in the order in which they are merged: of the piece with the highest score first.
 
-        So transformers made Gemma's own tokenizer.json from its SentencePiece file.
+        User-defined pieces, such as runs of spaces, come before all others. As in the tokenizer.json that Google
+        published: of Gemma 1 and 2 they have the order of their ids; of Gemma 3 they have the best piece's score, and
+        of one score the pairs with the longest halves are first.
         """
-        found = []
-        for index, (piece, score) in enumerate(zip(self.pieces, self.scores, strict=True)):
-            if self.types[index] in (_NORMAL, _USER_DEFINED):
-                found += [(score, len(left), len(right), left, right) for left, right in self.halves(piece)]
-        found.sort(key=lambda merge: merge[:3], reverse=True)
-        return [f"{left} {right}" for *_, left, right in found]
+        longest_first = self.fields.get("general.architecture") == "gemma3"
+        found: list[tuple[tuple[float, ...], str, str]] = []
+        for index, (piece, kind, score) in enumerate(zip(self.pieces, self.types, self.scores, strict=True)):
+            if kind == _USER_DEFINED:
+                score = 0.0 if longest_first else len(self.pieces) - index
+            if kind in (_NORMAL, _USER_DEFINED):
+                for left, right in self.halves(piece):
+                    order = (score, len(left), len(right)) if longest_first else (score,)
+                    found.append((order, left, right))
+        found.sort(key=lambda merge: merge[0], reverse=True)
+        return [f"{left} {right}" for _, left, right in found]
 
     def halves(self, piece: str) -> Iterator[tuple[str, str]]:
         """The pairs of pieces that a piece can be made of; none with a space, which no text has when it is merged."""

@@ -68,6 +68,14 @@ def test_user_defined_pieces_are_found_first(tokenizer: PreTrainedTokenizerBase)
     assert pieces_of("a<table>b", tokenizer) == ["a", "<table>", "b"]
 
 
+def test_longer_runs_of_spaces_fall_apart_as_google_s(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    """Of Gemma 3 the longest piece first, of Gemma 1 and 2 in the order of their ids."""
+    write_gguf(tmp_path / "m.gguf", small(CONFIGS["gemma2"]))
+    convert_gguf(tmp_path / "m.gguf", tmp_path / "c")
+    assert pieces_of(" " * 4, tokenizer) == [SPACE * 3, SPACE]
+    assert pieces_of(" " * 4, load_tokenizer(tmp_path / "c")) == [SPACE * 2, SPACE * 2]
+
+
 def test_special_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     named = [tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token, tokenizer.unk_token]
     assert named == CONTROLS[:4]
