@@ -17,8 +17,9 @@ _DEFAULT_END = 1  # <eos> of Gemma, where config.json names none
 def ends_by_file(directory: Path) -> dict[str, tuple[int, ...]]:
     """The ids that end an answer, by the file that names them: eos_token_id of config.json and generation_config.json.
 
-    An answer ends with any of them, as with vLLM, which adds those of generation_config.json to the model's own.
-    transformers' generate takes the latter alone where it is there; fine-tunes name more ends in it, not fewer.
+    An answer ends with any of them, or with the tokenizer's eos_token. vLLM takes the tokenizer's and those of
+    generation_config.json, or of config.json where that is not there, as transformers' generate does; fine-tunes name
+    more ends in the one file, not fewer.
     """
     ends = {
         CONFIG: token_ids(read_json_object(directory / CONFIG).get("eos_token_id", _DEFAULT_END), directory / CONFIG)

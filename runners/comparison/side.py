@@ -124,6 +124,7 @@ def _with_transformers(
     import torch
 
     from runners.backends.transformers_import import import_transformers
+    from runners.io.tokenizer import end_of_answers, find_tokenizer
 
     if settings.checkpoint_dir is None or settings.random_weights:
         raise UserError("transformers needs a checkpoint: give model.path, without weights=random.")
@@ -138,8 +139,9 @@ def _with_transformers(
         trust_remote_code=False,
         attn_implementation="eager",
     ).eval()
+    ends = [*settings.config.eos_token_ids, *end_of_answers(find_tokenizer(settings.checkpoint_dir))]
     # In the model's own configuration: generate replaces an eos_token_id of None by that.
-    model.generation_config.eos_token_id = None if sampling.ignore_eos else list(settings.config.eos_token_ids)
+    model.generation_config.eos_token_id = None if sampling.ignore_eos else ends
 
     def answer(prompt: list[int]) -> list[int]:
         ids = torch.tensor([prompt])

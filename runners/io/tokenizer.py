@@ -25,6 +25,11 @@ def has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
 
 
+def find_tokenizer(directory: Path | None) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a checkpoint directory; None where there is no directory, or no tokenizer in it."""
+    return None if directory is None or not has_tokenizer(directory) else load_tokenizer(directory)
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint directory, through transformers' AutoTokenizer.
 
@@ -56,6 +61,15 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
             "the original checkpoint."
         )
     return tokenizer
+
+
+def end_of_answers(tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]:
+    """The tokenizer's eos_token, which ends an answer besides the ids that the checkpoint's configs name.
+
+    As with vLLM and lm-evaluation-harness: fine-tunes for chats name <end_of_turn> there, some there only.
+    """
+    end = None if tokenizer is None else tokenizer.eos_token_id
+    return () if end is None else (int(end),)
 
 
 def _way_out(directory: Path) -> str:

@@ -21,6 +21,7 @@ from runners.backends.ascend.bundle import BundleInput, BundleStep
 from runners.backends.ascend.lower import LoweredStep, lower, views_shape
 from runners.backends.ascend.printer import writers
 from runners.engine.sampling_params import SamplingParams
+from runners.io.tokenizer import end_of_answers, find_tokenizer
 from runners.llm.load import LoadedModel, load_model
 from runners.llm.warm_up import reachable_buckets
 from runners.settings.model_settings import ModelSettings
@@ -87,7 +88,7 @@ def _step(graph: ModelGraph, lowered: LoweredStep) -> BundleStep:
 
 
 def _header(settings: ModelSettings, loaded: LoadedModel) -> dict[str, object]:
-    model = loaded.model
+    model, tokenizer = loaded.model, find_tokenizer(settings.checkpoint_dir)
     assert settings.soc is not None
     return {
         "versions": {name: importlib.metadata.version(name) for name in ("graph-gemma", "torch", "torch_npu")},
@@ -95,7 +96,7 @@ def _header(settings: ModelSettings, loaded: LoadedModel) -> dict[str, object]:
         "lowered": loaded.backend,
         "dtype": settings.dtype,
         "norm": settings.norm,
-        "eos_token_ids": list(settings.config.eos_token_ids),
+        "eos_token_ids": sorted({*settings.config.eos_token_ids, *end_of_answers(tokenizer)}),
         "vocab_size": settings.config.vocab_size,
         "serving": {
             "block_size": model.block_size,

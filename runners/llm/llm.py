@@ -12,7 +12,7 @@ from runners.command_line.entry import compose
 from runners.distributed.followers import lead_followers, needs_followers
 from runners.engine.driver import EngineDriver
 from runners.engine.sampling_params import SamplingParams
-from runners.io.tokenizer import has_tokenizer, load_tokenizer
+from runners.io.tokenizer import end_of_answers, find_tokenizer
 from runners.llm.load import load_model
 from runners.llm.warm_up import reachable_buckets
 from runners.settings.model_settings import ModelSettings, resolve_settings
@@ -35,14 +35,15 @@ class LLM(EngineDriver):
         if not isinstance(settings, ModelSettings):
             settings = resolve_settings(compose("infer", settings))
         self.settings = settings
-        config, directory = settings.config, settings.checkpoint_dir
-        if tokenizer is None and directory is not None and has_tokenizer(directory):
-            tokenizer = load_tokenizer(directory)
+        config = settings.config
+        if tokenizer is None:
+            tokenizer = find_tokenizer(settings.checkpoint_dir)
+        ends = (*config.eos_token_ids, *end_of_answers(tokenizer))
         with ExitStack() as resources:
             if needs_followers(settings):
                 resources.enter_context(lead_followers(settings, "runners.llm.follower"))
             self.loaded = load_model(settings, resources, check)
-            super().__init__(self.loaded.model, tokenizer, config.eos_token_ids, config.vocab_size)
+            super().__init__(self.loaded.model, tokenizer, ends, config.vocab_size)
             # Also at the end of the program, before what the other ranks' end needs is torn down.
             self._close = weakref.finalize(self, resources.pop_all().close)
 

@@ -7,6 +7,7 @@ from statistics import mean
 from graph_model.stated import ends_by_file, stated_dtype
 from runners.backends.memory import peak_memory
 from runners.engine.result import RequestResult
+from runners.io.tokenizer import end_of_answers
 from runners.llm import LLM
 from runners.settings.model_settings import ModelSettings
 
@@ -21,7 +22,7 @@ def print_report(llm: LLM, results: list[RequestResult]) -> None:
     lines = [
         ("backend", llm.loaded.backend),
         ("dtype", _dtype(llm.settings)),
-        ("answers end at", _ends(llm.settings)),
+        ("answers end at", _ends(llm)),
         ("steps", f"{compiled.compiled} compiled, {compiled.from_cache} from the cache, in {compiled.seconds:.1f} s"),
         ("time to first token", f"{mean(ttft) * 1e3:.1f} ms" if ttft else "-"),
         ("prefill", f"{statistics.prefill_tokens} tokens, {statistics.prefill_tokens_per_s:.1f} tokens/s"),
@@ -43,9 +44,13 @@ def _dtype(settings: ModelSettings) -> str:
     return f"{settings.dtype} ({where or 'the default'})"
 
 
-def _ends(settings: ModelSettings) -> str:
-    """The token ids that end an answer, with the files that name them."""
+def _ends(llm: LLM) -> str:
+    """The token ids that end an answer, with the files that name them; the tokenizer's if no other file has it."""
+    settings = llm.settings
     if settings.checkpoint_dir is None:
         return " ".join(map(str, settings.config.eos_token_ids))
     found = {file: ids for file, ids in ends_by_file(settings.checkpoint_dir).items() if ids}
+    own = end_of_answers(llm.tokenizer)
+    if not set(own) <= set(settings.config.eos_token_ids):
+        found["tokenizer_config.json"] = own
     return ", ".join(f"{' '.join(map(str, ids))} ({file})" for file, ids in found.items()) or "no token"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from support.cli import CommandResult, run_command
 
+from runners.demo import CHECKPOINT_DIR
 from runners.infer import infer
 
 Run = Callable[..., CommandResult]
@@ -123,6 +125,30 @@ def test_prompts_of_a_file_as_chats(run: Run, tmp_path: Path) -> None:
         "user] About Sam. ",
         "user] Tell [model] What? ",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "shown"),
+    [
+        ("generation_config.json", "eos_token_id", [1, 5], "1 (config.json), 1 5 (generation_config.json)"),
+        ("tokenizer_config.json", "eos_token", "<end_of_turn>", "1 (config.json), 5 (tokenizer_config.json)"),
+    ],
+)
+def test_an_answer_ends_where_a_side_file_says(
+    name: str, field: str, value: object, shown: str, run: Run, tmp_path: Path
+) -> None:
+    """A chat fine-tune whose config.json names <eos> alone."""
+    folder, output = tmp_path / "model", tmp_path / "out.jsonl"
+    shutil.copytree(CHECKPOINT_DIR, folder)
+    for file, key, new in (("config.json", "eos_token_id", 1), (name, field, value)):
+        raw = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
+        (folder / file).write_text(json.dumps({**raw, key: new}))
+    result = run(
+        f"model.path={folder}", f"output_file={output}", "chat=true", "prompts=['Tell me a story about Sam.']"
+    )
+    (line,) = lines(output)
+    assert (line["finish_reason"], line["token_ids"].index(5)) == ("stop", len(line["token_ids"]) - 1)
+    assert f"answers end at:      {shown}\n" in result.stdout
 
 
 def test_a_pass_that_is_switched_off_changes_no_token(run: Run, tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ class InferSettings(Settings):
     max_new_tokens: int = setting(128, "Most tokens of an answer.", least=1)
     ignore_eos: bool = setting(
         False,
-        "Go on after a token that ends an answer: eos_token_id of config.json and of generation_config.json.",
+        "Go on after a token that ends an answer: eos_token_id of config.json and of generation_config.json, or the "
+        "tokenizer's eos_token.",
     )
     sampling: Sampling = group(Sampling)
     stop: tuple[str, ...] = setting([], "An answer ends before the first of these texts.")
