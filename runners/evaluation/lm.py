@@ -7,7 +7,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
 from graph_model.errors import UserError
@@ -80,11 +80,12 @@ class GraphGemmaLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        prompts, sampling = [], []
+        prompts, sampling, stops = [], [], []
         for request in requests:
             context, options = request.args
             options = normalize_gen_kwargs(options)
             room = min(options["max_gen_toks"], self.max_length - 1)
+            stops.append([text for text in options["until"] if text])
             usual = 1.0 if options.get("do_sample") else 0.0
             prompts.append(self.tok_encode(context)[-(self.max_length - room) :])
             sampling.append(
@@ -94,7 +95,7 @@ class GraphGemmaLM(TemplateLM):
                     top_p=float(options.get("top_p") or 1.0),
                     seed=len(prompts),
                     max_new_tokens=room,
-                    stop=tuple(text for text in options["until"] if text),
+                    stop=tuple(stops[-1]),
                 )
             )
         with tqdm(total=len(prompts), desc="generate", unit="answer", disable=disable_tqdm) as bar:
@@ -105,9 +106,13 @@ class GraphGemmaLM(TemplateLM):
 
             results = self.llm.generate(prompts, sampling, follow)
         raise_errors(results)
-        for request, result in zip(requests, results, strict=True):
-            self.cache_hook.add_partial("generate_until", request.args, result.text)
-        return [result.text for result in results]
+        # The engine says where an answer stops. The harness cuts its text, without special tokens, at the stop texts:
+        # of ".<end_of_turn>" the full stop stays.
+        decoded = [self.tokenizer.decode(result.token_ids, skip_special_tokens=True) for result in results]
+        texts = [postprocess_generated_text(text, stop, None) for text, stop in zip(decoded, stops, strict=True)]
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
+        return texts
 
     def _score(self, pairs: list[Pair]) -> list[tuple[float, bool]]:
         found = loglikelihoods(self.llm, pairs, "score", self.max_length)

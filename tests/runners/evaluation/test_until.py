@@ -54,8 +54,17 @@ def answer(model: Any, context: str, until: list[str], tokens: int) -> str:
 
 @pytest.mark.parametrize(
     "until",
-    [[END], ["never", END], [END, "."], [" Sam", END], ["<start_of_turn>", END], ["dog"]],
-    ids=["special", "second", "with text", "text first", "two special", "text"],
+    [
+        pytest.param([END], id="special"),
+        pytest.param(["never", END], id="second"),
+        pytest.param([END, "."], id="with text"),
+        pytest.param([" Sam", END], id="text first"),
+        pytest.param(["<start_of_turn>", END], id="two special"),
+        pytest.param(["dog"], id="text"),
+        pytest.param([f".{END}"], id="text and special in one"),
+        pytest.param([f"{END}\n", "dog. "], id="special and text in one"),
+        pytest.param(["and the dog", "the"], id="one within another"),
+    ],
 )
 def test_a_chat_answer_ends_where_the_harness_ends_it(models: tuple[Any, Any], until: list[str]) -> None:
     ours, harness = models
