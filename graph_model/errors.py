@@ -23,6 +23,10 @@ class UserError(Exception):
         super().__init__("".join(c if c.isprintable() or c in "\t\n" else ascii(c)[1:-1] for c in message))
 
 
+class NoMemoryError(UserError):
+    """The settings ask for more memory than there is; smaller ones would do."""
+
+
 class NotFiniteError(UserError):
     """A request's logits hold NaN or infinity, so that there is no token to choose and no score to give."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from graph_model.errors import UserError
+from graph_model.errors import NoMemoryError
 from runners.benchmarking import engine_runner
 from runners.benchmarking.bandwidth import ReadProbe
 from runners.benchmarking.request import Request
@@ -69,9 +69,7 @@ def _attempt(request: Request, case: Case, probe: ReadProbe, threads: int, devic
         with Worker(OURS, partial(engine_runner.start, model, [case]), threads) as worker:
             test = SpeedTest(request, threads, device, lambda rows: None)
             (row,) = test.measure(case, [worker], probe)
-    except UserError as error:
-        if not str(error).startswith(("memory_fraction", "num_blocks")):
-            raise
+    except NoMemoryError as error:
         return Trial(case.batch, f"memory: batch {case.batch} does not fit ({error})")
     except WorkerError as error:
         if not any(word in str(error) for word in _NO_MEMORY):

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from graph_model.bucket import BucketTable, powers_of_two, round_up
-from graph_model.errors import UserError
+from graph_model.errors import NoMemoryError
 from graph_model.footprint import cache_token_bytes, weight_bytes
 from graph_model.tensor_parallel import Shard
 from runners.backends.memory import free_memory
@@ -60,7 +60,7 @@ def _given_blocks(settings: ModelSettings, shard: Shard, memory: float) -> int:
         raise _too_few(settings, "num_blocks", usable, "raise num_blocks")
     room = _room(settings, shard, memory, usable)
     if usable > room:
-        raise UserError(
+        raise NoMemoryError(
             f"num_blocks is {usable}; besides the weights there is free memory for at most {max(0, int(room))} blocks "
             f"of {settings.block_size} tokens. Lower num_blocks, or leave it out: memory_fraction then decides."
         )
@@ -85,7 +85,7 @@ def _affordable_blocks(settings: ModelSettings, shard: Shard, memory: float) -> 
 def _room(settings: ModelSettings, shard: Shard, memory: float, needed: int) -> float:
     """Blocks, whole ones and a part, that `memory` has besides weights and what the largest steps take.
 
-    needed: blocks without which nothing runs. Raises UserError if it is the steps' size that leaves none.
+    needed: blocks without which nothing runs. Raises NoMemoryError if it is the steps' size that leaves none.
     """
     model = settings.config, getattr(torch, settings.dtype), settings.quantization, shard
     block = cache_token_bytes(*model) * settings.block_size
@@ -107,9 +107,9 @@ def _blocks_of_a_sequence(settings: ModelSettings) -> int:
     return -(-settings.max_seq_len // settings.block_size)
 
 
-def _too_few(settings: ModelSettings, limit: str, usable: int, way_out: str) -> UserError:
+def _too_few(settings: ModelSettings, limit: str, usable: int, way_out: str) -> NoMemoryError:
     shorter = f"Lower max_seq_len to {usable * settings.block_size}, or {way_out}" if usable else way_out.capitalize()
-    return UserError(
+    return NoMemoryError(
         f"{limit}: it leaves {usable} blocks of {settings.block_size} tokens for the KV cache, and one sequence of "
         f"max_seq_len={settings.max_seq_len} tokens needs {_blocks_of_a_sequence(settings)}. {shorter}."
     )

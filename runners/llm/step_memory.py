@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from graph_model.bucket import Bucket, BucketTable, make_inputs
-from graph_model.errors import UserError
+from graph_model.errors import NoMemoryError
 from runners.engine.input_batch import InputBatch
 from runners.settings.declared.infer import SMALLEST_CHUNK
 from runners.settings.model_settings import ModelSettings
@@ -37,7 +37,7 @@ def _nbytes(arrays: Mapping[str, np.ndarray]) -> int:
 
 
 def check_step_sizes(settings: ModelSettings, room: Callable[[ModelSettings], float], needed: float) -> None:
-    """Raise UserError if steps as large as the settings allow leave no room, and smaller ones leave enough.
+    """Raise NoMemoryError if steps as large as the settings allow leave no room, and smaller ones leave enough.
 
     room: what settings leave of the memory for the KV cache. needed: what the cache needs at least, in the same unit.
     """
@@ -49,7 +49,7 @@ def check_step_sizes(settings: ModelSettings, room: Callable[[ModelSettings], fl
         if found:
             values = " and ".join(f"{name} is {getattr(settings, name)}" for name in found)
             most = (" and " if others else " or ").join(f"{name}={value}" for name, value in found.items())
-            raise UserError(
+            raise NoMemoryError(
                 f"{values}: for steps of that size there is no memory besides the weights (tables and inputs of rows, "
                 f"logits, scratch blocks of the KV cache). Give at most {most}."
             )

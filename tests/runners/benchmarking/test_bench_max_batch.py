@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from graph_model.errors import UserError
+from runners.benchmarking import max_batch
 from runners.benchmarking.max_batch import Trial, largest_batch, problem_of
 from runners.benchmarking.results import Row
 from runners.benchmarking.runner import Facts
 from runners.benchmarking.timing import Case, Timing, summarize
+from runners.command_line.entry import compose
+from runners.llm.step_memory import check_step_sizes
+from runners.settings.model_settings import resolve_settings
 
 
 @pytest.mark.parametrize("limit", [*range(20), 31, 32, 33])
@@ -25,6 +32,27 @@ def test_the_search_finds_the_largest_batch_trying_none_twice(limit: int) -> Non
     assert len(tried) == len(set(tried)) <= 11
     assert max(tried) <= 32
     assert reason == (f"latency at {limit + 1}" if limit < 32 else "the search ends at largest_batch=32")
+
+
+def test_a_batch_without_memory_is_too_large_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the engine refuses it, whichever setting it names. What is wrong with other settings ends the search."""
+    settings = resolve_settings(compose("infer", ["backend=eager"]))
+    request: Any = SimpleNamespace(model=settings)
+    probe: Any = None
+
+    def start(*unused: object) -> None:
+        check_step_sizes(replace(settings, max_batch_size=8), lambda sizes: 4.5 - sizes.max_batch_size, 0)
+
+    monkeypatch.setattr(max_batch, "Worker", start)
+    trial = max_batch._attempt(request, Case(8, 4, 11), probe, 1, "cpu")
+    assert trial.problem.startswith("memory: batch 8 does not fit (max_batch_size is 8: ")
+
+    def refuse(*unused: object) -> None:
+        raise UserError("dtype: there is no such one")
+
+    monkeypatch.setattr(max_batch, "Worker", refuse)
+    with pytest.raises(UserError, match="no such one"):
+        max_batch._attempt(request, Case(8, 4, 11), probe, 1, "cpu")
 
 
 def measured(timings: list[Timing]) -> Row:
