@@ -40,6 +40,11 @@ class Rates:
     bandwidth: float  # GB/s of device memory
     link: float | None  # GB/s to each other chip of the same server, one way; None: no figure was found
 
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes of device memory."""
+        return self.memory * 1e9
+
 
 @dataclass(frozen=True)
 class Chip:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -36,10 +35,9 @@ def dump_step(settings: InspectGraphSettings, context_length: int | None, folder
 
 
 def recipe_of(settings: ModelSettings, resources: ExitStack) -> Recipe:
-    """The recipe of the model's steps. The cache, which is not allocated, may exceed this machine's memory."""
-    per_sequence = -(-settings.max_seq_len // settings.block_size)
-    num_blocks = settings.num_blocks or settings.max_batch_size * per_sequence
-    return load_model(replace(settings, num_blocks=num_blocks), resources, device_memory=math.inf).model.recipe
+    """The recipe of the model's steps, with a cache for the memory of the chip; nothing is allocated here."""
+    assert settings.soc is not None
+    return load_model(settings, resources, device_memory=settings.soc.rates.memory_bytes).model.recipe
 
 
 def _bucket(phase: str, table: BucketTable, settings: ModelSettings, context_length: int | None) -> Bucket:

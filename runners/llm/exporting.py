@@ -37,7 +37,7 @@ def export_model(
     with ExitStack() as resources:
         assert settings.soc is not None
         # The cache is that of the chip, whatever machine exports.
-        loaded = load_model(settings, resources, device_memory=settings.soc.rates.memory * 1e9)
+        loaded = load_model(settings, resources, device_memory=settings.soc.rates.memory_bytes)
         longest = [[0] * (settings.max_seq_len - 1)] * settings.max_batch_size
         kinds = [SamplingParams(temperature=t, max_new_tokens=1) for t in ((0, 1) if sample else (0,))]
         wanted = {b: None for kind in kinds for b in reachable_buckets(loaded.model, longest, kind, once=True)}

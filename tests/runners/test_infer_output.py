@@ -143,9 +143,7 @@ def test_an_answer_ends_where_a_side_file_says(
     for file, key, new in (("config.json", "eos_token_id", 1), (name, field, value)):
         raw = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
         (folder / file).write_text(json.dumps({**raw, key: new}))
-    result = run(
-        f"model.path={folder}", f"output_file={output}", "chat=true", "prompts=['Tell me a story about Sam.']"
-    )
+    result = run(f"model.path={folder}", f"output_file={output}", "chat=true", "prompts=['Tell me a story about Sam.']")
     (line,) = lines(output)
     assert (line["finish_reason"], line["token_ids"].index(5)) == ("stop", len(line["token_ids"]) - 1)
     assert f"answers end at:      {shown}\n" in result.stdout

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.chip_processes import A2, DUO, ROOT
@@ -12,6 +14,7 @@ from support.standin_commands import TINY, checkpoint, command
 
 from graph_model.chips.registry import find_soc
 from runners.backends.ascend import standin
+from runners.export import export
 from runners.inspect_graph import inspect_graph
 
 ROWS, HALF = 3, 2  # sequences in the step, bytes of a float16
@@ -81,6 +84,21 @@ def test_a_lowered_graph_is_shown_with_its_figures(soc: str, tmp_path: Path) -> 
     assert all(re.fullmatch(r"\d+ lines? less, \d+ lines? new", change) for _, change in summaries[1:])
     assert re.search(r'class="del">-.*gemma\.rotary\(', html)
     assert re.search(r'class="add">\+.*npu\.npu_rotary_mul\(', html)
+
+
+@pytest.mark.chip(A2)
+@pytest.mark.parametrize("setting", [f"max_batch_size={2**63 - 1}", "num_blocks=1000000000000"])
+@pytest.mark.parametrize(("run", "name"), [(inspect_graph, "inspect_graph"), (export, "export")])
+def test_what_the_chip_has_no_memory_for_is_refused(
+    run: Callable[[Any], None], name: str, setting: str, tmp_path: Path
+) -> None:
+    """Whatever the machine has that lowers the graph."""
+    settings = ["model=gemma_2b", "weights=random", f"cache_dir={tmp_path / 'cache'}", setting]
+    target = [f"export_dir={tmp_path / 'bundle'}"] if run is export else []
+    status, out, err = command(run, name, *settings, *target)
+    assert (status, out) == (2, "")
+    assert f"error: {setting.replace('=', ' is ')}" in err
+    assert not (tmp_path / "bundle").exists()
 
 
 @pytest.mark.chip(A2)

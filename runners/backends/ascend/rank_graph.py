@@ -40,7 +40,7 @@ class RankSummary:
 
     def kv_tokens(self, soc: Chip, memory_fraction: float) -> int:
         """Tokens of KV cache that fit into a share of the chip's memory, with the weights."""
-        return max(0, int((memory_fraction * soc.rates.memory * 1e9 - self.weight_bytes) // self.kv_bytes))
+        return max(0, int((memory_fraction * soc.rates.memory_bytes - self.weight_bytes) // self.kv_bytes))
 
 
 @dataclass(frozen=True)

@@ -162,6 +162,8 @@ def test_two_ranks_are_measured_as_one_model(run: Run, tmp_path: Path) -> None:
         (["largest_batch=0"], ["largest_batch", "0"]),
         (["prompts=[text]"], ["prompts", "Leave it out"]),
         (["results_dir=/proc/none"], ["results_dir", "/proc/none"]),
+        (["lengths=[[8,4]]", f"batch_sizes=[{2**63 - 1}]"], ["max_batch_size is 9223372036854775807"]),
+        (["lengths=[[8,4]]", "num_blocks=1000000000000", "phase=host"], ["num_blocks is 1000000000000"]),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], words: list[str], run: Run) -> None:

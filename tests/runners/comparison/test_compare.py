@@ -163,6 +163,8 @@ def test_sides_of_different_precision_have_no_rule(b: str, run: Run, tmp_path: P
         (["b=transformers", "results_dir=/dev/null/x"], "results_dir: /dev/null/x cannot be created"),
         (["b=[transformers,weights=random]"], "b: transformers needs a checkpoint"),
         (["b=transformers", "max_new_tokens=0"], "max_new_tokens is 0"),
+        (["b=transformers", f"max_batch_size={2**63 - 1}"], "error: a: max_batch_size is 9223372036854775807"),
+        (["b=transformers", "num_blocks=1000000000000"], "error: a: num_blocks is 1000000000000"),
     ],
 )
 def test_bad_settings_are_named(arguments: list[str], message: str, run: Run) -> None:

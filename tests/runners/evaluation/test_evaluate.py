@@ -217,6 +217,9 @@ def test_the_line_at_fault_is_named(line: object, message: str, tmp_path: Path, 
         ("limit=0", "limit is 0"),
         ("tasks=[1]", "tasks is"),
         ("results_dir=/dev/null/x", "results_dir: /dev/null/x cannot be created"),
+        (f"max_batch_size={2**63 - 1}", "error: max_batch_size is 9223372036854775807"),
+        (f"max_prefill_batch_size={2**63 - 1}", "error: max_prefill_batch_size is 9223372036854775807"),
+        ("num_blocks=1000000000000", "error: num_blocks is 1000000000000"),
     ],
 )
 def test_bad_settings_are_named(argument: str, message: str, run: Run) -> None:

@@ -217,3 +217,13 @@ def test_verify_refuses_what_it_cannot_do_before_anything_runs(tmp_path: Path) -
         assert (status, out) == (2, "")
         assert message in err
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.chip(A2)
+@pytest.mark.parametrize("setting", [f"max_batch_size={2**63 - 1}", "num_blocks=1000000000000"])
+def test_what_there_is_no_memory_for_is_refused(setting: str, tmp_path: Path) -> None:
+    settings = [f"report_dir={tmp_path}", f"cache_dir={tmp_path / 'cache'}", "dtype=float16", setting]
+    status, out, err = command(verify, "verify", *settings)
+    assert (status, out) == (2, "")
+    assert f"error: {setting.replace('=', ' is ')}" in err
+    assert not list(tmp_path.glob("report.*"))
