@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
+from graph_model.errors import NoMemoryError, UserError
+from runners.backends.memory import free_memory
 from runners.demo.world import calibration_texts
 from runners.io.json_lines import read_json_lines
 from runners.io.tokenizer import load_tokenizer
@@ -25,12 +28,24 @@ _FORM = (
 
 
 def calibration_sequences(calibration: Calibration, directory: Path, config: GemmaConfig) -> list[list[int]]:
-    """Token ids of `calibration.samples` texts. Raises UserError naming the file and the line at fault."""
+    """Token ids of `calibration.samples` texts.
+
+    Raises UserError naming the file and the line at fault, or where there is no memory for the texts' hidden states.
+    """
     samples, file = calibration.samples, calibration.file
     texts = calibration_texts(samples) if file is None else read_texts(Path(file).expanduser())[:samples]
     tokenizer = load_tokenizer(directory)
-    sequences = [tokenizer(text)["input_ids"][:MAX_TOKENS] for text in texts]
-    for number, ids in enumerate(sequences, 1):
+    room = free_memory(torch.device("cpu"))
+    sequences: list[list[int]] = []
+    for number, text in enumerate(texts, 1):
+        ids = tokenizer(text)["input_ids"][:MAX_TOKENS]
+        room -= len(ids) * config.hidden_size * torch.float32.itemsize
+        if room < 0:
+            raise NoMemoryError(
+                f"calibration.samples is {samples}: there is no memory for the hidden states of more than {number - 1} "
+                f"texts. Give at most calibration.samples={number - 1}."
+            )
+        sequences.append(ids)
         if max(ids, default=0) >= config.vocab_size:
             raise UserError(
                 f"{_SETTING}: text {number} has the token id {max(ids)}, but the model's embedding ends at "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from support.cli import run_command
 
 from graph_model.config_file import read_config
-from graph_model.errors import UserError
+from graph_model.errors import NoMemoryError, UserError
+from graph_model.quantizer.layers import KEPT_TOKENS
 from runners import demo
 from runners.command_line.entry import compose
 from runners.demo.world import demo_prompts
@@ -82,6 +84,30 @@ def test_a_calibration_text_without_a_row_is_refused(tmp_path: Path, monkeypatch
     config = replace(read_config(demo.CHECKPOINT_DIR), vocab_size=10)
     with pytest.raises(UserError, match=r"text 1 has the token id \d+, but the model's embedding ends at 9"):
         calibration_sequences(settings.calibration, demo.CHECKPOINT_DIR, config)
+
+
+def test_more_texts_than_memory_has_room_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hidden states of all are kept; the number that fits is named, and is taken."""
+    config = read_config(demo.CHECKPOINT_DIR)
+
+    def sequences(samples: int) -> list[list[int]]:
+        settings = compose("quantize", [f"output_dir={tmp_path}/out", f"calibration.samples={samples}"])
+        return calibration_sequences(settings.calibration, demo.CHECKPOINT_DIR, config)
+
+    monkeypatch.setattr("runners.io.calibration.free_memory", lambda device: 1000 * config.hidden_size * 4)
+    with pytest.raises(
+        NoMemoryError, match=r"calibration.samples is 64: .* Give at most calibration.samples=\d+\.$"
+    ) as no:
+        sequences(64)
+    largest = int(re.findall(r"\d+", str(no.value))[-1])
+    assert 500 < sum(map(len, sequences(largest))) <= 1000
+    with pytest.raises(NoMemoryError):
+        sequences(largest + 1)
+
+
+def test_no_more_texts_than_tokens_are_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"calibration.samples is .* at most {KEPT_TOKENS}"):
+        compose("quantize", [f"output_dir={tmp_path}/out", f"calibration.samples={2**63 - 1}"])
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "config.json"])

@@ -16,7 +16,8 @@ class Calibration(Settings):
         "the demo's world.",
         reads=True,
     )
-    samples: int = setting(64, "Most texts to use.", least=1)
+    # Ranges are found on so many tokens, evenly taken from all texts.
+    samples: int = setting(64, "Most texts to use.", least=1, most=8192)
 
 
 class QuantizeSettings(Settings):
