@@ -8,12 +8,15 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import disk_usage
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from graph_model.errors import NotFiniteError, UserError
+from graph_model.errors import NoMemoryError, NotFiniteError, UserError
+from runners.backends.memory import free_memory
 
 if TYPE_CHECKING:
     from runners.engine import SamplingParams, TokenEvent
@@ -78,7 +81,7 @@ def compute(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> t
     try:
         settings = resolve_settings(compose("infer", side.overrides))
         run = _with_transformers if side.peer else _with_engine
-        texts, answers, rows, backend = run(settings, texts, sampling, side.name)
+        texts, answers, rows, backend = run(settings, texts, sampling, side.name, path.parent)
     except UserError as error:
         raise UserError(f"{side.name}: {error}") from None
     np.save(path, np.concatenate(rows))
@@ -87,7 +90,7 @@ def compute(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> t
 
 
 def _with_engine(
-    settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str
+    settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str, folder: Path
 ) -> tuple[Texts, list[list[int]], list[np.ndarray], str]:
     from runners.engine import ScoreRequest, raise_errors
     from runners.llm import LLM
@@ -109,6 +112,7 @@ def _with_engine(
         raise_errors(results)
         answers = [result.token_ids for result in results]
         texts = _complete(texts, answers)
+        _check_room(texts, settings.config.vocab_size, folder)
         requests = [
             ScoreRequest(ids[:-1], list(range(length - 1, len(ids) - 1)))
             for ids, length in zip(texts.token_ids, texts.prompt_lengths, strict=True)
@@ -119,10 +123,8 @@ def _with_engine(
 
 
 def _with_transformers(
-    settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str
+    settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str, folder: Path
 ) -> tuple[Texts, list[list[int]], list[np.ndarray], str]:
-    import torch
-
     from runners.backends.transformers_import import import_transformers
     from runners.io.tokenizer import end_of_answers, find_tokenizer
 
@@ -154,6 +156,7 @@ def _with_transformers(
         prompts = [ids[:length] for ids, length in zip(texts.token_ids, texts.prompt_lengths, strict=True)]
         answers = [answer(prompt) for prompt in tqdm(prompts, desc=f"{name}: answers", unit="prompt")]
         texts = _complete(texts, answers)
+        _check_room(texts, settings.config.vocab_size, folder)
         pairs = list(zip(texts.token_ids, texts.prompt_lengths, strict=True))
         rows = [
             model(torch.tensor([ids[:-1]])).logits[0, length - 1 :].float().log_softmax(-1).numpy()
@@ -171,3 +174,19 @@ def _complete(texts: Texts, answers: Sequence[list[int]]) -> Texts:
     if not all(answers):
         raise UserError("a prompt has an empty answer, so there is nothing to compare. Leave it out.")
     return Texts([ids + answer for ids, answer in zip(texts.token_ids, answers, strict=True)], texts.prompt_lengths)
+
+
+def _check_room(texts: Texts, vocab_size: int, folder: Path) -> None:
+    """Raise NoMemoryError unless the distributions of all places fit into memory, twice, and into `folder`."""
+    count = sum(map(len, texts.answers))
+    size = count * vocab_size * np.dtype(np.float32).itemsize
+    rooms = {
+        "memory": free_memory(torch.device("cpu")) / 2,
+        f"the temporary directory {folder}": disk_usage(folder).free,
+    }
+    for where, room in rooms.items():
+        if size > room:
+            raise NoMemoryError(
+                f"{count} distributions of {vocab_size} tokens take {size / 1e6:.3g} MB, more than there is in "
+                f"{where}. Give fewer prompts, or a smaller max_new_tokens."
+            )

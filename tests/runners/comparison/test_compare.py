@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,6 +172,22 @@ def test_bad_settings_are_named(arguments: list[str], message: str, run: Run) ->
     result = run(*arguments)
     assert result.status == 2
     assert message in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("memory", "disk", "where"), [(1e4, 1e9, "memory"), (1e9, 1e4, "the temporary directory")])
+@pytest.mark.parametrize("peer", ["transformers", "[quant=w8a16]"])
+def test_distributions_without_room_are_refused(
+    peer: str, memory: float, disk: float, where: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the answers are there, and before the first distribution."""
+    monkeypatch.setattr(side, "free_memory", lambda device: memory)
+    monkeypatch.setattr(side, "disk_usage", lambda folder: SimpleNamespace(free=disk))
+    result = run(f"a={peer}", "ignore_eos=true")
+    assert result.status == 2
+    assert "distributions: 100%" not in result.stderr
+    size = 24 * CONFIG.vocab_size * 4
+    assert f"error: a: 24 distributions of {CONFIG.vocab_size} tokens take {size / 1e6:.3g} MB" in result.stderr
+    assert f"more than there is in {where}" in result.stderr
 
 
 def test_an_empty_answer_is_refused(reference: tuple[Path, Any], tmp_path: Path) -> None:
