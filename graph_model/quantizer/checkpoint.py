@@ -158,7 +158,9 @@ class _Quantizer:
                 inputs[HEAD] = final * rms * factor
             weights = {head: weight}
             yield from self._layer("", weights, inputs, SmoothedLayer(weights, inputs, {}), {HEAD})
-        elif not self.config.tie_word_embeddings:
+        elif self.config.tie_word_embeddings:
+            self.description[head] = FLOAT  # readers, ModelSlim's own too, ask for every linear
+        else:
             yield head, self._read(head)
 
     def _layer(
