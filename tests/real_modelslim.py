@@ -2,8 +2,9 @@
 
 Installs msmodelslim from the package index into an environment of its own (with torch_npu, but without CANN, the tool
 does not start), and quantizes the demo model with both of its generations, on the CPU. Prints what the tool could not
-make, how far our logits are from those of the format's formulas and of the tool's own fake-quantized model, what is
-refused and why, and the tables of docs/checkpoints.md. Exits with 1 where a line is not as expected or a table differs.
+make, how far our logits are from those of the format's formulas and of the tool's own fake-quantized model, what its
+reader gives of our checkpoints, what is refused and why, and the tables of docs/checkpoints.md. Exits with 1 where a
+line is not as expected or a table differs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 # torch_npu without CANN would fail when torch loads it.
@@ -32,7 +33,6 @@ from support.checkpoint_fields import (
     PAGE,
     ROOT,
     SCHEMES,
-    Fields,
     both_dtypes,
     read_fields,
     render,
@@ -44,6 +44,7 @@ from support.modelslim_formulas import formula_logprobs
 from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from graph_model.quantization.linears import Quantization, select_linears
+from graph_model.quantization.scheme import Dialect
 from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
 from runners.engine.scoring import ScoreRequest
 from runners.io.tokenizer import load_tokenizer
@@ -52,6 +53,7 @@ from runners.llm import LLM
 DEMO = ROOT / "runners" / "demo" / "checkpoint"
 PACKAGES = ("torch==2.13.0", "transformers==5.24.0", "msmodelslim==26.1.0")
 TEXTS = ("One day Grace went to the kitchen. She took the key. She likes red.", "Tell me a story about Sam.")
+DIALECTS: tuple[Dialect, ...] = ("vllm_ascend", "atb")
 LARGEST_KL = 1e-6  # two float32 computations of the same integers
 # A float32 difference moves an activation over a rounding boundary at times; what follows differs by an int8 step.
 LARGEST_STEP_KL = 1e-2
@@ -88,13 +90,13 @@ def write_models(folder: Path) -> list[list[int]]:
     return ids
 
 
-def run_tool(python: Path, models: Path, output: Path) -> dict[str, str | None]:
-    """Each checkpoint's name, and the error that making it ended with."""
+def run_tool(python: Path, models: Path, ours: Path, output: Path) -> dict[str, str | None]:
+    """Each checkpoint's name, and the error that making or reading it ended with."""
     output.mkdir()
     script = Path(__file__).parent / "support" / "modelslim_tool.py"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     # Isolated: beside the script lie modules of the names of packages.
-    command = [str(python), "-I", str(script), str(models), str(output)]
+    command = [str(python), "-I", str(script), str(models), str(ours), str(output)]
     with (output / "log.txt").open("w") as log:
         subprocess.run(command, cwd=output, env=environment, stdout=log, stderr=subprocess.STDOUT, check=True)
     return json.loads((output / "made.json").read_text())
@@ -177,20 +179,32 @@ def without_its_recipe(output: Path, ids: list[list[int]]) -> Iterator[tuple[str
     yield "newer-iter_smooth, recipe removed", found, bool(expected)
 
 
-def ours(models: Path, output: Path, ids: list[list[int]], scheme: str, dialect: str, dtype: str) -> Fields:
-    target = output / f"ours-{dialect}-{scheme}-{dtype}"
-    linears = select_linears(read_config(models / dtype), ["lm_head"])
-    quantization = Quantization(scheme, linears, stored=True)  # type: ignore[arg-type]
-    options = QuantizerOptions(quantization, smooth=False, method="minmax", dialect=dialect)  # type: ignore[arg-type]
-    quantize_checkpoint(models / dtype, target, options, ids)
-    return read_fields(target)
+def write_ours(models: Path, target: Path, ids: list[list[int]]) -> None:
+    """A checkpoint DIALECT-SCHEME-DTYPE of each kind, by runners/quantize.py's own means."""
+    target.mkdir()
+    for dialect, scheme, dtype in product(DIALECTS, SCHEMES, DTYPES):
+        linears = select_linears(read_config(models / dtype), ["lm_head"])
+        quantization = Quantization(scheme, linears, stored=True)  # type: ignore[arg-type]
+        options = QuantizerOptions(quantization, smooth=False, method="minmax", dialect=dialect)
+        quantize_checkpoint(models / dtype, target / f"{dialect}-{scheme}-{dtype}", options, ids)
 
 
-def tables(models: Path, output: Path, ids: list[list[int]]) -> dict[str, list[str]]:
+def read_by_the_tool(ours: Path, output: Path, ids: list[list[int]]) -> Iterator[tuple[str, str, bool]]:
+    for dialect, scheme, dtype in product(DIALECTS, SCHEMES, DTYPES):
+        name = f"{dialect}-{scheme}-{dtype}"
+        if (scheme, dtype) == ("w8a8", "bfloat16"):
+            continue  # its reader takes any deq_scale for the bits of a float16 model's: not even its own would do
+        tool, own = tool_logprobs(output / f"{name}.safetensors"), logprobs(ours / name, ids)
+        # Of W8A8_DYNAMIC it takes scales of its own, from the smallest to the largest activation of each token.
+        expected = agree(own, tool) if scheme != "w8a8_dynamic" else np.median(divergence(own, tool)) <= LARGEST_STEP_KL
+        yield f"ours, {name}", f"the tool's reader takes it: {describe(own, tool)}", bool(expected)
+
+
+def tables(ours: Path, output: Path) -> dict[str, list[str]]:
     found = {}
     for scheme in SCHEMES:
         theirs = [{d: read_fields(output / f"{name}-{scheme}-{d}") for d in DTYPES} for name in ("newer", "older")]
-        own = [{d: ours(models, output, ids, scheme, name, d) for d in DTYPES} for name in ("vllm_ascend", "atb")]
+        own = [{d: read_fields(ours / f"{name}-{scheme}-{d}") for d in DTYPES} for name in DIALECTS]
         found[scheme] = render(scheme, dict(zip(COLUMNS, map(both_dtypes, [*theirs, *own]), strict=True)))
     return found
 
@@ -203,21 +217,27 @@ def main() -> None:
         folder = (arguments.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         python = make_environment(folder)
-        models, output = folder / "models", folder / "made"
-        for old in (models, output):
+        models, ours, output = folder / "models", folder / "ours", folder / "made"
+        for old in (models, ours, output):
             shutil.rmtree(old, ignore_errors=True)
         ids = write_models(models)
-        made = run_tool(python, models, output)
+        write_ours(models, ours, ids)
+        made = run_tool(python, models, ours, output)
         wrong = 0
         for name, error in made.items():
             if error is not None:
                 print(f"{name}: the tool failed: {error.splitlines()[0]}")
-        lines = (compare_answers(output, ids), refusals(output), without_its_recipe(output, ids))
+        lines = (
+            compare_answers(output, ids),
+            read_by_the_tool(ours, output, ids),
+            refusals(output),
+            without_its_recipe(output, ids),
+        )
         for name, found, expected in chain.from_iterable(lines):
             wrong += not expected
             print(f"{name}: {found}{'' if expected else '   <- NOT AS EXPECTED'}", flush=True)
         page = tables_of_page()
-        for scheme, lines in tables(models, output, ids).items():
+        for scheme, lines in tables(ours, output).items():
             print("", *lines, sep="\n")
             if page.get(scheme) != lines:
                 wrong += 1

@@ -1,8 +1,10 @@
-"""Makes checkpoints with the real ModelSlim: python modelslim_tool.py MODELS OUTPUT, in an environment that has it.
+"""Makes checkpoints with the real ModelSlim, and reads ours: python modelslim_tool.py MODELS OURS OUTPUT, in an
+environment that has the tool.
 
 MODELS holds a Gemma in each dtype, and small ones, which the default command quantizes. OUTPUT gets a directory NAME
 for each checkpoint, for most also NAME.safetensors: the logits of the tool's own fake-quantized model for the ids of
-MODELS/ids.json. made.json says what was made and what failed.
+MODELS/ids.json. Of the checkpoints in OURS it gets the logits that the tool's reader gives. made.json says what was
+made or read and what failed.
 Nothing of this project is imported: msmodelslim and our package need not live in one environment.
 """
 
@@ -21,8 +23,8 @@ import yaml
 from msmodelslim.cli.__main__ import main as command
 from msmodelslim.core.quant_service.modelslim_v1.save.ascendv1 import AscendV1Saver
 from msmodelslim.pytorch.llm_ptq.anti_outlier import AntiOutlier, AntiOutlierConfig
-from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import Calibrator, QuantConfig
-from safetensors.torch import save_file
+from msmodelslim.pytorch.llm_ptq.llm_ptq_tools import Calibrator, FakeQuantizeCalibrator, QuantConfig
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -102,8 +104,16 @@ def older(model: Path, target: Path, ids: list[list[int]], scheme: str, smooth: 
         shutil.copyfile(model / name, target / name)
 
 
+def read(original: Path, checkpoint: Path, ids: list[list[int]], target: Path) -> None:
+    """The logits of the tool's own reader, which checks names and puts the linears into the original model."""
+    [description] = (json.loads(path.read_text()) for path in checkpoint.glob("quant_model_description*.json"))
+    [tensors] = (load_file(path) for path in checkpoint.glob("*.safetensors"))
+    model = AutoModelForCausalLM.from_pretrained(original, dtype="float32").eval()
+    save_logits(FakeQuantizeCalibrator(model, None, "cpu", description, tensors).model, ids, target)
+
+
 def main() -> None:
-    models, output = (Path(argument).resolve() for argument in sys.argv[1:])
+    models, ours, output = (Path(argument).resolve() for argument in sys.argv[1:])
     ids = json.loads((models / "ids.json").read_text())
     builtins.input = lambda *_: "y"  # it asks before it takes its default
     AscendV1Saver.post_run = _keep
@@ -134,6 +144,9 @@ def main() -> None:
     attempt("newer-quarot", lambda to: newer(models / "float32", to, "--config_path", rotated))
     for method in ("m1", "m2", "m4"):
         attempt(f"older-{method}", lambda to, m=method: older(models / "float32", to, ids, "w8a8", m))
+    for path in sorted(ours.iterdir()):
+        dtype = path.name.rpartition("-")[2]
+        attempt(path.name, lambda to, p=path, d=dtype: read(models / d, p, ids, to.with_suffix(".safetensors")))
     for dtype in ("float32", "bfloat16"):
         attempt(f"default-{dtype}", lambda to, d=dtype: newer(models / f"small-{d}", to, "--quant_type", "w8a8"))
 
