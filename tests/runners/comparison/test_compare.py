@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hydra.core.global_hydra import GlobalHydra
 from support.checkpoints import make_checkpoint
 from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
@@ -40,26 +39,16 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 @pytest.fixture
 def run(
     reference: tuple[Path, Any],
+    sides_here: None,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Run:
-    """Runs the command, with its sides in this process: starting one takes seconds."""
-
-    def here(*arguments: Any) -> Any:
-        outer = GlobalHydra.instance().hydra
-        GlobalHydra.instance().clear()
-        try:
-            return side.compute(*arguments)
-        finally:
-            GlobalHydra.instance().hydra = outer
-
     def call(*arguments: str) -> CommandResult:
         settings = [f"model.path={reference[0]}", "backend=eager", "dtype=float32", "max_new_tokens=12"]
         settings += [f"prompts={PROMPTS}", f"cache_dir={tmp_path / 'cache'}", f"results_dir={tmp_path / 'results'}"]
         return run_command(compare, "compare", [*settings, *arguments], capsys, monkeypatch)
 
-    monkeypatch.setattr(side, "run_side", here)
     return call
 
 
