@@ -10,7 +10,8 @@ converts the GGUF file, and checks part by part against transformers, in float32
   quantization  every scheme: perplexity, argmax, SQNR by linear (nothing to compare with: it prints the table)
 
 Settings: parts=[tokenizer,logits] (all without it), limit=200 (items per task; 500 without it, all of BoolQ),
-on=[eager,inductor,ranks,atlas_800i_a2,atlas_300i_duo] (of logits), folder=DIR (where the material is kept).
+on=[eager,inductor,ranks,atlas_800i_a2,atlas_300i_duo] (of logits), backend=eager (of the tasks; auto without it),
+folder=DIR (where the material is kept).
 Exits with 1 where a check failed. What a chip refuses is reported as not run.
 """
 
@@ -25,11 +26,11 @@ os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from tests.real.material import TERMS, Material
-from tests.real.report import Report
+from tests.real.report import Lines, Report
 
 TASKS = ("boolq", "hellaswag", "arc_easy", "arc_challenge", "lambada", "gsm8k")
 PARTS = ("tokenizer", "logits", *TASKS, "quantization")
-SETTINGS = ("accept_terms", "parts", "limit", "on", "folder")
+SETTINGS = ("accept_terms", "parts", "limit", "on", "backend", "folder")
 
 
 def main(arguments: list[str]) -> int:
@@ -45,31 +46,31 @@ def main(arguments: list[str]) -> int:
     if settings.get("accept_terms") != "true":
         print(f"{__doc__}\n{TERMS}\nNothing was done: give accept_terms=true if you accept them.")
         return 2
-    folder = Path(settings.get("folder", "~/.cache/graph_gemma_real")).expanduser().resolve()
-    limit = int(settings["limit"]) if "limit" in settings else None
+    material = Material(Path(settings.get("folder", "~/.cache/graph_gemma_real")).expanduser().resolve())
     report = Report()
-    material = Material(folder)
     for part in parts:
-        report.part(part, lambda part=part: run(part, material, limit, listed(settings.get("on"))))  # type: ignore[misc]
+        report.part(part, lambda part=part: run(part, material, settings))  # type: ignore[misc]
     return report.close()
 
 
-def run(part: str, material: Material, limit: int | None, on: list[str]) -> list[tuple[str, bool | None]]:
-    """The lines of a part, each with whether it passed; None: it was not run."""
-    # Each part imports what it needs.
+def run(part: str, material: Material, settings: dict[str, str]) -> Lines:
+    """Run a part, which imports what it needs."""
     if part == "tokenizer":
-        from tests.real.tokenizer import check
-    elif part == "logits":
+        from tests.real import tokenizer
+
+        return tokenizer.check(material)
+    if part == "logits":
         from tests.real import logits
 
-        return logits.check(material, on)
-    elif part == "quantization":
-        from tests.real.quantization import check
-    else:
-        from tests.real import tasks
+        return logits.check(material, listed(settings.get("on")))
+    if part == "quantization":
+        from tests.real import quantization
 
-        return tasks.check(material, part, limit)
-    return check(material)
+        return quantization.check(material)
+    from tests.real import tasks
+
+    limit = int(settings["limit"]) if "limit" in settings else None
+    return tasks.check(material, part, limit, settings.get("backend", "auto"))
 
 
 def listed(value: str | None) -> list[str]:

@@ -28,8 +28,8 @@ from runners.llm import LLM
 from tests.real.material import Material, run
 from tests.real.report import Lines
 
-NUM_TEXTS = 32
-CALIBRATED_ON = 32
+NUM_TEXTS = 16
+CALIBRATED_ON = 16
 TOKENS = 96  # of a text
 # By name: settings of infer.py, or of quantize.py, which makes a checkpoint first.
 AT_LOAD = {

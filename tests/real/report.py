@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,8 @@ class Report:
         start = time.perf_counter()
         try:
             lines = run()
+        except subprocess.CalledProcessError as error:
+            lines = [(f"{' '.join(map(str, error.cmd))} ended with {error.returncode}: {error.stderr}", False)]
         except Exception:  # the other parts go on
             lines = [(traceback.format_exc(), False)]
         for line, passed in lines:

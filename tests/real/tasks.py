@@ -49,14 +49,14 @@ ANSWER: dict[str, Any] = {
 LARGEST_DIFFERENCE = 1e-2  # of the log-probabilities of a continuation, which may have a hundred tokens
 
 
-def check(material: Material, task: str, limit: int | None) -> Lines:
+def check(material: Material, task: str, limit: int | None, backend: str) -> Lines:
     folder = material.folder / "tasks" / task
     folder.mkdir(parents=True, exist_ok=True)
     items = list(items_of(material, task))
     count = min(len(items), limit or (len(items) if task == "boolq" else LIMIT))
     path = write_task(folder, task, items)
     start = time.perf_counter()
-    ours = run_ours(material, folder, path, task, count)
+    ours = run_ours(material, folder, path, task, [f"limit={count}", f"backend={backend}"])
     middle = time.perf_counter()
     theirs = run_theirs(material, folder, path, count)
     seconds = middle - start, time.perf_counter() - middle
@@ -93,7 +93,7 @@ def write_task(folder: Path, task: str, items: list[dict[str, Any]]) -> Path:
     return path
 
 
-def run_ours(material: Material, folder: Path, path: Path, task: str, count: int) -> dict[int, list[Any]]:
+def run_ours(material: Material, folder: Path, path: Path, task: str, settings: list[str]) -> dict[int, list[Any]]:
     """The answers to each item, through evaluate.py."""
     results = fresh(folder / "ours")
     command = [
@@ -103,7 +103,7 @@ def run_ours(material: Material, folder: Path, path: Path, task: str, count: int
         "dtype=float32",
         f"tasks=[{path}]",
     ]
-    command += [f"limit={count}", f"results_dir={results}"]
+    command += [f"results_dir={results}", *settings]
     if task == "boolq":
         command.append(f"dataset={write_dataset(folder)}")
     run(command)
