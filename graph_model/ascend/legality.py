@@ -14,7 +14,6 @@ from graph_model.ascend.ops.attention import (
 )
 from graph_model.chips.chip import Chip
 from graph_model.errors import UserError
-from graph_model.families import Attention
 from graph_model.quantization import kv8
 from graph_model.quantization.linears import SCHEMES, Quantization
 from graph_model.quantization.schemes import find_scheme, scheme_of
@@ -39,17 +38,6 @@ def check_model(chip: Chip, dtype: str, head_dim: int, heads: int, kv_heads: int
             "of the second. Choose another world size."
         )
     check_block_size(chip, block_size)
-
-
-def check_attention(chip: Chip, attention: Attention) -> None:
-    """Raise UserError if there is no way yet to compute a layer's attention on the chip."""
-    wanted = {"a window": attention.window, "a soft-cap": attention.softcap}
-    for name, value in wanted.items():
-        if value is not None:
-            raise UserError(
-                f"soc={chip.name}: the model's attention has {name} of {value}, which is not lowered to the "
-                f"{chip.product} yet. Take backend=inductor or backend=eager."
-            )
 
 
 def check_quantization(chip: Chip, quantization: Quantization, head_dim: int, block_size: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,16 +10,25 @@ import torch
 from torch import fx
 
 from graph_model import ops
+from graph_model.ascend.ops.attention import BAND, CAUSAL
 from graph_model.ascend.ops.attention_choice import AttentionChoice, choose_attention
 from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import CausalMask
-from passes.framework.contract import Matches, Pass, Tier, operand, require
+from passes.ascend.operands import Attention
+from passes.ascend.unfused_attention import UNFUSED_OPS, gathered_tokens, heads_first, unfused_attention
+from passes.ascend.visible_keys import (
+    VISIBLE_KEYS_OPS,
+    hidden_in_blocks,
+    int32_table,
+    visible_blocks,
+)
+from passes.framework.contract import Matches, Pass, Tier
 from passes.framework.matches import per_model
 
 aten = torch.ops.aten
 
-# The form that sparse_mode 3 takes the causal mask in, whatever the lengths.
+# The form that sparse_mode takes the causal mask in, whatever the lengths.
 CAUSAL_MASK_SIZE = 2048
 
 
@@ -35,8 +43,6 @@ class AscendAttention(Pass):
     removes: ClassVar[tuple[object, ...]] = (ops.paged_attention,)
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        for name, value in candidate.kwargs.items():
-            require(value is None, candidate, f"its {name} of {value} is not lowered to a kernel of this chip")
         attention = Attention(graph, candidate)
         self.write_cache(attention)
         layer = graph.family.layer_index(candidate.meta["layer"]) or 0
@@ -65,8 +71,10 @@ class AscendFusedAttention(AscendAttention):
         npu_fused_infer_attention_score(q, key_cache, value_cache, context_lens, block_table)            decode
         the same with the causal mask and query_lens; over gathered blocks where paging is not legal     extend
 
-    Where paging is legal for several query tokens, prefill is paged as well, its block table made from the slots. The
-    table's cast to int32 and the causal mask are shared by all layers.
+    Where paging is legal for several query tokens, prefill is paged as well, its block table made from the slots. A
+    window of W is the band of pre_tokens = W - 1; with one query token, where the op ignores the band, it is a mask
+    over the window's blocks. With a soft-cap, which the op does not have, attention is written out over fresh or
+    gathered keys. Tables and masks are shared by all layers.
     """
 
     name: ClassVar[str] = "ascend_fused_attention"
@@ -75,6 +83,8 @@ class AscendFusedAttention(AscendAttention):
         "air.npu_fused_infer_attention_score",
         "aten.floor_divide",
         "aten.index_select",
+        *VISIBLE_KEYS_OPS,
+        *UNFUSED_OPS,
     )
 
     def idle(self, graph: ModelGraph) -> str:
@@ -88,12 +98,25 @@ class AscendFusedAttention(AscendAttention):
         attention.call(torch.ops.npu.npu_scatter_pa_kv_cache.default, key, value, *caches, slots, cache_mode="Norm")
 
     def attend(self, attention: Attention, choice: AttentionChoice) -> fx.Node:
+        caches = (attention.key_cache, attention.value_cache)
+        if choice.op == "decomposed":
+            return unfused_attention(attention, *self._heads_first(attention))
         if attention.block_table is None and not choice.paged:
             key, value = attention.key, attention.value
         else:
-            view = attention.blocks if choice.paged else attention.gathered
-            key, value = (view(cache) for cache in (attention.key_cache, attention.value_cache))
+            view = _blocks if choice.paged else _gathered
+            key, value = (view(attention, cache) for cache in caches)
         return fused_infer_attention(attention, key, value, choice.paged)
+
+    @staticmethod
+    def _heads_first(attention: Attention) -> list[fx.Node]:
+        """The keys and the values that a step reads, [batch, kv_heads, keys, head_dim]."""
+        a = attention
+        if a.block_table is None:
+            return [heads_first(a, x) for x in (a.key, a.value)]
+        tokens = [-1, a.kv_heads * a.head_dim]
+        caches = [a.call(aten.reshape.default, cache, tokens) for cache in (a.key_cache, a.value_cache)]
+        return [gathered_tokens(a, cache, by_head=True) for cache in caches]
 
 
 def fused_infer_attention(
@@ -109,15 +132,21 @@ def fused_infer_attention(
 
     query: in place of the attention's own, where it and the result have another layout.
     """
-    a = attention
+    a, phase = attention, attention.graph.bucket.phase
     options["actual_seq_lengths_kv"] = a.query_lens if a.block_table is None else a.context_lens
+    if phase == "decode" or (phase == "extend" and not paged):
+        options["actual_seq_lengths_kv"] = visible_blocks(a)[1]
     if paged:
-        options["block_table"] = a.int32_table()
+        options["block_table"] = int32_table(a)
         options["block_size"] = a.block_size
-    if a.graph.bucket.phase != "decode":
+    if phase != "decode":
         options["atten_mask"] = causal_mask(a.graph)
         options["actual_seq_lengths"] = a.query_lens
-        options["sparse_mode"] = 3
+        options["sparse_mode"] = CAUSAL
+        if a.window is not None:
+            options.update(sparse_mode=BAND, pre_tokens=a.window - 1, next_tokens=0)
+    elif a.window is not None:
+        options["atten_mask"] = hidden_in_blocks(a)
     result = a.call(
         torch.ops.air.npu_fused_infer_attention_score.default,
         query or a.query,
@@ -144,6 +173,8 @@ def attention_choice(graph: ModelGraph, chip: Chip, layer: int = 0) -> Attention
         attention.head_dim,
         bucket.batch,
         int8_cache=graph.quantization is not None and graph.quantization.kv8,
+        window=attention.window,
+        softcap=attention.softcap,
     )
 
 
@@ -152,64 +183,17 @@ def causal_mask(graph: ModelGraph) -> fx.Node:
     return graph.add_weight("causal_mask", CausalMask(CAUSAL_MASK_SIZE))
 
 
-class Attention:
-    """The operands of one canonical attention, and shorthands for what replaces it.
+def _blocks(attention: Attention, cache: fx.Node) -> fx.Node:
+    """A cache as [blocks, block_size, kv_heads * head_dim]."""
+    a = attention
+    return a.call(aten.reshape.default, cache, [a.num_blocks, a.block_size, a.kv_heads * a.head_dim])
 
-    scales: of the keys' and of the values' cache, where they are int8.
-    """
 
-    def __init__(self, graph: ModelGraph, node: fx.Node) -> None:
-        self.graph = graph
-        self.node = node
-        operands = [operand(node, index) for index in range(len(node.args) - 4)]
-        self.query, self.key, self.value, self.key_cache, self.value_cache, *self.scales, self.slots = operands
-        self.query_lens, self.context_lens, self.block_table, scale = node.args[-4:]
-        assert isinstance(scale, float)
-        self.scale = scale
-        self.batch, self.tokens, self.heads, self.head_dim = self.query.meta["val"].shape
-        self.kv_heads = self.key.meta["val"].shape[2]
-        self.num_blocks, self.block_size = graph.cache_config.num_blocks, graph.cache_config.block_size
-
-    def call(self, target: Any, *args: Any, at: fx.Node | None = None, **kwargs: Any) -> fx.Node:
-        """Insert a call before the attention, or before `at`."""
-        return self.graph.insert(target, *args, at=at or self.node, **kwargs)
-
-    def shared(self, name: str, make: Callable[[fx.Node], fx.Node]) -> fx.Node:
-        """The value `name`, which all layers share: made in front of the graph's calls when it is first asked for.
-
-        `make` inserts the calls that compute it before the node that it is given.
-        """
-        calls = self.graph.calls()
-        found = [node for node in calls if node.meta.get("shared") == name]
-        if found:
-            return found[0]
-        known = set(calls)
-        made = make(next(node for node in calls if "shared" not in node.meta))
-        for node in self.graph.calls():
-            if node not in known:
-                node.meta.update(layer="", shared=name if node is made else f"{name}, in part")
-        return made
-
-    def int32_table(self) -> fx.Node:
-        """The block table that a paged kernel reads, shared by all layers; in prefill, of the blocks of the slots."""
-        return self.shared("table", self._int32_table)
-
-    def _int32_table(self, at: fx.Node) -> fx.Node:
-        table = self.block_table
-        if table is None:
-            # A first chunk begins with a block and fills one after the other.
-            firsts = self.call(aten.slice.Tensor, self.slots, 1, 0, self.tokens, self.block_size, at=at)
-            table = self.call(aten.floor_divide.default, firsts, self.block_size, at=at)
-        return self.call(aten.to.dtype, table, torch.int32, at=at)
-
-    def blocks(self, cache: fx.Node) -> fx.Node:
-        """A cache as [blocks, block_size, kv_heads * head_dim]."""
-        return self.call(aten.reshape.default, cache, [self.num_blocks, self.block_size, self.kv_heads * self.head_dim])
-
-    def gathered(self, cache: fx.Node) -> fx.Node:
-        """The keys or values of each row's blocks, [batch, width * block_size, kv_heads, head_dim]."""
-        table = self.block_table
-        assert isinstance(table, fx.Node)
-        flat = self.shared("flat table", lambda at: self.call(aten.reshape.default, table, [-1], at=at))
-        blocks = self.call(aten.index_select.default, cache, 0, flat)
-        return self.call(aten.reshape.default, blocks, [self.batch, -1, self.kv_heads, self.head_dim])
+def _gathered(attention: Attention, cache: fx.Node) -> fx.Node:
+    """The keys or values of each row's visible blocks, [batch, tokens of them, kv_heads, head_dim]."""
+    a = attention
+    table, _ = visible_blocks(a)
+    name = "flat table" if table is a.block_table else f"flat table of window {a.window}"
+    flat = a.shared(name, lambda at: a.call(aten.reshape.default, table, [-1], at=at))
+    blocks = a.call(aten.index_select.default, cache, 0, flat)
+    return a.call(aten.reshape.default, blocks, [a.batch, -1, a.kv_heads, a.head_dim])

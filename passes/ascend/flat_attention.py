@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import fx
 
 from graph_model.ascend.ops.attention_choice import AttentionChoice
-from graph_model.graph import ModelGraph
-from passes.ascend.attention import AscendAttention, Attention
+from passes.ascend.attention import AscendAttention
+from passes.ascend.operands import Attention
+from passes.ascend.unfused_attention import UNFUSED_OPS, gathered_tokens, heads_first, unfused_attention
+from passes.ascend.visible_keys import VISIBLE_KEYS_OPS, hidden_in_blocks, hidden_keys, visible_blocks
 
 aten = torch.ops.aten
 _UNLIMITED = 2147483647
@@ -31,8 +33,9 @@ class AscendFlatAttention(AscendAttention):
         npu_prompt_flash_attention(q, gathered keys and values, mask)           extend
 
     Blocks are gathered token by token. What they hold beyond a row's context may be anything, NaN too, which no mask of
-    the weights keeps out; so the row's last token is gathered in its place. Places of tokens and masks are made in the
-    graph, once for all layers.
+    the weights keeps out; so the row's last token is gathered in its place. With a window only what it shows is
+    gathered, or read by IncreFlashAttention under a mask. With a soft-cap, which no op has, attention is written out
+    in every phase. Places of tokens and masks are made in the graph, once for all layers.
     """
 
     name: ClassVar[str] = "ascend_flat_attention"
@@ -40,16 +43,10 @@ class AscendFlatAttention(AscendAttention):
         "npu.npu_scatter_nd_update_",
         "npu.npu_prompt_flash_attention",
         "ascend.incre_flash_attention",
-        "ascend.batch_matmul",
         "aten.expand",
-        "aten.gather",
-        "aten.gt.Tensor",
         "aten.index_select",
-        "aten.masked_fill.Scalar",
-        "aten.minimum",
-        "aten.permute",
-        "aten.softmax.int",
-        "aten.sub.Tensor",
+        *VISIBLE_KEYS_OPS,
+        *UNFUSED_OPS,
     )
 
     def write_cache(self, attention: Attention) -> None:
@@ -61,9 +58,11 @@ class AscendFlatAttention(AscendAttention):
             attention.call(torch.ops.npu.npu_scatter_nd_update_.default, _flat(attention, cache), slots, rows)
 
     def attend(self, attention: Attention, choice: AttentionChoice) -> fx.Node:
+        if choice.op == "decomposed":
+            return _decomposed(attention)
         if attention.graph.bucket.phase != "decode":
             return _prompt(attention)
-        return _decomposed(attention) if choice.op == "decomposed" else _incremental(attention, choice.fold)
+        return _incremental(attention, choice.fold)
 
 
 def _flat(attention: Attention, cache: fx.Node) -> fx.Node:
@@ -75,25 +74,39 @@ def _flat(attention: Attention, cache: fx.Node) -> fx.Node:
     return attention.call(aten.reshape.default, cache, [rows, attention.kv_heads * attention.head_dim])
 
 
+def _decomposed(attention: Attention) -> fx.Node:
+    """Attention written out, over the step's own keys and values or over gathered ones."""
+    a = attention
+    if a.block_table is None:
+        return unfused_attention(a, heads_first(a, a.key), heads_first(a, a.value))
+    caches = (_flat(a, cache) for cache in (a.key_cache, a.value_cache))
+    return unfused_attention(a, *(gathered_tokens(a, cache, by_head=True) for cache in caches))
+
+
 def _incremental(attention: Attention, fold: int) -> fx.Node:
     """IncreFlashAttention; with fold > 1 the query heads of a key head become rows, each with its row's blocks."""
     a, call = attention, attention.call
-    query, table, lens = a.query, a.block_table, a.context_lens
-    assert isinstance(table, fx.Node)
-    assert isinstance(lens, fx.Node)
+    query, (table, lens) = a.query, visible_blocks(a)
     heads = a.heads // fold
     if fold > 1:
         grouped = call(aten.reshape.default, query, [a.batch, a.kv_heads, fold, a.head_dim])
         query = call(aten.permute.default, grouped, [0, 2, 1, 3]) if a.kv_heads > 1 else grouped
         table, lens = (_repeated(a, source, fold) for source in (table, lens))
+    options = {}
+    if a.window is not None:
+        hidden = hidden_in_blocks(a)
+        options["atten_mask"] = _repeated(a, hidden, fold) if fold > 1 else hidden
     query = call(aten.reshape.default, query, [a.batch * fold, 1, heads * a.head_dim])
-    int32 = a.shared("table", lambda at: call(aten.to.dtype, table, torch.int32, at=at))
-    caches = [a.blocks(_flat(a, cache)) for cache in (a.key_cache, a.value_cache)]
+    name = "table" if table is a.block_table else f"{table.name}, int32"
+    int32 = a.shared(name, lambda at: call(aten.to.dtype, table, torch.int32, at=at))
+    blocks = [a.num_blocks, a.block_size, a.kv_heads * a.head_dim]
+    caches = [call(aten.reshape.default, _flat(a, cache), blocks) for cache in (a.key_cache, a.value_cache)]
     result = call(
         torch.ops.ascend.incre_flash_attention.default,
         query,
         *caches,
         lens,
+        **options,
         block_table=int32,
         num_heads=heads,
         num_key_value_heads=a.kv_heads,
@@ -107,31 +120,15 @@ def _incremental(attention: Attention, fold: int) -> fx.Node:
     return call(aten.reshape.default, result, [a.batch, 1, a.heads, a.head_dim])
 
 
-def _decomposed(attention: Attention) -> fx.Node:
-    """One query token per row over its gathered blocks, written out; softmax in float32."""
-    a, call = attention, attention.call
-    keys, values = (_gathered(a, cache, by_head=True) for cache in (a.key_cache, a.value_cache))
-    shape = [a.batch, a.kv_heads, a.heads // a.kv_heads, a.head_dim]
-    scaled = call(aten.mul.Tensor, a.query, a.scale)
-    scaled.meta["attribute"] = "softmax_scale"
-    query = call(aten.reshape.default, scaled, shape)
-    scores = call(torch.ops.ascend.batch_matmul.default, query, keys, True)
-    hidden = _beyond_context(a, [a.batch, 1, 1, keys.meta["val"].shape[2]])
-    masked = call(aten.masked_fill.Scalar, call(aten.to.dtype, scores, torch.float32), hidden, float("-inf"))
-    weights = call(aten.to.dtype, call(aten.softmax.int, masked, -1), a.graph.dtype)
-    result = call(torch.ops.ascend.batch_matmul.default, weights, values)
-    return call(aten.reshape.default, result, [a.batch, 1, a.heads, a.head_dim])
-
-
 def _prompt(attention: Attention) -> fx.Node:
     """PromptFlashAttention over the fresh keys and values, or over gathered blocks."""
     a, call = attention, attention.call
     if a.block_table is None:
         keys, values = a.key, a.value
     else:
-        keys, values = (_gathered(a, cache, by_head=False) for cache in (a.key_cache, a.value_cache))
-    width = keys.meta["val"].shape[1]
-    mask = _causal_mask(a, width)
+        caches = (_flat(a, cache) for cache in (a.key_cache, a.value_cache))
+        keys, values = (gathered_tokens(a, cache, by_head=False) for cache in caches)
+    mask = _prompt_mask(a)
     size = a.heads * a.head_dim
     query = call(aten.reshape.default, a.query, [a.batch, a.tokens, size])
     keys, values = (_head_per_query(a, x) for x in (keys, values))
@@ -148,46 +145,6 @@ def _prompt(attention: Attention) -> fx.Node:
         num_key_value_heads=0,
     )
     return call(aten.reshape.default, result, [a.batch, a.tokens, a.heads, a.head_dim])
-
-
-def _gathered(attention: Attention, cache: fx.Node, by_head: bool) -> fx.Node:
-    """Keys or values of each row's blocks, [batch, width * block_size, kv_heads, head_dim], its last token beyond its
-    context; by_head: [batch, kv_heads, width * block_size, head_dim]."""
-    a, call = attention, attention.call
-    assert isinstance(a.block_table, fx.Node)
-    width = a.block_table.meta["val"].shape[1] * a.block_size
-    source = _flat(a, cache)
-    split = by_head and a.kv_heads > 1
-    if split:
-        source = call(aten.reshape.default, source, [-1, a.head_dim])
-    gathered = call(aten.index_select.default, source, 0, _places(a, width, split))
-    shape = [a.kv_heads, width] if by_head else [width, a.kv_heads]
-    return call(aten.reshape.default, gathered, [a.batch, *shape, a.head_dim])
-
-
-def _places(attention: Attention, width: int, by_head: bool) -> fx.Node:
-    """int64, flat: where the cache holds each token of each row's blocks, the row's last token beyond its context.
-
-    Rows of the cache as a matrix of one token per row; by_head: of one token and head per row, heads before tokens.
-    """
-    a = attention
-    tokens, last = _positions(a, width), _last_token(a)
-
-    def make(at: fx.Node) -> fx.Node:
-        def call(target: Any, *args: Any) -> fx.Node:
-            return a.call(target, *args, at=at)
-
-        starts = call(aten.unsqueeze.default, call(aten.mul.Tensor, a.block_table, a.block_size), 2)
-        slots = call(aten.add.Tensor, starts, _range(a.graph, a.block_size, at))
-        slots = call(aten.reshape.default, slots, [a.batch, width])
-        places = call(aten.gather.default, slots, 1, call(aten.minimum.default, tokens, last))
-        if by_head:
-            first = call(aten.unsqueeze.default, call(aten.mul.Tensor, places, a.kv_heads), 1)
-            heads = call(aten.unsqueeze.default, _range(a.graph, a.kv_heads, at), 1)
-            places = call(aten.add.Tensor, first, heads)
-        return call(aten.reshape.default, places, [-1])
-
-    return a.shared("places", make)
 
 
 def _head_per_query(attention: Attention, x: fx.Node) -> fx.Node:
@@ -213,51 +170,9 @@ def _repeated(attention: Attention, x: fx.Node, times: int) -> fx.Node:
     return attention.shared(f"{x.name}, repeated", make)
 
 
-def _beyond_context(attention: Attention, shape: list[int]) -> fx.Node:
-    """bool, [batch, shape[-1]] under another shape: true where a row's blocks hold no token of it."""
+def _prompt_mask(attention: Attention) -> fx.Node:
+    """bool [batch or 1, 1, tokens, keys]: true where a query may not see a key."""
     a = attention
-    tokens, last = _positions(a, shape[-1]), _last_token(a)
-
-    def make(at: fx.Node) -> fx.Node:
-        return a.call(aten.reshape.default, a.call(aten.gt.Tensor, tokens, last, at=at), shape, at=at)
-
-    return a.shared("beyond context", make)
-
-
-def _causal_mask(attention: Attention, width: int) -> fx.Node:
-    """bool [batch, 1, tokens, width]: true where a query may not see a key. Padded queries see the whole context."""
-    a = attention
-    keys, last = _positions(a, width), _last_token(a)
-
-    def make(at: fx.Node) -> fx.Node:
-        def call(target: Any, *args: Any) -> fx.Node:
-            return a.call(target, *args, at=at)
-
-        if a.block_table is None:
-            queries = keys
-        else:
-            start = call(aten.unsqueeze.default, call(aten.sub.Tensor, a.context_lens, a.query_lens), 1)
-            queries = call(aten.add.Tensor, start, _range(a.graph, a.tokens, at))
-        visible = call(aten.unsqueeze.default, call(aten.minimum.default, queries, last), 2)
-        return call(aten.unsqueeze.default, call(aten.gt.Tensor, keys, visible), 1)
-
-    return a.shared("causal mask", make)
-
-
-def _positions(attention: Attention, width: int) -> fx.Node:
-    """int64 [width]: 0, 1, ..."""
-    return attention.shared(f"positions {width}", lambda at: _range(attention.graph, width, at))
-
-
-def _last_token(attention: Attention) -> fx.Node:
-    """int64 [batch, 1]: the position of each row's last token."""
-    a = attention
-    lens = a.query_lens if a.block_table is None else a.context_lens
-    return a.shared(
-        "last token",
-        lambda at: a.call(aten.unsqueeze.default, a.call(aten.sub.Tensor, lens, 1, at=at), 1, at=at),
-    )
-
-
-def _range(graph: ModelGraph, size: int, at: fx.Node) -> fx.Node:
-    return graph.insert(aten.arange.start_step, 0, size, 1, dtype=torch.int64, device=torch.device("cpu"), at=at)
+    hidden = hidden_keys(a)
+    name = "causal mask" if a.window is None else f"causal mask of window {a.window}"
+    return a.shared(name, lambda at: a.call(aten.unsqueeze.default, hidden, 1, at=at))

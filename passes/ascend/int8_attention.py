@@ -11,7 +11,10 @@ from torch import fx
 from graph_model import ops
 from graph_model.ascend.ops.attention_choice import AttentionChoice
 from graph_model.graph import ModelGraph
-from passes.ascend.attention import AscendAttention, Attention, fused_infer_attention
+from passes.ascend.attention import AscendAttention, fused_infer_attention
+from passes.ascend.operands import Attention
+from passes.ascend.unfused_attention import UNFUSED_OPS, heads_first, unfused_attention
+from passes.ascend.visible_keys import VISIBLE_KEYS_OPS, token_places, visible_blocks
 
 aten = torch.ops.aten
 
@@ -44,10 +47,9 @@ class AscendInt8Attention(AscendAttention):
         "ascend.dynamic_quant_scatter_",
         "air.npu_fused_infer_attention_score",
         "aten.index_select",
-        "aten.remainder.Scalar",
-        "aten.sub.Tensor",
         "aten.full",
-        "aten.cat",
+        *VISIBLE_KEYS_OPS,
+        *UNFUSED_OPS,
     )
 
     def idle(self, graph: ModelGraph) -> str:
@@ -63,11 +65,21 @@ class AscendInt8Attention(AscendAttention):
 
     def attend(self, attention: Attention, choice: AttentionChoice) -> fx.Node:
         a = attention
+        pairs = list(zip((a.key_cache, a.value_cache), a.scales, strict=True))
+        if choice.op == "decomposed" and a.block_table is None:
+            return unfused_attention(a, heads_first(a, a.key), heads_first(a, a.value))
+        if choice.op == "decomposed":
+            places = token_places(a, by_head=True, heads_first=True)
+            shape = [a.batch, a.kv_heads, -1, a.head_dim]
+            return unfused_attention(a, *(_dequantized(a, *pair, places, shape) for pair in pairs))
         if a.block_table is None:
             return fused_infer_attention(a, a.key, a.value, paged=False)
-        pairs = zip((a.key_cache, a.value_cache), a.scales, strict=True)
         if not choice.paged:
-            key, value = (_dequantized(a, *pair) for pair in pairs)
+            table, _ = visible_blocks(a)
+            name = "named rows" if table is a.block_table else f"named rows of window {a.window}"
+            named = a.shared(name, lambda at: _named_rows(a, table, at))
+            shape = [a.batch, -1, a.kv_heads, a.head_dim]
+            key, value = (_dequantized(a, *pair, named, shape) for pair in pairs)
             return fused_infer_attention(a, key, value, paged=False)
         blocks = [a.num_blocks, a.kv_heads, a.block_size]
         (key, key_scales), (value, value_scales) = (
@@ -131,14 +143,14 @@ def _heads(attention: Attention, at: fx.Node) -> fx.Node:
     )
 
 
-def _named_rows(attention: Attention, at: fx.Node) -> fx.Node:
-    """The rows of the blocks in the block table: of its entries, of their tokens, of all heads."""
+def _named_rows(attention: Attention, table: fx.Node, at: fx.Node) -> fx.Node:
+    """The rows of the blocks in a block table: of its entries, of their tokens, of all heads."""
     a = attention
 
     def call(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return a.call(target, *args, at=at, **kwargs)
 
-    first = call(aten.mul.Tensor, call(aten.reshape.default, a.block_table, [-1, 1, 1]), a.kv_heads * a.block_size)
+    first = call(aten.mul.Tensor, call(aten.reshape.default, table, [-1, 1, 1]), a.kv_heads * a.block_size)
     tokens = call(aten.arange.start_step, 0, a.block_size, 1, dtype=torch.int64, device=torch.device("cpu"))
     rows = call(aten.add.Tensor, first, call(aten.reshape.default, tokens, [-1, 1]))
     if a.kv_heads > 1:
@@ -146,14 +158,12 @@ def _named_rows(attention: Attention, at: fx.Node) -> fx.Node:
     return call(aten.reshape.default, rows, [-1])
 
 
-def _dequantized(attention: Attention, cache: fx.Node, scales: fx.Node) -> fx.Node:
-    """The keys or values of each row's blocks in the model's dtype, [batch, width * block_size, kv_heads, head_dim]."""
+def _dequantized(attention: Attention, cache: fx.Node, scales: fx.Node, named: fx.Node, shape: list[int]) -> fx.Node:
+    """The keys or values in the named rows of a cache, in the model's dtype and the shape that is asked for."""
     a, call = attention, attention.call
-    named = a.shared("named rows", lambda at: _named_rows(a, at))
     integers, factors = (
         call(aten.index_select.default, call(aten.reshape.default, _rows(a, x, size), [-1, size]), 0, named)
         for x, size in ((cache, a.head_dim), (scales, 1))
     )
     wide = call(aten.mul.Tensor, call(aten.to.dtype, integers, torch.float32), factors)
-    narrow = call(aten.to.dtype, wide, a.graph.dtype)
-    return call(aten.reshape.default, narrow, [a.batch, -1, a.kv_heads, a.head_dim])
+    return call(aten.reshape.default, call(aten.to.dtype, wide, a.graph.dtype), shape)

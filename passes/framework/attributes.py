@@ -7,6 +7,7 @@ that carry it; one that is carried too seldom is an error.
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import TypeGuard
 
 import torch
@@ -14,6 +15,7 @@ from torch import fx
 
 from graph_model import ops
 from graph_model.ascend.ops import BY_TORCH_NAME, AscendOp
+from graph_model.ascend.ops.attention import BAND
 from graph_model.families import Attention, Family
 from graph_model.families.layer import Rotary
 from graph_model.graph import ModelGraph
@@ -23,11 +25,13 @@ from passes.framework.contract import PassError
 aten = torch.ops.aten
 
 _ATTENTIONS = (ops.paged_attention, ops.paged_attention_int8)
+# What may stand between the comparison that makes a mask and what takes it.
+_OF_MASKS = (aten.logical_or.default, aten.reshape.default, aten.unsqueeze.default, aten.expand.default)
 _NORMS = (ops.rms_norm, ops.add_rms_norm, ops.rms_norm_quantize, ops.add_rms_norm_quantize)
 
 
-def find_attributes(graph: ModelGraph) -> dict[str, list[str]]:
-    """Names of the nodes that carry each attribute with the value that the family gives it."""
+def find_attributes(graph: ModelGraph) -> dict[str, list[fx.Node]]:
+    """The nodes that carry each attribute with the value that the family gives it."""
     nodes = list(graph.graph.nodes)
     values = {name: attribute.values for name, attribute in graph.family.attributes(graph.dtype).items()}
     family = graph.family
@@ -42,18 +46,21 @@ def find_attributes(graph: ModelGraph) -> dict[str, list[str]]:
         "rope_factor": lambda n: _holds_rope_factor(n, family),
         "logit_softcap": lambda n: _attention(n, family) is None and _softcap(n) in values["logit_softcap"],
     }
-    return {name: [node.name for node in nodes if carries[name](node)] for name in values}
+    return {name: [node for node in nodes if carries[name](node)] for name in values}
 
 
 def check_attributes(graph: ModelGraph, after: str) -> None:
     """Raise PassError if an attribute is lost; `after` names the pass that ran last."""
     expected = graph.family.attributes(graph.dtype)
     for name, carriers in find_attributes(graph).items():
-        if len(carriers) != expected[name].carriers:
+        # One of n nodes that compute parts of the same thing carries an n-th of it.
+        parts = sum(Fraction(1, node.meta.get("parts", 1)) for node in carriers)
+        if parts != expected[name].carriers:
             values = " or ".join(map(str, expected[name].values))
+            names = ", ".join(node.name for node in carriers) or "none"
             raise PassError(
-                f"after {after}: {name} = {values} is carried by {len(carriers)} nodes "
-                f"({', '.join(carriers) or 'none'}), expected {expected[name].carriers}: the rewrite lost or changed it"
+                f"after {after}: {name} = {values} is carried by {len(carriers)} nodes ({names}), expected "
+                f"{expected[name].carriers}: the rewrite lost or changed it"
             )
 
 
@@ -113,12 +120,39 @@ def _softmax_scale(node: fx.Node) -> object:
 
 def _has_window(node: fx.Node, family: Family) -> bool:
     """Whether the node ends what a query sees where its layer's window ends."""
-    attention, found = _attention(node, family), None
+    attention = _attention(node, family)
+    found: object = None
     if node.target in _ATTENTIONS:
         found = node.kwargs.get("window")
     elif node.target == aten.sub.Tensor and any(user.target == aten.gt.Tensor for user in node.users):
         found = node.args[1]
+    elif node.target == aten.masked_fill.Scalar:
+        found = _window_of_mask(node.args[1])
+    elif (kernel := _kernel(node)) is not None and "softmax_scale" in kernel.carries:
+        found = _window_of_kernel(node)
     return attention is not None and found is not None and found == attention.window
+
+
+def _window_of_kernel(node: fx.Node) -> object:
+    """The window of an attention kernel: a band that it does not ignore, or a mask."""
+    before = node.kwargs.get("pre_tokens")
+    if node.kwargs.get("sparse_mode") == BAND and isinstance(before, int):
+        return before + 1
+    return _window_of_mask(node.kwargs.get("atten_mask"))
+
+
+def _window_of_mask(mask: object) -> object:
+    """The window W of a mask that hides keys before `query - (W - 1)`; None: it hides none."""
+    if not isinstance(mask, fx.Node):
+        return None
+    if mask.target == aten.lt.Tensor:
+        oldest = mask.args[1].args[0] if _calls(mask.args[1], aten.clamp.default) else mask.args[1]
+        before = oldest.args[1] if _calls(oldest, aten.sub.Tensor) else None
+        return before + 1 if isinstance(before, int) else None
+    if mask.target not in _OF_MASKS:
+        return None
+    found = [_window_of_mask(source) for source in mask.args[:2] if isinstance(source, fx.Node)]
+    return next((window for window in found if window is not None), None)
 
 
 def _has_softcap(node: fx.Node, family: Family) -> bool:

@@ -23,6 +23,7 @@ from passes.ascend.linear import AscendLinear
 from passes.ascend.norm import AscendNormExact, AscendNormFused
 from passes.ascend.quant import AscendQuant
 from passes.ascend.rotary import AscendRotary
+from passes.ascend.softcap import AscendSoftcap
 from passes.framework.contract import Pass
 from runners.backends.ascend import standin
 from runners.backends.ascend.checked_step import CheckedStep
@@ -53,6 +54,7 @@ def kernel_passes(options: AscendOptions) -> tuple[Pass, ...]:
         AscendNormFused() if options.norm == "fused" else AscendNormExact(soc),
         AscendRotary(soc),
         AscendGeGlu(),
+        AscendSoftcap(),
         AscendLinear(soc),
         AscendLastToken(),
     )
@@ -127,14 +129,16 @@ class TorchairBackend:
         """torchair's text of the lowered graph, and a listing that says where it runs and which attention was taken."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lowered.pbtxt").write_text(lowered.pbtxt, encoding="utf-8")
-        choice = attention_choice(graph, self.options.soc)
+        family = graph.family
+        firsts = [next(i for i, layer in enumerate(family.layers) if layer.attention == a) for a in family.attentions]
+        choices = dict.fromkeys(attention_choice(graph, self.options.soc, index) for index in firsts)
         ge_graph = lowered.graph
         gathers = gathered_bytes(ge_graph)
         header = [
             f"# {self.description}",
             f"# soc {self.options.soc.name}",
             f"# bucket {graph.bucket}",
-            f"# attention: {choice.op}, {choice.reason}",
+            *(f"# attention: {choice.op}, {choice.reason}" for choice in choices),
             f"# gathers of cached blocks: {len(gathers)}, which copy {sum(gathers.values())} bytes",
         ]
         (folder / "lowered.txt").write_text("\n".join(header) + "\n" + list_graph(ge_graph), encoding="utf-8")

@@ -5,15 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from graph_model.ascend.legality import check_attention, check_model, check_quantization
+from graph_model.ascend.legality import check_model, check_quantization
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.chips.chip import Chip
-from graph_model.config import GemmaConfig
+from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, layer_types
 from graph_model.errors import UserError
 from graph_model.families import family_of
 from graph_model.graph import KVCacheConfig
@@ -50,7 +51,7 @@ class RepresentativeStep:
 
     def __str__(self) -> str:
         heads = f"{self.config.num_attention_heads}:{self.config.num_key_value_heads} heads of {self.config.head_dim}"
-        parts = [self.dtype, f"norm={self.norm}", f"blocks of {self.block_size}", heads]
+        parts = [self.config.model_type, self.dtype, f"norm={self.norm}", f"blocks of {self.block_size}", heads]
         parts += [self.scheme] if self.scheme else []
         parts += ["kv8"] if self.kv8 else []
         parts += [f"rank {self.shard.rank} of {self.shard.world_size}"] if self.shard != WHOLE else []
@@ -65,13 +66,12 @@ class RepresentativeStep:
 
     def runs_on(self, soc: Chip) -> bool:
         """Whether the chip's tables allow it."""
-        (attention,) = family_of(self.config).attentions
-        heads, kv_heads = self.shard.heads(attention), self.shard.kv_heads(attention)
         try:
-            check_attention(soc, attention)
-            check_model(soc, self.dtype, attention.head_dim, heads, kv_heads, self.block_size)
-            if self.quantization is not None:
-                check_quantization(soc, self.quantization, attention.head_dim, self.block_size)
+            for attention in family_of(self.config).attentions:
+                heads, kv_heads = self.shard.heads(attention), self.shard.kv_heads(attention)
+                check_model(soc, self.dtype, attention.head_dim, heads, kv_heads, self.block_size)
+                if self.quantization is not None:
+                    check_quantization(soc, self.quantization, attention.head_dim, self.block_size)
         except UserError:
             return False
         return True
@@ -149,6 +149,27 @@ def _steps() -> Iterator[RepresentativeStep]:
     yield step(decode, shared, dtype="bfloat16", norm="fused", scheme="w8a8", kept=kept)
     yield step(prefill, shared, dtype="bfloat16", norm="fused", scheme="w8a8_dynamic")
     yield step(extend, shared, dtype="bfloat16", scheme="w8a16", kv8=True)
+
+    # Windows, soft-caps, norms of heads and of branches; a full layer after a sliding one.
+    later: dict[str, Any] = {
+        **{name: getattr(small, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")},
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "layer_types": layer_types(2, 2),
+        "sliding_window": 12,
+        "dtype": "float32",
+    }
+    capped = Gemma2Config(**later, attn_logit_softcapping=4.0, final_logit_softcapping=6.0)
+    normed = Gemma3Config(**later, rope_theta=5000.0, rope_local_base_freq=100.0, rope_factor=8.0)
+    yield step(prefill, normed, block_size=128)
+    yield step(extend, normed, norm="fused")
+    yield step(replace(decode, max_blocks_per_seq=3), normed)  # of which the window shows two
+    yield step(decode, normed, dtype="bfloat16", scheme="w8a8_dynamic", kv8=True)
+    yield step(prefill, capped)
+    yield step(extend, capped, dtype="bfloat16")
+    yield step(decode, capped, norm="fused")
 
     # Tokens are looked up and chosen by all ranks together; shares of static int8 layers are summed before rounding.
     rank = Shard(1, 2)

@@ -67,8 +67,8 @@ def check_kernels(counts: GraphCounts, layers: int, per_layer: int, besides: int
     assert 0 < others <= besides, f"{counts.compute} kernels in {layers} layers: {counts.by_type}"
 
 
-def selected(config: GemmaConfig, bucket: Bucket, soc: str) -> ModelGraph:
-    graph = capture(config, bucket, KVCacheConfig(1024, BLOCK), HALF)
+def selected(config: GemmaConfig, bucket: Bucket, soc: str, num_blocks: int = 1024) -> ModelGraph:
+    graph = capture(config, bucket, KVCacheConfig(num_blocks, BLOCK), HALF)
     run_passes(graph, [*(cls() for cls in DEFAULT_PASSES), *kernel_passes(AscendOptions(find_soc(soc), "exact"))])
     return graph
 

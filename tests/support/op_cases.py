@@ -73,6 +73,8 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("MaskedFill", {"x": h, "mask": b, "value": t(2.0).half()}, {}),
     ("MaskedFill", {"x": x, "mask": b, "value": t([2.0])}, {}),
     ("Neg", {"x": x}, {}),
+    ("Tanh", {"x": x * 3}, {}),
+    ("Tanh", {"x": h}, {}),
     ("Abs", {"x": x}, {}),
     ("Abs", {"x": h}, {}),
     ("Neg", {"x": i}, {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from passes.pipeline import DEFAULT_PASSES
 from runners.backends.ascend.lower import LoweredStep
 from runners.backends.torchair import AscendOptions, kernel_passes
 from support.checkpoints import make_model
-from support.configs import TINY_CONFIGS
+from support.configs import LATER_CONFIGS, TINY_CONFIGS
 from support.modelslim import quantized_tensors
 from support.ranks import part_reader
 
@@ -33,6 +34,12 @@ WIDE_GROUPS = replace(BASE, num_attention_heads=8, num_key_value_heads=2, head_d
 ONE_TO_ONE = replace(BASE, num_attention_heads=2, num_key_value_heads=2, head_dim=256)
 BIASED = replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2)
 UNTIED = replace(TINY_CONFIGS["untied_head"], num_hidden_layers=2)
+_TWO_KINDS: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "head_dim": 64,
+    "layer_types": ("sliding_attention", "full_attention"),
+}
+GEMMA2, GEMMA3 = (replace(LATER_CONFIGS[name], **_TWO_KINDS) for name in ("gemma2", "gemma3"))
 CHUNK, WIDTH = 16, 2
 
 
@@ -49,11 +56,12 @@ class StepCase:
     kv8: bool = False
     seed: int = 0  # of the random weights
     sampled: bool = False  # the graph returns drawn tokens with log-probabilities, else logits
+    width: int = WIDTH  # blocks of a row's table, 2 or 3
 
     @property
     def bucket(self) -> Bucket:
         decode, prefill = self.phase == "decode", self.phase == "prefill"
-        shape = (3, 1 if decode else CHUNK, 0 if prefill else WIDTH)
+        shape = (3, 1 if decode else CHUNK, 0 if prefill else self.width)
         return Bucket(self.phase, *shape, *(("sample", 2) if self.sampled else ()))  # type: ignore[arg-type]
 
     @property
@@ -96,14 +104,14 @@ def step_inputs(case: StepCase) -> dict[str, Tensor]:
     tokens = torch.arange(bucket.chunk)
     if case.phase == "decode":
         query_lens = torch.tensor([1, 1, 1])
-        starts = torch.tensor([WIDTH * size - 1, size + 2, 0])
+        starts = torch.tensor([case.width * size - 1, size + 2, 0])
     else:
         query_lens = torch.tensor([CHUNK, CHUNK - 5, 1])
-        starts = torch.tensor([WIDTH * size - CHUNK, size - 3, 0]) * (case.phase == "extend")
-    table = torch.tensor([[5, 2], [7, 3], [0, 0]])
+        starts = torch.tensor([case.width * size - CHUNK, size - 3, 0]) * (case.phase == "extend")
+    table = torch.tensor([[5, 2, 6], [7, 3, 1], [0, 0, 0]])[:, : case.width]
     real = (tokens < query_lens[:, None]) & torch.tensor([True, True, False])[:, None]
     positions = starts[:, None] + tokens
-    slots = table.gather(1, (positions // size).clamp(max=WIDTH - 1)) * size + positions % size
+    slots = table.gather(1, (positions // size).clamp(max=case.width - 1)) * size + positions % size
     scratch = torch.arange(3 * bucket.chunk).view(3, -1)
     return {
         "input_ids": torch.randint(3, case.config.vocab_size, (3, bucket.chunk), generator=generator) * real,
@@ -132,7 +140,7 @@ def filled_caches(case: StepCase, graph: ModelGraph, inputs: dict[str, Tensor]) 
             blocks = cache[inputs["block_table"][row]].flatten(0, 1)
             length = int(inputs["context_lens"][row])
             blocks[:length] = torch.randn(blocks[:length].shape, generator=generator)
-            cache[inputs["block_table"][row]] = blocks.view(WIDTH, *cache.shape[1:])
+            cache[inputs["block_table"][row]] = blocks.view(case.width, *cache.shape[1:])
         caches.append(cache.to(case.dtype))
     if not case.kv8:
         return caches

@@ -18,6 +18,9 @@ from graph_model.errors import UserError
 HEAD_DIM_ALIGNMENT = 16
 INT8_HEAD_DIM_ALIGNMENT = 32  # with an int8 cache
 MAX_BLOCK_SIZE = 512
+# sparse_mode of causal attention, aligned to the last query and the last key: all earlier keys, or pre_tokens of them.
+CAUSAL, BAND = 3, 4
+_UNLIMITED = 2147483647
 _OPS = ("FusedInferAttentionScore", "IncreFlashAttention", "PromptFlashAttention")
 
 
@@ -58,6 +61,8 @@ def _fused_infer_attention_score(
     scale: float = 1.0,
     input_layout: str = "BSH",
     sparse_mode: int = 0,
+    pre_tokens: int = _UNLIMITED,
+    next_tokens: int = _UNLIMITED,
     block_size: int = 0,
     key_antiquant_scale: Tensor | None = None,
     value_antiquant_scale: Tensor | None = None,
@@ -86,9 +91,14 @@ def _fused_infer_attention_score(
     keys = torch.arange(key.shape[1])
     hidden = (keys >= kv_lens[:, None])[:, None, :].expand(-1, tokens, -1)
     rows = torch.arange(tokens)
-    if sparse_mode == 3:  # causal, aligned to the last query and the last key
+    distance = keys - (rows + (kv_lens - q_lens)[:, None])[:, :, None]  # of a key from the query's own
+    if sparse_mode in (CAUSAL, BAND):
         assert atten_mask is not None
-        hidden = hidden | (keys > (rows + (kv_lens - q_lens)[:, None])[:, :, None])
+        assert tokens > 1, "with one query token the op ignores sparse_mode"
+        hidden = hidden | (distance > (next_tokens if sparse_mode == BAND else 0))
+        hidden = hidden | (distance < -pre_tokens) if sparse_mode == BAND else hidden
+    elif atten_mask is not None:
+        hidden = hidden | atten_mask[:, 0, :, : key.shape[1]]
     out = _attend(query, key, value, hidden, scale)
     out = torch.where((rows < q_lens[:, None])[:, :, None, None], out, 0)
     return out.transpose(1, 2) if input_layout == "BNSD" else out, query.new_empty(0, dtype=torch.float32)
@@ -129,11 +139,12 @@ def _incre_flash_attention(
     block_size: int = 0,
 ) -> Tensor:
     assert input_layout == "BSH"
-    assert atten_mask is None
     if block_table is not None:
         assert key.shape[1] == block_size
         key, value = (cache[block_table.long()].flatten(1, 2) for cache in (key, value))
     hidden = (torch.arange(key.shape[1]) >= actual_seq_lengths[:, None])[:, None, :]
+    if atten_mask is not None:
+        hidden = hidden | atten_mask[:, 0]
     key, value = (x.unflatten(-1, (num_key_value_heads, -1)) for x in (key, value))
     return _attend(query.unflatten(-1, (num_heads, -1)), key, value, hidden, scale).flatten(2)
 
@@ -176,8 +187,13 @@ def _check_fused_infer(node: Node, inputs: dict[str, TensorDesc], chip: Chip) ->
     query = shape_of(inputs, "query")
     layout = node.attrs.get("input_layout", "BSH")
     head_dim = _head_dim(query, layout, node.attrs["num_heads"], chip.limits(node.type))
+    tokens = query[2 if layout == "BNSD" else 1]
+    ignored = [name for name in ("sparse_mode", "pre_tokens", "next_tokens") if name in node.attrs]
+    if tokens == 1 and any(node.attrs[name] not in (0, _UNLIMITED) for name in ignored):
+        values = ", ".join(f"{name}={node.attrs[name]}" for name in ignored)
+        raise GeGraphError(f"{values} with one query token, for which the op ignores them")
     if "block_table" in inputs:
-        tokens = query[2 if layout == "BNSD" else 1]
+        _check_mask_of_blocks(node, inputs)
         int8 = inputs["key0"].dtype is torch.int8
         if int8 and tokens > 1:
             raise GeGraphError("a paged int8 cache serves one query token only")
@@ -191,11 +207,22 @@ def _check_incre(node: Node, inputs: dict[str, TensorDesc], chip: Chip) -> None:
     heads, kv_heads = node.attrs["num_heads"], node.attrs.get("num_key_value_heads", 1) or node.attrs["num_heads"]
     head_dim = _head_dim(query, node.attrs.get("input_layout", "BSH"), heads, limits)
     if "block_table" in inputs:
+        _check_mask_of_blocks(node, inputs)
         check_block_size(chip, node.attrs["block_size"])
     if limits.max_grouped_head_dim is not None and heads != kv_heads and head_dim > limits.max_grouped_head_dim:
         raise GeGraphError(f"grouped heads need head_dim <= {limits.max_grouped_head_dim}, it is {head_dim}")
     if limits.max_rows is not None and query[0] > limits.max_rows:
         raise GeGraphError(f"{query[0]} rows; the limit is {limits.max_rows}")
+
+
+def _check_mask_of_blocks(node: Node, inputs: dict[str, TensorDesc]) -> None:
+    """A whole mask has a place for each token that the block table can name."""
+    if "atten_mask" not in inputs or node.attrs.get("sparse_mode", 0) in (CAUSAL, BAND):
+        return
+    width = shape_of(inputs, "block_table")[1] * node.attrs["block_size"]
+    if shape_of(inputs, "atten_mask")[-1] < width:
+        found = shape_of(inputs, "atten_mask")[-1]
+        raise GeGraphError(f"a mask of {found} keys, where the block table names blocks of {width}")
 
 
 def _check_prompt(node: Node, inputs: dict[str, TensorDesc], chip: Chip) -> None:
@@ -218,7 +245,8 @@ def _head_dim(query: tuple[int, ...], layout: str, heads: int, limits: Limits) -
 
 
 def _work(node: Node, operands: Operands, context_length: int | None) -> Work:
-    """Keys and values are read once per row, up to its context; a causal mask hides half of a chunk from itself."""
+    """Keys and values are read once per row, up to its context or as far as its window reaches; a causal mask hides
+    half of a chunk from itself."""
     query, key = operands["query"], operands["key"]
     assert query.shape is not None
     assert key.shape is not None
@@ -239,14 +267,19 @@ def _work(node: Node, operands: Operands, context_length: int | None) -> Work:
     of_cache = ("key", "key0", "value", "value0", "key_antiquant_scale", "value_antiquant_scale")
     cache_bytes = sum(byte_count(operands[name]) for name in of_cache if name in operands) * rows * context // held
 
+    sparse = node.attrs.get("sparse_mode", 0)
+    # Keys that a query sees, itself included; the first tokens of a sequence see fewer.
+    window = node.attrs["pre_tokens"] + 1 if sparse == BAND else context
+    cache_bytes = cache_bytes * min(context, tokens + window - 1) // max(context, 1)
     read = operands.bytes_read(*of_cache, "atten_mask") + cache_bytes
-    hidden = 0
+    seen = tokens * context
     if "atten_mask" in operands:
         mask = byte_count(operands["atten_mask"])
-        causal = node.attrs.get("sparse_mode", 0) == 3  # the mask is a template, of which the diagonal is read
-        hidden = tokens * (tokens - 1) // 2 if causal and context >= tokens else 0
-        read += min(mask, tokens * tokens) if causal else mask
-    scores = rows * heads * (tokens * context - hidden)
+        template = sparse in (CAUSAL, BAND)  # of which the diagonal is read
+        read += min(mask, tokens * tokens) if template else mask
+        if template and context >= tokens:
+            seen = sum(min(position + 1, window) for position in range(context - tokens, context))
+    scores = rows * heads * seen
     head_dim = element_count(query) // (rows * tokens * heads)
     return Work(read, operands.bytes_written(), 4 * scores * head_dim, scores * SOFTMAX, query.dtype)
 

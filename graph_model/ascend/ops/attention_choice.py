@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graph_model.ascend.ops.attention import check_block_size
 from graph_model.bucket import Phase
 from graph_model.chips.chip import Chip
 from graph_model.errors import UserError
+
+_GATHER_PASSES = 3  # read, written gathered, read again
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,30 @@ def choose_attention(
     head_dim: int,
     batch: int,
     int8_cache: bool = False,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> AttentionChoice:
     """The attention op of a step; heads are those of one rank. Raises UserError where there is none."""
     check_block_size(chip, block_size, int8_cache=int8_cache)
+    if softcap is not None:
+        passes = 1 if phase == "prefill" else _GATHER_PASSES
+        which = "fresh keys and values" if phase == "prefill" else "gathered keys and values"
+        reason = f"no attention op has a soft-cap ({softcap:g}): written out over {which}"
+        return AttentionChoice("decomposed", False, 1, passes, reason)
     if chip.has("FusedInferAttentionScore"):
-        return _choose_fused_infer(chip, phase, block_size, int8_cache)
+        choice = _choose_fused_infer(chip, phase, block_size, int8_cache)
+        how = "sparse_mode 4"
+        if phase == "decode":
+            how = "the window's blocks and a mask, as the op ignores sparse_mode with one query token"
+    else:
+        choice = _choose_without_fused_infer(chip, phase, heads, kv_heads, head_dim, batch)
+        how = "the window's blocks and a mask" if choice.paged else "a mask" if phase == "prefill" else "its keys only"
+    return choice if window is None else replace(choice, reason=f"{choice.reason}; window {window}: {how}")
+
+
+def _choose_without_fused_infer(
+    chip: Chip, phase: Phase, heads: int, kv_heads: int, head_dim: int, batch: int
+) -> AttentionChoice:
     group = heads // kv_heads
     if phase != "decode":
         gathered = phase == "extend"
@@ -47,26 +68,25 @@ def choose_attention(
             reason=("the cached blocks are gathered first: " if gathered else "over the fresh keys and values: ")
             + "PromptFlashAttention has no paging; key heads are expanded, the mask is made in the graph",
         )
-    gather_passes = 3  # read, written gathered, read again
     limits = chip.limits("IncreFlashAttention")
     most_rows = limits.max_rows or batch * group
     too_many = f"exceeds the {most_rows} rows of IncreFlashAttention"
     if group == 1 or limits.max_grouped_head_dim is None or head_dim <= limits.max_grouped_head_dim:
         if batch <= most_rows:
             return AttentionChoice("IncreFlashAttention", True, 1, 1, f"paged; {group} query heads per key head")
-        reason = f"a batch of {batch} {too_many}: blocks are gathered ({gather_passes} passes)"
-        return AttentionChoice("decomposed", False, 1, gather_passes, reason)
+        reason = f"a batch of {batch} {too_many}: blocks are gathered ({_GATHER_PASSES} passes)"
+        return AttentionChoice("decomposed", False, 1, _GATHER_PASSES, reason)
     limit = f"grouped heads need head_dim <= {limits.max_grouped_head_dim}, it is {head_dim}"
     as_rows = f"{group} query heads as rows would each read the cache, {group} passes"
     # The scores, which only a decomposition moves, are less than a pass: 8 * group / head_dim of one.
-    if group <= gather_passes and batch * group <= most_rows:
+    if group <= _GATHER_PASSES and batch * group <= most_rows:
         reason = f"{limit}: {group} query heads become rows, each reads the cache ({group} passes; "
-        reason += f"gathering takes {gather_passes} and the scores)"
+        reason += f"gathering takes {_GATHER_PASSES} and the scores)"
         return AttentionChoice("IncreFlashAttention", True, group, group, reason)
-    if group <= gather_passes:
+    if group <= _GATHER_PASSES:
         as_rows = f"a batch of {batch} with {group} query heads as rows {too_many}"
-    reason = f"{limit}: blocks are gathered ({gather_passes} passes and the scores; {as_rows})"
-    return AttentionChoice("decomposed", False, 1, gather_passes, reason)
+    reason = f"{limit}: blocks are gathered ({_GATHER_PASSES} passes and the scores; {as_rows})"
+    return AttentionChoice("decomposed", False, 1, _GATHER_PASSES, reason)
 
 
 def _choose_fused_infer(chip: Chip, phase: Phase, block_size: int, int8_cache: bool) -> AttentionChoice:

@@ -16,6 +16,7 @@ from torch import fx
 
 from graph_model.ascend.ge_graph import GeGraph, Node
 from graph_model.ascend.ops import BY_GE_TYPE
+from graph_model.ascend.ops.attention import BAND
 from graph_model.graph import ModelGraph
 from passes.framework.attributes import find_attributes
 from runners.backends.ascend.interpreter.registry import OPS
@@ -93,9 +94,9 @@ def annotate(proto: Any, module: fx.GraphModule, graph: ModelGraph, input_order:
     input_order: the place among `graph`'s placeholders of each input, by the input's index.
     """
     carried: dict[str, list[str]] = {}
-    for attribute, names in find_attributes(graph).items():
-        for name in names:
-            carried.setdefault(name, []).append(attribute)
+    for attribute, nodes in find_attributes(graph).items():
+        for node in nodes:
+            carried.setdefault(node.name, []).append(attribute)
     customs = {node.name: node.meta.get("custom") for node in module.graph.nodes}
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     consumers: dict[str, dict[str, str]] = {}
@@ -137,13 +138,23 @@ def _carried(attribute: str, node: Node) -> str | None:
     if node.type in _INPUTS:
         return origin_of(node).value.partition(" ")[2]
     ours = BY_GE_TYPE.get(node.type)
+    if attribute == "window":
+        return _window(node)
     if ours is not None and attribute in ours.computes:
         return ours.computes[attribute]
     if ours is not None:
         name = ours.carries.get(attribute, ("", ""))[1]
     else:
-        name = "value" if attribute.endswith("_scale") else ""  # of a product with a number: Muls
+        name = "value" if attribute.endswith(("_scale", "_softcap")) else ""  # of a product with a number: Muls
     defaults = OPS[node.type].defaults if node.type in OPS else {}
     if name in node.attrs or defaults.get(name) is not None:
         return f"{name}={node.attrs.get(name, defaults.get(name)):.7g}"
     return None
+
+
+def _window(node: Node) -> str | None:
+    """How a node ends what a query sees; None: it does not."""
+    if node.attrs.get("sparse_mode") == BAND:
+        return f"pre_tokens={node.attrs['pre_tokens']}"
+    masks = [edge.name for edge in node.inputs if edge.name in ("atten_mask", "mask")]
+    return masks[0] if masks else None

@@ -57,6 +57,7 @@ _ELEMENTWISE: dict[str, Callable[..., Tensor]] = {
     "Cos": lambda x: torch.sin(x + math.pi / 2),
     "Sin": lambda x: torch.cos(x - math.pi / 2),
     "Exp": lambda x: torch.pow(math.e, x),
+    "Tanh": lambda x: 1 - 2 / (torch.pow(math.e, 2 * x) + 1),
     "Log": lambda x: torch.log2(x) * math.log(2),
     "Identity": lambda x: x,
     "TensorMove": lambda x: x,

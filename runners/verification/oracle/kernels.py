@@ -134,7 +134,7 @@ def _dynamic_quant_update_scatter(x: Inputs, a: Attrs) -> list[Tensor]:
 def _fused_infer(x: Inputs, a: Attrs) -> list[Tensor]:
     layout, heads = a.get("input_layout", "BSH"), a["num_heads"]
     out = _attend(x, x["key"][0], x["value"][0], layout, heads, a.get("num_key_value_heads") or heads, a["scale"],
-                  a.get("sparse_mode", 0))  # fmt: skip
+                  a.get("sparse_mode", 0), (a.get("pre_tokens"), a.get("next_tokens")))  # fmt: skip
     return [out]
 
 
@@ -156,7 +156,15 @@ def _prompt(x: Inputs, a: Attrs) -> list[Tensor]:
 
 
 def _attend(
-    x: Inputs, key: Tensor, value: Tensor, layout: str, heads: int, kv_heads: int, scale: float, sparse: int
+    x: Inputs,
+    key: Tensor,
+    value: Tensor,
+    layout: str,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    sparse: int,
+    band: tuple[int | None, int | None] = (None, None),
 ) -> Tensor:
     """Row by row over the keys that the row's block table and length name; rows of padding stay 0."""
     assert layout in ("BSH", "BSND", "BNSD"), layout
@@ -180,6 +188,12 @@ def _attend(
         hidden = None
         if sparse == 3:
             hidden = torch.arange(kv_len) > torch.arange(kv_len - q_len, kv_len)[:, None]
+        elif sparse == 4:
+            before, after = band
+            assert before is not None
+            assert after is not None
+            distance = torch.arange(kv_len) - torch.arange(kv_len - q_len, kv_len)[:, None]
+            hidden = ~((-before <= distance) & (distance <= after))
         elif mask is not None:
             whole = mask.reshape(-1, *mask.shape[-2:]).bool()
             hidden = whole[row if len(whole) > 1 else 0, :q_len, :kv_len]

@@ -181,3 +181,20 @@ def test_products_join_all_reduces_within_one_a2_server() -> None:
         check_matmul_all_reduce(ATLAS_800I_A2, 16)
     with pytest.raises(UserError, match="the Atlas 300I DUO has no MatmulAllReduce"):
         check_matmul_all_reduce(ATLAS_300I_DUO, 2)
+
+
+@pytest.mark.parametrize(
+    ("phase", "how"), [("prefill", "sparse_mode 4"), ("decode", "the window's blocks and a mask, as the op")]
+)
+def test_a_window_on_the_a2_keeps_the_fused_kernel(phase: str, how: str) -> None:
+    choice = choose_attention(ATLAS_800I_A2, phase, 128, 4, 1, 256, batch=4, window=512)  # type: ignore[arg-type]
+    assert (choice.op, choice.paged) == (FIA, True)
+    assert f"window 512: {how}" in choice.reason
+
+
+@pytest.mark.parametrize("chip", [ATLAS_800I_A2, ATLAS_300I_DUO])
+@pytest.mark.parametrize(("phase", "passes"), [("prefill", 1), ("extend", 3), ("decode", 3)])
+def test_no_fused_kernel_is_chosen_for_a_softcap(chip: Chip, phase: str, passes: int) -> None:
+    choice = choose_attention(chip, phase, 128, 8, 4, 128, batch=4, softcap=50.0)  # type: ignore[arg-type]
+    assert (choice.op, choice.paged, choice.cache_passes) == ("decomposed", False, passes)
+    assert "no attention op has a soft-cap (50)" in choice.reason

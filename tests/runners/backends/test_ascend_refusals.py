@@ -77,8 +77,6 @@ def settings(*overrides: str) -> Any:
         (["norm=fused"], "backend=torchair only"),
         ([FUSED, "world_size=2"], "backend=torchair only"),
         ([FUSED, "world_size=2", "backend=torchair", "soc=atlas_300i_duo", "dtype=float16"], "no MatmulAllReduce"),
-        (["backend=torchair", "model=gemma3_1b"], "attention has a window of 512, which is not lowered"),
-        (["backend=torchair", "model=gemma2_2b"], "attention has a window of 4096, which is not lowered"),
         ([FUSED, "model=gemma_7b", "world_size=16", "backend=torchair"], "joins 1, 2, 4, 8 devices"),
         ([FUSED, "world_size=2", "backend=torchair", "quant=w8a8"], "whose ranks sum int32 and float32"),
     ],

@@ -132,8 +132,11 @@ def test_an_int8_cache_that_the_kernel_does_not_take_is_refused(change: dict[str
         int8_decode(**arguments | change)  # type: ignore[arg-type]
 
 
-def test_a_padded_chunk_after_context_equals_the_unpadded_one() -> None:
+@pytest.mark.parametrize("window", [1, 4, 127, 128, 129, 200, None])
+def test_a_padded_chunk_after_context_equals_the_unpadded_one(window: int | None) -> None:
+    """With a window of W the band of pre_tokens = W - 1."""
     torch.manual_seed(2)
+    band = {"sparse_mode": 3} if window is None else {"sparse_mode": 4, "pre_tokens": window - 1, "next_tokens": 0}
     heads, kv_heads, block = 4, 2, 128
     table = torch.tensor([[1, 3], [2, 0]], dtype=torch.int32)
     kv_lens, q_lens, chunk = [130, 7], [5, 7], 8
@@ -152,11 +155,12 @@ def test_a_padded_chunk_after_context_equals_the_unpadded_one() -> None:
         num_key_value_heads=kv_heads,
         scale=SCALE,
         input_layout="BSND",
-        sparse_mode=3,
         block_size=block,
+        **band,
     )
     for row, (q_len, kv_len) in enumerate(zip(q_lens, kv_lens, strict=True)):
-        hidden = torch.arange(kv_len) > torch.arange(kv_len - q_len, kv_len)[:, None]
+        own = torch.arange(kv_len - q_len, kv_len)[:, None]
+        hidden = (torch.arange(kv_len) > own) | (torch.arange(kv_len) <= own - (window or kv_len))
         close(out[row, :q_len], reference(q[row, :q_len], keys[row], values[row], hidden))
         assert not out[row, q_len:].any()
 
@@ -234,6 +238,10 @@ def test_decode_attention_with_a_mask_per_row_and_no_paging() -> None:
         close(out[row].unflatten(-1, (2, DIM)), reference(*split, mask[row : row + 1]))
 
 
+NO_MASK = torch.zeros(2048, 2048, dtype=torch.bool)
+TWO_TOKENS = {"query": torch.ones(1, 2, DIM).half()}
+
+
 def decode(**changes: object) -> None:
     inputs: dict[str, object] = {
         "query": torch.ones(1, 1, DIM).half(),
@@ -266,9 +274,14 @@ def test_unused_entries_of_a_block_table_are_not_read() -> None:
         ({"block_size": 32}, "blocks hold 16"),
         ({"query": torch.ones(1, 1, DIM)}, "float16"),
         ({"input_layout": "TND"}, "TND"),
-        ({"sparse_mode": 2}, "sparse_mode 2"),
-        ({"sparse_mode": 3}, "without its mask"),
-        ({"sparse_mode": 3, "atten_mask": torch.zeros(2048, 2048, dtype=torch.bool)}, "not the causal triangle"),
+        ({"sparse_mode": 2, **TWO_TOKENS}, "sparse_mode 2"),
+        ({"sparse_mode": 3, **TWO_TOKENS}, "without its mask"),
+        ({"sparse_mode": 3, "atten_mask": NO_MASK, **TWO_TOKENS}, "not the causal triangle"),
+        ({"sparse_mode": 4, "atten_mask": NO_MASK, **TWO_TOKENS}, "not the causal triangle"),
+        ({"sparse_mode": 4, "pre_tokens": -1, "atten_mask": CAUSAL_MASK, **TWO_TOKENS}, "a band from 1"),
+        ({"sparse_mode": 3, "atten_mask": CAUSAL_MASK}, "with one query token, for which the op ignores them"),
+        ({"sparse_mode": 4, "pre_tokens": 3, "next_tokens": 0}, "one query token, for which the op ignores them"),
+        ({"pre_tokens": 3}, "with one query token, for which the op ignores them"),
         ({"softmax_lse_flag": True}, "softmax_lse"),
     ],
 )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from graph_model.ascend.ge_graph import GeGraphError
+from runners.backends.ascend.interpreter.ops.attention_mask import BAND, CAUSAL, UNLIMITED, hidden_keys, read_mask
 from runners.backends.ascend.interpreter.ops.checks import (
     HALVES,
     require,
@@ -26,9 +27,6 @@ from runners.backends.ascend.interpreter.ops.checks import (
 )
 from runners.backends.ascend.interpreter.registry import ge_op
 
-UNLIMITED = 2147483647
-# sparse_mode 3 takes the causal mask in this fixed, compressed form.
-CAUSAL_MASK_SIZE = 2048
 # key_antiquant_mode and value_antiquant_mode: a scale per token and head, in blocks as the cache has them.
 PER_TOKEN_HEAD_PAGED = 5
 # inner_precise: what is kept in fp32 in between. Larger values treat rows without a visible key, which are refused.
@@ -70,7 +68,9 @@ def fused_infer_attention_score(
     [blocks, block_size, kv_heads * head_dim] or, with BNSD, [blocks, kv_heads, block_size, head_dim]; then
     actual_seq_lengths_kv [batch] and block_table int32 [batch, width] are required.
     sparse_mode 0: atten_mask, if given, is the whole mask (true: hidden), limited to the band of pre_tokens and
-    next_tokens. 3: causal, the last query token sees the last key; atten_mask is the fixed 2048 x 2048 triangle.
+    next_tokens. 3: causal, the last query token sees the last key; atten_mask is the fixed 2048 x 2048 triangle. 4: the
+    band from pre_tokens before a query's own key to next_tokens after it, with the mask and the alignment of 3.
+    With one query token the op ignores sparse_mode, pre_tokens and next_tokens: a graph that sets one is refused.
     Query rows at or beyond actual_seq_lengths come out 0.
     Paged int8 keys and values, with one query token only: both antiquant scales are fp32 [blocks, kv_heads,
     block_size] in mode 5; int8 * scale is rounded to the query's dtype and takes the place of the key or value.
@@ -83,6 +83,12 @@ def fused_infer_attention_score(
     require_value("out_dtype", out_dtype, 0)
     require(len(key) == 1 and len(value) == 1, "key or value given as a list of tensors")
     kv_heads = num_key_value_heads or num_heads
+    if query.shape[2 if input_layout == "BNSD" else 1] == 1:
+        given = (sparse_mode, pre_tokens, next_tokens)
+        require(
+            given == (0, UNLIMITED, UNLIMITED),
+            f"sparse_mode, pre_tokens and next_tokens {given} with one query token, for which the op ignores them",
+        )
     scales = None
     if key_antiquant_scale is not None or value_antiquant_scale is not None:
         modes = (key_antiquant_mode, value_antiquant_mode)
@@ -173,7 +179,7 @@ def _attend(
     if scales is None:
         require_same_dtype(query=query, key=key, value=value)
     require(num_heads % kv_heads == 0, f"{num_heads} heads in {kv_heads} groups")
-    require(sparse_mode in (0, 3), f"sparse_mode {sparse_mode}; the interpreter knows 0 and 3")
+    require(sparse_mode in (0, CAUSAL, BAND), f"sparse_mode {sparse_mode}; the interpreter knows 0, 3 and 4")
     q = _split_heads(query, layout, num_heads)  # [batch, tokens, heads, head_dim], a view
     batch, tokens, _, head_dim = q.shape
     if block_table is None:
@@ -189,8 +195,8 @@ def _attend(
             _check_scales(cache, cache_scales, kv_heads, block_size)
     q_lens = _lengths(query_lengths, batch, tokens, "actual_seq_lengths")
     kv_lens = _lengths(kv_lengths, batch, capacity, "actual_seq_lengths_kv")
-    mask = None if atten_mask is None else _read_mask(atten_mask, sparse_mode, batch, tokens, capacity)
-    require(sparse_mode == 0 or mask is not None, "sparse_mode 3 without its mask")
+    mask = None if atten_mask is None else read_mask(atten_mask, sparse_mode, batch, tokens, capacity)
+    require(sparse_mode == 0 or mask is not None, f"sparse_mode {sparse_mode} without its mask")
 
     out = torch.zeros(batch, tokens, num_heads, head_dim, dtype=query.dtype)
     for row in range(batch):
@@ -207,7 +213,7 @@ def _attend(
                     for x, s in zip((k, v), scales, strict=True)
                     if s is not None
                 )
-        hidden = _hidden(mask, sparse_mode, row, q_len, kv_len, band)
+        hidden = hidden_keys(mask, sparse_mode, row, q_len, kv_len, band)
         out[row, :q_len] = _attend_row(q[row, :q_len], k, v, hidden, scale)
     if layout == "BNSD":
         return out.transpose(1, 2).contiguous()
@@ -297,46 +303,3 @@ def _lengths(lengths: Tensor | None, batch: int, limit: int, name: str) -> list[
         if not 1 <= value <= limit:
             raise GeGraphError(f"{name} holds {value}; legal are 1 to {limit}")
     return values * batch if len(values) == 1 else values
-
-
-def _read_mask(mask: Tensor, sparse_mode: int, batch: int, tokens: int, keys: int) -> Tensor:
-    """The mask as bool [batch or 1, tokens, keys], or the checked triangle of sparse_mode 3."""
-    require_dtype("atten_mask", mask, torch.bool, torch.int8, torch.uint8)
-    if sparse_mode == 3:
-        size = CAUSAL_MASK_SIZE
-        require(mask.shape[-2:] == (size, size) and mask.numel() == size * size, f"mask {tuple(mask.shape)}")
-        mask = mask.view(size, size)
-        # The kernel reads tiles around the diagonal and takes the rest for granted.
-        diagonals = not bool(mask.diagonal(0).any()) and bool(mask.diagonal(1).all())
-        corners = bool(mask[0, 1:].all()) and not bool(mask[-1].any())
-        require(diagonals and corners, "the mask is not the causal triangle")
-        return mask
-    mask = mask.bool()
-    shape = mask.shape if mask.dim() != 4 else mask.shape[:1] + mask.shape[2:]
-    require(mask.dim() != 4 or mask.shape[1] == 1, f"mask {tuple(mask.shape)}: one mask for all heads")
-    mask = mask.reshape(shape if len(shape) == 3 else (1, *shape))
-    if mask.dim() == 3 and mask.shape[0] == 1 and mask.shape[1] == batch and tokens == 1 and batch > 1:
-        mask = mask.transpose(0, 1)  # one query token: [batch, keys]
-    require(mask.shape[0] in (1, batch), f"mask of {mask.shape[0]} rows for {batch}")
-    require(mask.shape[1] >= tokens and mask.shape[2] >= keys, f"mask {tuple(mask.shape)} for {tokens} x {keys}")
-    return mask
-
-
-def _hidden(
-    mask: Tensor | None, sparse_mode: int, row: int, q_len: int, kv_len: int, band: tuple[int, int]
-) -> Tensor | None:
-    """What query i of a row may not see: bool [q_len, kv_len]; None: it sees everything."""
-    if mask is None:
-        return None
-    if sparse_mode == 3:
-        if q_len > kv_len:
-            raise GeGraphError(f"{q_len} query tokens over {kv_len} keys: the first would see nothing")
-        return torch.ones(q_len, kv_len, dtype=torch.bool).triu(kv_len - q_len + 1) if q_len > 1 else None
-    hidden = mask[row if mask.shape[0] > 1 else 0, :q_len, :kv_len]
-    before, after = band
-    if before < kv_len or after < kv_len:
-        distance = torch.arange(kv_len) - torch.arange(q_len)[:, None]
-        hidden = hidden | (distance > after) | (distance < -before)
-    if bool(hidden.all(-1).any()):
-        raise GeGraphError("the mask hides every key from a query: its result is undefined on the chip")
-    return hidden
