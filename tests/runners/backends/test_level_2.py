@@ -9,7 +9,18 @@ import pytest
 import torch
 from support import torchair_steps as steps
 from support.chip_processes import A2, DUO
-from support.torchair_steps import BASE, BIASED, DECOMPOSED, GROUPED, ONE_TO_ONE, UNTIED, WIDE_GROUPS, StepCase
+from support.torchair_steps import (
+    BASE,
+    BIASED,
+    DECOMPOSED,
+    GEMMA2,
+    GEMMA3,
+    GROUPED,
+    ONE_TO_ONE,
+    UNTIED,
+    WIDE_GROUPS,
+    StepCase,
+)
 
 from graph_model.chips.registry import find_soc
 from graph_model.config import GemmaConfig
@@ -17,6 +28,7 @@ from runners.backends.ascend.lower import lower
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 PHASES = ("prefill", "extend", "decode")
+FOLDED_GEMMA3 = replace(GEMMA3, head_dim=256, num_key_value_heads=2)
 MANY_ROWS = replace(BASE, vocab_size=70001)  # a head in two parts
 
 
@@ -55,6 +67,19 @@ CASES = [
     case(A2, "w8a16 head of 70001 rows", StepCase(MANY_ROWS, HALF, 64, "decode", scheme="w8a16")),
     case(DUO, "w8a16 head of 70001 rows", StepCase(MANY_ROWS, HALF, 64, "decode", scheme="w8a16"), slow=True),
     case(A2, "int8 cache one key head", *phases(BASE, kv8=True)),
+    case(A2, "gemma3", *phases(GEMMA3, width=3)),
+    case(A2, "gemma3 bfloat16 blocks of 128", *phases(GEMMA3, BRAIN, 128), slow=True),
+    case(A2, "gemma3 fused norm", *phases(GEMMA3, norm="fused"), slow=True),
+    case(A2, "gemma3 int8 cache", *phases(GEMMA3, kv8=True, width=3), slow=True),
+    case(A2, "gemma3 w8a8", *phases(GEMMA3, scheme="w8a8"), slow=True),
+    case(A2, "gemma2", *phases(GEMMA2, width=3)),
+    case(A2, "gemma2 bfloat16", *phases(GEMMA2, BRAIN), slow=True),
+    case(A2, "gemma2 int8 cache", *phases(GEMMA2, kv8=True), slow=True),
+    case(A2, "gemma2 w8a8_dynamic", *phases(GEMMA2, scheme="w8a8_dynamic"), slow=True),
+    case(DUO, "gemma3", *phases(GEMMA3, width=3)),
+    case(DUO, "gemma3 folded fused", *phases(FOLDED_GEMMA3, norm="fused", width=3), slow=True),
+    case(DUO, "gemma3 decomposed", StepCase(replace(GEMMA3, head_dim=256), HALF, 64, "decode", width=3), slow=True),
+    case(DUO, "gemma2", *phases(GEMMA2, width=3), slow=True),
     case(A2, "int8 cache grouped", *phases(GROUPED, BRAIN, scheme="w8a8_dynamic", kv8=True), slow=True),
 ]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -17,6 +17,7 @@ import torch
 from support import torchair_steps as steps
 from support.ascend_budgets import check_lean
 from support.chip_processes import A2, DUO
+from support.torchair_steps import GEMMA2, GEMMA3
 from torch import fx
 
 from graph_model.ascend.ge_graph import GeGraphError
@@ -194,12 +195,88 @@ def rotate_the_other_way(graph: ModelGraph) -> None:
     node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
 
 
+def given_as_a_band(graph: ModelGraph) -> None:
+    """Decode is told its window by pre_tokens, which the op ignores."""
+    for node in calls(graph, FUSED):
+        if "atten_mask" in node.kwargs:
+            options = {key: value for key, value in node.kwargs.items() if key != "atten_mask"}
+            before = GEMMA3.sliding_window - 1
+            node.kwargs = {**options, "sparse_mode": 4, "pre_tokens": before, "next_tokens": 0}
+
+
+def blocks_one_late(graph: ModelGraph) -> None:
+    """The blocks of the window begin one later than its oldest key."""
+    node = calls(graph, "aten::floor_divide")[0]
+    later = graph.insert(aten.add.Tensor, node, 1, at=next(iter(node.users)))
+    node.replace_all_uses_with(later, delete_user_cb=lambda user: user is not later)
+
+
+def cap_after_the_mask(graph: ModelGraph) -> None:
+    """Scores are hidden first, so that the soft-cap brings them back."""
+    node = calls(graph, "aten::masked_fill.Scalar")[0]
+    cap = calls(graph, "aten::mul.Tensor")
+    capped = next(n for n in cap if n.args[1] == GEMMA2.attn_logit_softcapping)
+    tanh = capped.args[0]
+    assert isinstance(tanh, fx.Node)
+    divided = tanh.args[0]
+    assert isinstance(divided, fx.Node)
+    scores = divided.args[0]
+    assert isinstance(scores, fx.Node)
+    by_head = list(node.meta["val"].shape)
+    hidden = graph.insert(aten.reshape.default, scores, by_head, at=divided)
+    hidden = graph.insert(aten.masked_fill.Scalar, hidden, *node.args[1:], at=divided)
+    hidden = graph.insert(aten.reshape.default, hidden, list(scores.meta["val"].shape), at=divided)
+    divided.replace_input_with(scores, hidden)
+    node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+
+
+def lose_softcap(graph: ModelGraph) -> None:
+    tanh = calls(graph, "aten::tanh")[0]
+    divided = tanh.args[0]
+    assert isinstance(divided, fx.Node)
+    next(iter(tanh.users)).replace_all_uses_with(divided.args[0])  # type: ignore[arg-type]
+
+
+def other_layers_base(graph: ModelGraph) -> None:
+    """The first layer is rotated by the second one's tables."""
+    rotations = calls(graph, "npu::npu_rotary_mul")
+    other = next(node for node in rotations if node.args[1] is not rotations[0].args[1])
+    tables = [node for argument in other.args[1:] for node in _with_sources(argument)]
+    for node in dict.fromkeys(tables):
+        if node.op == "call_function" and node > rotations[0]:
+            rotations[0].prepend(node)
+    rotations[0].args = (rotations[0].args[0], *other.args[1:])
+
+
+def _with_sources(node: object) -> list[fx.Node]:
+    assert isinstance(node, fx.Node)
+    return [*(found for source in node.all_input_nodes for found in _with_sources(source)), node]
+
+
+def norm_after_rotation(graph: ModelGraph) -> None:
+    """Queries are rotated before they are normed."""
+    rotation = calls(graph, "npu::npu_rotary_mul")[0]
+    norm = rotation.args[0]
+    assert isinstance(norm, fx.Node)
+    rotation.replace_input_with(norm, norm.args[0])  # type: ignore[arg-type]
+    users = list(rotation.users)
+    late = graph.insert(norm.target, rotation, *norm.args[1:], at=users[0])
+    for user in users:
+        user.replace_input_with(rotation, late)
+
+
+def widened(value: object) -> object:
+    assert isinstance(value, int)
+    return value + 1
+
+
 def halved(value: object) -> object:
     assert isinstance(value, float)
     return value / 2
 
 
 FUSED, SCATTER = "air::npu_fused_infer_attention_score", "npu::npu_scatter_pa_kv_cache"
+ONE_KV_HEAD = replace(GEMMA2, num_key_value_heads=1)  # so that prefill turns no heads round
 INCREMENTAL, PROMPT = "ascend::incre_flash_attention", "npu::npu_prompt_flash_attention"
 
 
@@ -240,6 +317,14 @@ MUTATIONS: dict[str, dict[str, Fault]] = {
         "keys for values": Fault("decode", "numbers", swap_arguments(FUSED, 1, 2)),
         "caches swapped": Fault("decode", "numbers", swap_arguments(SCATTER, 2, 3)),
         "wrong block size": Fault("decode", "interpreter", change_keyword(FUSED, "block_size", lambda size: 32)),
+        "window of W + 1 keys": Fault("extend", "attributes", change_keyword(FUSED, "pre_tokens", widened), GEMMA3),
+        "window lost in decode": Fault("decode", "attributes", drop_keywords(FUSED, "atten_mask"), GEMMA3),
+        "window ignored in decode": Fault("decode", "interpreter", given_as_a_band, GEMMA3),
+        "window's blocks one late": Fault("decode", "numbers", blocks_one_late, GEMMA3),
+        "softcap lost": Fault("decode", "attributes", lose_softcap, GEMMA2),
+        "softcap behind the mask": Fault("extend", "numbers", cap_after_the_mask, ONE_KV_HEAD),
+        "another layer's rotary base": Fault("decode", "numbers", other_layers_base, GEMMA3),
+        "norm of heads after rotation": Fault("decode", "numbers", norm_after_rotation, GEMMA3),
     },
     DUO: {
         **_COMMON,
@@ -302,7 +387,10 @@ def budget(soc: str, step: steps.StepCase) -> int:
     ],
 )
 def test_a_planted_fault_is_noticed_by_its_check(soc: str, fault: Fault) -> None:
-    step = steps.StepCase(fault.config, torch.float16, 64, fault.phase)
+    width = (
+        3 if fault.config in (GEMMA2, GEMMA3, ONE_KV_HEAD) else steps.WIDTH
+    )  # blocks, of which a window leaves out one
+    step = steps.StepCase(fault.config, torch.float16, 64, fault.phase, width=width)
     assert caught(soc, step, fault.mutate) == fault.noticed_by
 
 
