@@ -41,6 +41,15 @@ LISTED[A2] |= {
     "prefill-blocks_of_128": steps.StepCase(TINY, HALF, 128, "prefill"),
     "extend-blocks_of_128": steps.StepCase(TINY, HALF, 128, "extend"),
 }
+# A layer with a window and one without, or with a soft-cap and both.
+GEMMA2, GEMMA3 = (
+    {phase: replace(DECODE, config=config, phase=phase, width=3) for phase in ("prefill", "extend", "decode")}
+    for config in (steps.GEMMA2, steps.GEMMA3)
+)
+LISTED[A2] |= {f"{phase}-gemma2": step for phase, step in GEMMA2.items()}
+LISTED[A2] |= {f"{phase}-gemma3": step for phase, step in GEMMA3.items()}
+LISTED[A2]["decode-gemma3-fused"] = replace(GEMMA3["decode"], norm="fused")
+LISTED[DUO] |= {"extend-gemma2": GEMMA2["extend"], **{f"{phase}-gemma3": step for phase, step in GEMMA3.items()}}
 # Wide heads: many query heads per key head are decomposed, two become rows of the batch.
 LISTED[DUO] |= {
     "decode-decomposed": replace(DECODE, config=replace(TINY, num_attention_heads=8, head_dim=256)),
