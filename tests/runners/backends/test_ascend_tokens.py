@@ -122,6 +122,14 @@ def test_tokens_with_paging_in_every_phase_follow_transformers(tmp_path: Path) -
         assert "attention: FusedInferAttentionScore, paged, block_size 128" in listing
 
 
+@pytest.mark.chip(A2)
+def test_tokens_of_windows_and_softcaps_follow_transformers(tmp_path: Path) -> None:
+    """Windows of 24 keys, over chunks of 64 tokens and prompts of 130."""
+    for name, config in (("gemma2", steps.GEMMA2), ("gemma3", steps.GEMMA3)):
+        (tmp_path / name).mkdir()
+        tokens_follow_transformers(A2, tmp_path / name, HALF, config, "block_size=16")
+
+
 @pytest.mark.slow
 @pytest.mark.chip
 @pytest.mark.parametrize(
@@ -129,6 +137,10 @@ def test_tokens_with_paging_in_every_phase_follow_transformers(tmp_path: Path) -
     [
         pytest.param(A2, steps.UNTIED, HALF, ["norm=fused"], id="untied head and fused norms"),
         pytest.param(A2, steps.GROUPED, BRAIN, ["block_size=16"], id="grouped wide heads and blocks of 16"),
+        pytest.param(A2, steps.GEMMA2, BRAIN, ["block_size=16"], id="gemma2"),
+        pytest.param(A2, steps.GEMMA3, HALF, ["norm=fused", "block_size=128"], id="gemma3 and fused norms"),
+        pytest.param(DUO, steps.GEMMA2, HALF, [], id="gemma2 on the DUO"),
+        pytest.param(DUO, steps.GEMMA3, HALF, ["block_size=16"], id="gemma3 on the DUO"),
         pytest.param(DUO, steps.DECOMPOSED, HALF, [], id="decomposed decode"),
         pytest.param(DUO, steps.GROUPED, HALF, [], id="folded decode"),
         pytest.param(DUO, steps.ONE_TO_ONE, HALF, [], id="one-to-one heads"),
