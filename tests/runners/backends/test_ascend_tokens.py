@@ -137,7 +137,7 @@ def test_tokens_of_windows_and_softcaps_follow_transformers(tmp_path: Path) -> N
     [
         pytest.param(A2, steps.UNTIED, HALF, ["norm=fused"], id="untied head and fused norms"),
         pytest.param(A2, steps.GROUPED, BRAIN, ["block_size=16"], id="grouped wide heads and blocks of 16"),
-        pytest.param(A2, steps.GEMMA2, BRAIN, ["block_size=16"], id="gemma2"),
+        pytest.param(A2, steps.GEMMA2, HALF, ["norm=fused"], id="gemma2 and fused norms"),
         pytest.param(A2, steps.GEMMA3, HALF, ["norm=fused", "block_size=128"], id="gemma3 and fused norms"),
         pytest.param(DUO, steps.GEMMA2, HALF, [], id="gemma2 on the DUO"),
         pytest.param(DUO, steps.GEMMA3, HALF, ["block_size=16"], id="gemma3 on the DUO"),
