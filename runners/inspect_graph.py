@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ def inspect_graph(settings: InspectGraphSettings) -> None:
     from runners.inspection.live import dump_step
     from runners.inspection.page import as_page
     from runners.inspection.plots import plots
-    from runners.inspection.source import read_dumps
+    from runners.inspection.source import damage_named, read_dumps
     from runners.inspection.text import as_text
     from runners.io.files import output_file
 
@@ -30,16 +31,17 @@ def inspect_graph(settings: InspectGraphSettings) -> None:
         print(_comparison(settings, context_length))
         return
     page, picture = (output_file(settings, name, replaced=True) for name in ("page", "picture"))
-    if settings.graph is not None:
-        dumps = read_dumps(Path(settings.graph).expanduser(), settings.soc)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            dumps = read_dumps(dump_step(settings, context_length, Path(folder)), settings.soc)
-    found = [find(dump, context_length) for dump in dumps]
-    print("\n\n".join(as_text(findings, settings.top) for findings in found))
-    for path, text in ((page, lambda: as_page(found)), (picture, lambda: plots(found[0]))):
+    with tempfile.TemporaryDirectory() as folder:
+        given = settings.graph
+        source = dump_step(settings, context_length, Path(folder)) if given is None else Path(given).expanduser()
+        with nullcontext() if given is None else damage_named(source):
+            found = [find(dump, context_length) for dump in read_dumps(source, settings.soc)]
+            text = "\n\n".join(as_text(findings, settings.top) for findings in found)
+            files = {page: as_page(found) if page else "", picture: plots(found[0]) if picture else ""}
+    print(text)
+    for path, content in files.items():
         if path is not None:
-            write_file(path, text())
+            write_file(path, content)
             print(f"\n{path} ({path.stat().st_size / 1e3:.0f} kB)")
 
 

@@ -210,6 +210,8 @@ def _read_tensor(tensor: Any, where: str) -> torch.Tensor:
     if dtype is None:
         raise GeGraphError(f"{where}: constant of dtype {_dtype_name(tensor.desc)}, which is not known")
     shape = tuple(tensor.desc.shape.dim)
+    if not tensor.data and math.prod(shape):
+        raise GeGraphError(f"{where}: a constant of shape {shape} without its values")
     if not tensor.data:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(tensor.data), dtype=dtype).reshape(shape)

@@ -20,7 +20,7 @@ def read_graph_file(path: Path) -> GeGraph:
     except OSError as error:
         raise UserError(f"graph: {path} cannot be read ({error.strerror}). Name a dumped graph.") from None
     try:
-        graph = read_graph(_from_pbtxt(content)) if path.suffix == ".pbtxt" else read_model(content)
+        graph = read_graph(from_pbtxt(content)) if path.suffix == ".pbtxt" else read_model(content)
         names = graph.by_name()
         for node in (graph.net_output(), *graph.nodes):
             for producer, index in iter_edges(node):
@@ -34,7 +34,7 @@ def read_graph_file(path: Path) -> GeGraph:
     return graph
 
 
-def _from_pbtxt(content: bytes) -> Any:
+def from_pbtxt(content: bytes) -> Any:
     """The GraphDef in torchair's text of it."""
     types = messages()
     graph = types.GraphDef()

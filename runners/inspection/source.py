@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph_model.ascend.ge_graph import GeGraph
+from graph_model.ascend.ge_graph import GeGraph, GeGraphError
 from graph_model.ascend.graph_file import read_graph_file
 from graph_model.chips.chip import Chip
 from graph_model.chips.registry import CHIPS, find_soc
@@ -43,6 +45,18 @@ def read_dumps(path: Path, soc: str | None) -> list[Dump]:
             "runners/infer.py backend=torchair dump_dir=DIR."
         )
     return [_read(file, soc) for file in found]
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Name the file where what it says of its nodes (attributes, shapes, inputs) makes no sense of any op."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, GeGraphError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"graph: {path} is damaged: a node has other attributes, shapes or inputs than its op takes "
+            f"({type(error).__name__}: {error}). Dump the graph again."
+        ) from error
 
 
 def _read(path: Path, soc: str | None) -> Dump:

@@ -128,6 +128,28 @@ def test_dtypes_and_layouts_that_are_not_known_are_shown(run: Run, tmp_path: Pat
     assert "DT_INT4[8,4]" in shown.stdout
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('key: "index"', 'key: "indices"'), ('key: "num_heads"', 'key: "heads"'), (r"i: 4\n", r"i: 0\n")],
+    ids=["an input without a place", "attention without its heads", "four is none"],
+)
+def test_a_graph_whose_nodes_make_no_sense_is_named(run: Run, tmp_path: Path, old: str, new: str) -> None:
+    content = (REAL_DUMP / "decode-b3-w2" / "lowered.pbtxt").read_text()
+    assert old in content
+    path = write_graph(tmp_path, content.replace(old, new))
+    shown = run(f"graph={path}", f"page={tmp_path / 'page.html'}")
+    assert (shown.status, shown.stdout) == (2, "")
+    assert f"error: graph: {path} is damaged" in shown.stderr
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_constant_of_absurd_size_is_not_made(run: Run, tmp_path: Path) -> None:
+    path = write_graph(tmp_path, re.sub(r"data: .*? }", "}", pbtxt()))
+    shown = run(f"graph={path}")
+    assert shown.status == 2
+    assert "without its values" in shown.stderr
+
+
 def test_what_unknown_op_types_write_is_said_to_be_unknown(run: Run, tmp_path: Path) -> None:
     known, path = run(f"graph={write_graph(tmp_path, pbtxt())}").stdout, tmp_path / "page.html"
     assert "not known here" not in known

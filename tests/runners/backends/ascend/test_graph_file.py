@@ -57,10 +57,10 @@ def test_inputs_on_the_host_are_told_from_their_descriptors(tmp_path: Path) -> N
 
 def test_a_serialized_model_reads_like_its_text(tmp_path: Path) -> None:
     from graph_model.ascend.ge_proto import messages
-    from graph_model.ascend.graph_file import _from_pbtxt
+    from graph_model.ascend.graph_file import from_pbtxt
 
     model = messages().ModelDef()
-    model.graph.add().CopyFrom(_from_pbtxt(pbtxt().encode()))
+    model.graph.add().CopyFrom(from_pbtxt(pbtxt().encode()))
     text, binary = write(tmp_path, pbtxt()), write(tmp_path, model.SerializeToString(), "graph.pb")
     assert list_graph(read_graph_file(binary)) == list_graph(read_graph_file(text))
 
@@ -78,9 +78,9 @@ def test_unknown_dtypes_and_layouts_are_listed_but_not_run(tmp_path: Path) -> No
 
 
 def test_a_dtype_of_no_name_is_known_by_its_number(tmp_path: Path) -> None:
-    from graph_model.ascend.graph_file import _from_pbtxt
+    from graph_model.ascend.graph_file import from_pbtxt
 
-    proto = _from_pbtxt(pbtxt().encode())
+    proto = from_pbtxt(pbtxt().encode())
     proto.op[0].output_desc[0].dtype = 77
     proto.op[-2].output_desc[0].dtype = 0
     graph = read_graph(proto)
