@@ -17,81 +17,38 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
+from graph_model.ascend.ge_proto import messages
+from graph_model.ascend.graph_file import from_pbtxt
 from graph_model.checkpoint import open_checkpoint
+from graph_model.checkpoint.convert import convert_checkpoint
 from graph_model.config import GemmaConfig
 from graph_model.config_file import read_config
 from graph_model.errors import UserError
 from graph_model.gguf import convert_gguf
 from graph_model.quantization.linears import select_linears
+from runners.inspection.findings import find
+from runners.inspection.page import as_page
+from runners.inspection.plots import plots
+from runners.inspection.source import damage_named, read_dumps
+from runners.inspection.text import as_text as shown_as_text
 from runners.io.calibration import read_texts
 from runners.io.prompts import read_prompts
 from runners.io.tokenizer import chat_prompt, load_tokenizer
 from support.checkpoints import write_random_checkpoint
 from support.configs import TINY_CONFIGS
+from support.damage import TEXT, damaged, damaged_bytes, damaged_lines, write_json
 from support.modelslim import quantized_tensors, write_checkpoint
 from support.tokenizers import CHAT_TEMPLATE, make_tokenizer
 
 SECONDS = 5.0
+_GRAPH = Path(__file__).parents[1] / "data" / "dump" / "decode-b3-w2" / "lowered.pbtxt"
 CONFIG: GemmaConfig = TINY_CONFIGS["one_kv_head"]
 
 Target = Callable[[Any, Path], object]
-
-# JSON that a config may hold by accident or by malice: numbers of any size, deep nesting, long and odd texts.
-_TEXT = st.text(max_size=8) | st.sampled_from(["", "\x1b[31m", "\ud800", "../x", "a" * 5000, "gemma", "W8A8", "FLOAT"])
-_NUMBER = st.integers() | st.sampled_from([0, -1, 1, 2**31, 2**63, 10**12, 10**400, 10**4299]) | st.floats()
-_SCALAR = st.none() | st.booleans() | _NUMBER | _TEXT
-VALUES = st.recursive(
-    _SCALAR, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_TEXT, inner, max_size=4), max_leaves=12
-)
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8", errors="surrogatepass")
-
-
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each container within a JSON value, with each of its keys."""
-    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
-        yield value, key
-        yield from _places(value[key])
-
-
-def damaged(data: Any, value: Any) -> Any:
-    """A copy of a JSON value with one to three places replaced, removed, renamed or repeated."""
-    copy = json.loads(json.dumps(value))
-    for _ in range(data.draw(st.integers(1, 3))):
-        places = list(_places(copy))
-        if not places:
-            return data.draw(VALUES)
-        container, key = places[data.draw(st.integers(0, len(places) - 1))]
-        change = data.draw(st.sampled_from(["replace", "remove", "add", "swap"]))
-        if change == "replace":
-            container[key] = data.draw(VALUES)
-        elif change == "remove":
-            del container[key]
-        elif change == "add" and isinstance(container, dict):
-            container[data.draw(_TEXT)] = data.draw(VALUES)
-        elif change == "swap":
-            other, place = places[data.draw(st.integers(0, len(places) - 1))]
-            container[key] = json.loads(json.dumps(other[place]))
-    return copy
-
-
-def damaged_bytes(data: Any, content: bytes) -> bytes:
-    """A copy with bytes changed, cut off or repeated; mostly near the beginning, where headers are."""
-    changed = bytearray(content)
-    for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, min(len(changed), 4096)))
-        change = data.draw(st.sampled_from(["byte", "cut", "insert"]))
-        if change == "byte" and place < len(changed):
-            changed[place] = data.draw(st.integers(0, 255))
-        elif change == "cut":
-            del changed[place : place + data.draw(st.integers(1, 64))]
-        else:
-            changed[place:place] = data.draw(st.binary(max_size=16))
-    return bytes(changed)
 
 
 @cache
@@ -100,6 +57,7 @@ def _model() -> Path:
     directory = Path(_folder().name) / "model"
     write_random_checkpoint(directory, CONFIG)
     make_tokenizer(directory)
+    write_json(directory / "generation_config.json", {"bos_token_id": 2, "eos_token_id": [1, 107], "top_k": 64})
     return directory
 
 
@@ -216,7 +174,7 @@ _PIECES = st.sampled_from(
 
 def template(data: Any, directory: Path) -> None:
     text = "".join(data.draw(st.lists(_PIECES, max_size=8))) if data.draw(st.booleans()) else CHAT_TEMPLATE
-    chat_prompt(_loaded_tokenizer(), [{"role": "user", "content": data.draw(_TEXT)}], text + "{{ '' }}")
+    chat_prompt(_loaded_tokenizer(), [{"role": "user", "content": data.draw(TEXT)}], text + "{{ '' }}")
 
 
 @cache
@@ -264,8 +222,54 @@ def gguf_file(data: Any, directory: Path) -> None:
     _tokenizer(directory / "c")
 
 
+@cache
+def _pickled() -> Path:
+    """The same checkpoint as pytorch_model.bin."""
+    directory = Path(_folder().name) / "pickled"
+    shutil.copytree(_model(), directory)
+    weights = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save(weights, directory / "pytorch_model.bin")
+    return directory
+
+
+def pickled_weights(data: Any, directory: Path) -> None:
+    """Damaged are the pickle, which comes first, or anything after it."""
+    shutil.copytree(_pickled(), directory, dirs_exist_ok=True)
+    path = directory / "pytorch_model.bin"
+    content = path.read_bytes()
+    place = data.draw(st.just(0) | st.integers(0, len(content) - 1))
+    path.write_bytes(content[:place] + damaged_bytes(data, content[place:]))
+    convert_checkpoint(directory)
+
+
+@cache
+def _serialized_graph() -> bytes:
+    model = messages().ModelDef()
+    model.graph.add().CopyFrom(from_pbtxt(_GRAPH.read_bytes()))
+    return model.SerializeToString()
+
+
+def lowered_graph(data: Any, directory: Path) -> None:
+    """As torchair dumps it, and as the engine takes it."""
+    as_text = data.draw(st.booleans())
+    path = directory / ("lowered.pbtxt" if as_text else "lowered.pb")
+    if as_text:
+        content = damaged_lines(data, _GRAPH.read_bytes())
+    else:
+        place = data.draw(st.integers(0, len(_serialized_graph()) - 1))
+        content = _serialized_graph()[:place] + damaged_bytes(data, _serialized_graph()[place:])
+    path.write_bytes(content)
+    with damage_named(path):
+        findings = [find(dump, None) for dump in read_dumps(path, None)]
+        for each in findings:
+            shown_as_text(each, 10), plots(each)
+        as_page(findings)
+
+
 TARGETS: dict[str, Target] = {
     "config.json": _json_file("config.json", _model, _read),
+    "generation_config.json": _json_file("generation_config.json", _model, _read),
     "safetensors header": weights_header,
     "safetensors index": index,
     "ModelSlim description": _json_file("quant_model_description_w8a8.json", _quantized, _read),
@@ -277,6 +281,8 @@ TARGETS: dict[str, Target] = {
     "chat template": template,
     "prompts file": prompts_file,
     "calibration file": calibration_file,
+    "pytorch_model.bin": pickled_weights,
+    "lowered graph": lowered_graph,
     **({"GGUF file": gguf_file} if find_spec("gguf") else {}),
 }
 
