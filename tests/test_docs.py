@@ -32,6 +32,18 @@ def test_files_and_functions_named_in_docs_exist(page: Path) -> None:
         assert name in definitions(ROOT / file), f"{file} has no {name}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pytest_commands_in_docs_select_tests(page: Path) -> None:
+    for command in re.findall(r"`pytest ([^`]*)`", page.read_text(encoding="utf-8")):
+        options, _, expression = command.partition(" -k ")
+        words = expression.strip('"').split(" or ")
+        places = [ROOT / part for part in options.split() if part.startswith("tests")]
+        files = [file for place in places for file in (place.rglob("test_*.py") if place.is_dir() else [place])]
+        names = [name for file in files for name in definitions(file) if name.startswith("test_")]
+        for word in words if places else []:
+            assert any(word in name for name in names), f"{command}: no test's name has {word!r}"
+
+
 def test_the_walks_have_ten_stops_each() -> None:
     text = (ROOT / "docs" / "how-data-flows.md").read_text(encoding="utf-8")
     walks = text.split("\n## ")[1:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from support.standin_commands import answers_in, command
 
 from graph_model.bucket import BucketTable
 from graph_model.errors import NotFiniteError
+from graph_model.ops.tokens import greedy_token
 from runners.backends.ascend import standin
 from runners.backends.inductor import InductorBackend, cpp_compiler
 from runners.compile import CompileCache
@@ -49,6 +52,30 @@ def test_inductor(temperature: float, tmp_path: Path) -> None:
     assert (bad.finish_reason, bad.token_ids) == ("error", [])
     assert isinstance(bad.error, NotFiniteError)
     check_message(bad.error)
+
+
+@pytest.mark.skipif(cpp_compiler() is None, reason="Inductor needs a C++ compiler")
+@pytest.mark.slow
+def test_marking_rows_costs_at_most_half_a_percent_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of Gemma-2B's, which reads 5.01 GB of weights: an eighth of its head is multiplied, and the time scaled up."""
+    logits, hidden = torch.randn(1, 256_000).bfloat16(), torch.randn(1, 256).bfloat16()
+    head = torch.randn(256_000, 256).bfloat16()
+    marking, choosing = torch.compile(greedy_token), torch.compile(lambda logits: logits.argmax(-1))
+    seconds = [shortest(lambda: marking(logits)), shortest(lambda: choosing(logits)), shortest(lambda: hidden @ head.T)]
+    step = seconds[2] * 5.01e9 / head.nbytes
+    with capsys.disabled():
+        print(f"\nmarking and choosing {seconds[0]:.1e} s, choosing {seconds[1]:.1e} s, a step {step:.1e} s")
+    assert seconds[0] - seconds[1] <= 0.005 * step
+
+
+def shortest(run: Callable[[], object]) -> float:
+    """Seconds of the fastest of many runs."""
+    found = []
+    for _ in range(100):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return min(found)
 
 
 def test_two_ranks(tmp_path: Path) -> None:
