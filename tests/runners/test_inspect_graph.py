@@ -130,8 +130,12 @@ def test_dtypes_and_layouts_that_are_not_known_are_shown(run: Run, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('key: "index"', 'key: "indices"'), ('key: "num_heads"', 'key: "heads"'), (r"i: 4\n", r"i: 0\n")],
-    ids=["an input without a place", "attention without its heads", "four is none"],
+    [
+        pytest.param('key: "index"', 'key: "indices"', id="an input without a place"),
+        pytest.param('key: "num_heads"', 'key: "heads"', id="attention without its heads"),
+        pytest.param(r"i: 4\n", r"i: 0\n", id="no heads"),
+        pytest.param('input: "arg12_1:0"', "", id="a view of nothing"),
+    ],
 )
 def test_a_graph_whose_nodes_make_no_sense_is_named(run: Run, tmp_path: Path, old: str, new: str) -> None:
     content = (REAL_DUMP / "decode-b3-w2" / "lowered.pbtxt").read_text()
