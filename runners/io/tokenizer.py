@@ -68,7 +68,7 @@ def end_of_answers(tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, ...]
 
     As with vLLM and lm-evaluation-harness: fine-tunes for chats name <end_of_turn> there, some there only.
     """
-    end = None if tokenizer is None else tokenizer.eos_token_id
+    end = getattr(tokenizer, "eos_token_id", None)  # a bare tokenizers.Tokenizer names none
     return () if end is None else (int(end),)
 
 

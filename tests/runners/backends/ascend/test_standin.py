@@ -9,17 +9,20 @@ import shutil
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from graph_model.chips.registry import find_soc
 from graph_model.errors import UserError
 from runners.backends.ascend import register
+from runners.backends.ascend.standin import allocator_keys, seam
 from runners.backends.ascend.standin import build as building
 from runners.backends.ascend.standin import loader as loading
-from runners.backends.ascend.standin import seam
 from runners.backends.ascend.standin.symbols import NeededSymbols
+from runners.backends.inductor import InductorBackend
 
 SYMBOLS = NeededSymbols(
     libraries=("libgraphmodeltest_a.so", "libgraphmodeltest_b.so"),
@@ -98,6 +101,23 @@ def test_an_unwritable_cache_directory_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be used"):
         building.build(tmp_path / "file" / "cache", "0.0", "Ascend910B3", lambda: SYMBOLS)
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda cache: building.build(cache, "0.0", "Ascend910B3", lambda: SYMBOLS),
+        lambda cache: allocator_keys.separate_keys(cache, "13.0"),
+        lambda cache: InductorBackend(torch.device("cpu"), cache),
+    ],
+    ids=["stand-in", "allocator keys", "kernels"],
+)
+def test_no_library_comes_from_where_others_can_write(load: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "cache" / "files").mkdir(parents=True)
+    (tmp_path / "cache").chmod(0o755)
+    (tmp_path / "cache" / "files").chmod(0o777)
+    with pytest.raises(UserError, match=r"cache/files is writable by others"):
+        load(tmp_path / "cache")
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
