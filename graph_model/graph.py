@@ -48,6 +48,7 @@ class ModelGraph:
     dtype: torch.dtype
     quantization: Quantization | None = None
     shard: Shard = WHOLE  # the rank whose part of the model the graph computes; the whole before it is sharded
+    residual_exponent: int = 0  # the residual stream is 2 ** residual_exponent times smaller than the model's
     matches: dict[str, int] = field(default_factory=dict)  # how often each pass so far matched, by its name
     skipped: dict[str, str] = field(default_factory=dict)  # passes so far that found nothing, and why
 

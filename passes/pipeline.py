@@ -23,6 +23,7 @@ from passes.paged_attention import PagedAttention
 from passes.quantize_cache import QuantizeCache
 from passes.rms_norm import RMSNorm
 from passes.rotary import Rotary
+from passes.scale_residual import ScaleResidual
 from passes.select_token import SelectToken
 from passes.shard_tensor_parallel import ShardTensorParallel
 from passes.shard_token_selection import ShardTokenSelection
@@ -32,6 +33,7 @@ DEFAULT_PASSES: tuple[type[Pass], ...] = (
     Canonicalize,
     FoldInvFreq,
     RMSNorm,
+    ScaleResidual,
     Rotary,
     MergeQKV,
     MergeGateUp,

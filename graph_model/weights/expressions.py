@@ -202,9 +202,10 @@ class Concat(Expression):
 
 @dataclass(frozen=True)
 class OnePlus(Expression):
-    """1 + x in float32: the factor of Gemma's RMSNorm, from the weight in its checkpoint dtype."""
+    """(1 + x) * gain in float32: the factor of Gemma's RMSNorm, from the weight in its checkpoint dtype."""
 
     x: CheckpointTensor
+    gain: float = 1.0
     dtype: ClassVar[torch.dtype] = torch.float32
 
     @property
@@ -212,10 +213,10 @@ class OnePlus(Expression):
         return self.x.shape
 
     def write(self, out: Tensor, read: Read) -> None:
-        out.copy_(read(self.x.name).to(self.x.dtype)).add_(1.0)
+        out.copy_(read(self.x.name).to(self.x.dtype)).add_(1.0).mul_(self.gain)
 
     def __str__(self) -> str:
-        return f"1 + float32({self.x})"
+        return f"1 + float32({self.x})" if self.gain == 1.0 else f"(1 + float32({self.x})) * {self.gain:g}"
 
 
 @dataclass(frozen=True)

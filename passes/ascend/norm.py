@@ -39,6 +39,8 @@ class AscendNormExact(AscendNorm):
 
         gemma.rms_norm(x, 1 + w, eps)  ->  ascend.gemma_rms_norm(x, w, eps)                       where the chip has it
                                        ->  to(npu_rms_norm(to(x, float32), 1 + w, eps), dtype)    elsewhere
+        gemma.rms_norm(x, (1 + w) * gain, eps)
+                                       ->  npu_rms_norm(x, (1 + w) * gain, eps)                   the factor in float32
         gemma.add_rms_norm(x, r, ...)  ->  s = x + r, and the norm of s
     """
 
@@ -54,7 +56,10 @@ class AscendNormExact(AscendNorm):
         x = operand(candidate, 0)
         if fused:
             x = graph.insert(aten.add.Tensor, *candidate.args[:2], at=candidate)
-        if self.chip.has("GemmaRmsNorm"):
+        if self.chip.has("GemmaRmsNorm") and factor.gain != 1.0:
+            pair = graph.insert(torch.ops.npu.npu_rms_norm.default, x, weight, eps, at=candidate)
+            normed = graph.insert(operator.getitem, pair, 0, at=candidate)
+        elif self.chip.has("GemmaRmsNorm"):
             raw = graph.add_weight(weight.name.removesuffix("_factor"), factor.x)
             normed = graph.insert(torch.ops.ascend.gemma_rms_norm.default, x, raw, eps, at=candidate)
         else:

@@ -17,6 +17,7 @@ from graph_model import ops
 from graph_model.ascend.ops import BY_TORCH_NAME, AscendOp
 from graph_model.ascend.ops.attention import BAND
 from graph_model.families import Attention, Family
+from graph_model.families.family import Attribute
 from graph_model.families.layer import Rotary
 from graph_model.graph import ModelGraph
 from graph_model.weights import InverseFrequencies, OnePlus, Rounded
@@ -33,10 +34,11 @@ _NORMS = (ops.rms_norm, ops.add_rms_norm, ops.rms_norm_quantize, ops.add_rms_nor
 def find_attributes(graph: ModelGraph) -> dict[str, list[fx.Node]]:
     """The nodes that carry each attribute with the value that the family gives it."""
     nodes = list(graph.graph.nodes)
-    values = {name: attribute.values for name, attribute in graph.family.attributes(graph.dtype).items()}
+    values = {name: attribute.values for name, attribute in expected_attributes(graph).items()}
     family = graph.family
     carries: dict[str, Callable[[fx.Node], bool]] = {
-        "embedding_scale": lambda n: _embedding_scale(n) in values["embedding_scale"],
+        "embedding_scale": lambda n: embedding_scale(n) in values["embedding_scale"],
+        "residual_scale": lambda n: _gain(n) in values["residual_scale"],
         "rope_theta": lambda n: _holds_rotary_base(n, family),
         "softmax_scale": lambda n: _has_softmax_scale(n, family),
         "norm_eps": lambda n: _norm_eps(n) in values["norm_eps"],
@@ -49,9 +51,24 @@ def find_attributes(graph: ModelGraph) -> dict[str, list[fx.Node]]:
     return {name: [node for node in nodes if carries[name](node)] for name in values}
 
 
+def expected_attributes(graph: ModelGraph) -> dict[str, Attribute]:
+    """What must survive in the graph: the family's attributes, with the scale of the residual stream as it is."""
+    expected = dict(graph.family.attributes(graph.dtype))
+    if graph.residual_exponent:
+        scale = 2.0**-graph.residual_exponent
+        norms = [norm for layer in graph.family.layers for norm in layer.norms]
+        others = dict.fromkeys(norm.eps for norm in norms if norm.reads != "stream")
+        of_stream = dict.fromkeys(norm.eps * scale * scale for norm in norms if norm.reads == "stream")
+        (factor,) = expected["embedding_scale"].values
+        expected["embedding_scale"] = Attribute((factor * scale,), 1)
+        expected["norm_eps"] = Attribute((*others, *of_stream), expected["norm_eps"].carriers)
+        expected["residual_scale"] = Attribute((scale,), sum(norm.reads == "branch" for norm in norms))
+    return expected
+
+
 def check_attributes(graph: ModelGraph, after: str) -> None:
     """Raise PassError if an attribute is lost; `after` names the pass that ran last."""
-    expected = graph.family.attributes(graph.dtype)
+    expected = expected_attributes(graph)
     for name, carriers in find_attributes(graph).items():
         # One of n nodes that compute parts of the same thing carries an n-th of it.
         parts = sum(Fraction(1, node.meta.get("parts", 1)) for node in carriers)
@@ -64,7 +81,8 @@ def check_attributes(graph: ModelGraph, after: str) -> None:
             )
 
 
-def _embedding_scale(node: fx.Node) -> object:
+def embedding_scale(node: fx.Node) -> object:
+    """The factor on the embeddings, where the node applies it; else None."""
     if node.target != aten.mul.Tensor:
         return None
     source = node.args[0]
@@ -184,6 +202,13 @@ def _adds_norm_offset(node: fx.Node) -> bool:
     if isinstance(node.meta.get("expression"), OnePlus | Rounded) or (kernel and "norm_offset" in kernel.computes):
         return True
     return node.target == aten.add.Tensor and bool(node.args[1] == 1.0)
+
+
+def _gain(node: fx.Node) -> object:
+    """By how much a norm's factor is scaled."""
+    factor = node.meta.get("expression")
+    factor = factor.x if isinstance(factor, Rounded) else factor
+    return factor.gain if isinstance(factor, OnePlus) else None
 
 
 def _kernel(node: fx.Node) -> AscendOp | None:

@@ -44,6 +44,7 @@ CASES = (
     QUANTIZED_CASES["float32-w8a8-stored"],
     replace(FLOAT32, quantization=Quantization(None, kv8=True)),
     Case(LATER_CONFIGS["gemma2"].of_layers(range(2)), torch.float32),
+    Case(LATER_CONFIGS["gemma3"].of_layers(range(2)), torch.float16),
 )
 GRAPHS = [(case, bucket, shard) for shard in (None, SHARD) for bucket in ("decode", "prefill") for case in CASES]
 

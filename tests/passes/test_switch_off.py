@@ -75,6 +75,7 @@ def test_the_list_is_what_the_config_can_switch_off() -> None:
     assert OPTIONAL == [
         "fold_inv_freq",
         "rms_norm",
+        "scale_residual",
         "rotary",
         "merge_qkv",
         "merge_gate_up",

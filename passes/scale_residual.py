@@ -1,0 +1,80 @@
+"""Scale the residual stream down, so that float16 can hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graph_model import ops
+from graph_model.graph import ModelGraph
+from graph_model.weights import OnePlus
+from passes.framework.attributes import embedding_scale
+from passes.framework.contract import Matches, Pass, Tier, expression, require
+from passes.framework.matches import Counted
+
+EXPONENT = 5  # of the power of two that the stream is divided by
+
+
+@dataclass(frozen=True)
+class ScaleResidual(Pass):
+    """In float16, where branches are normed: the residual stream is 32 times smaller.
+
+    The stream of Gemma 2 and 3 exceeds 65,504, the largest float16. As everything that is added to it comes out of a
+    norm, all of it can be scaled, and a power of two scales exactly::
+
+        embedding * scale        ->  embedding * (scale / 32)
+        norm of a branch, 1 + w  ->  (1 + w) / 32
+        norm of the stream, eps  ->  eps / 32 ** 2, so that the same comes out
+
+    The stream may then reach 2.1 million. Its numbers below 2 ** -9 lose some of their last bits.
+    """
+
+    name: ClassVar[str] = "scale_residual"
+    tier: ClassVar[Tier] = Tier.TOLERANT
+    matches: ClassVar[Matches] = Counted(lambda graph: 1 + len(_norms_at_stream(graph)))
+    needs: ClassVar[tuple[str, ...]] = ("rms_norm",)
+
+    def idle(self, graph: ModelGraph) -> str:
+        if graph.dtype is not torch.float16:
+            return "the dtype holds the residual stream as it is"
+        branches = (norm for layer in graph.family.layers for norm in layer.norms if norm.reads == "branch")
+        return "" if any(branches) else "branches are added to the residual stream without a norm"
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        norms = graph.calls(ops.rms_norm)
+        return [*norms, *(node for node in graph.calls() if embedding_scale(node) is not None)] if norms else []
+
+    def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
+        scale = 2.0**-EXPONENT
+        factor = embedding_scale(candidate)
+        if isinstance(factor, float):
+            candidate.args = (candidate.args[0], factor * scale)
+            graph.residual_exponent = EXPONENT
+            return
+        reads = _norms_at_stream(graph).get(candidate.meta["layer"])
+        require(reads is not None, candidate, "norms heads")
+        x, weight, eps = candidate.args
+        if reads == "stream":
+            assert isinstance(eps, float)
+            candidate.args = (x, weight, eps * scale * scale)
+            return
+        one_plus = expression(candidate, 1)
+        require(isinstance(one_plus, OnePlus), candidate, f"its factor is {one_plus}, expected 1 + a weight")
+        assert isinstance(one_plus, OnePlus)
+        assert isinstance(weight, fx.Node)
+        candidate.args = (x, graph.add_weight(f"{weight.name}_scaled", replace(one_plus, gain=scale)), eps)
+
+
+def _norms_at_stream(graph: ModelGraph) -> dict[str, str]:
+    """The paths of the norms that read the residual stream, or what is added to it, and which of both they read."""
+    family = graph.family
+    paths = {
+        f"{family.layer_path(index)}.{norm.path}": norm.reads
+        for index, layer in enumerate(family.layers)
+        for norm in layer.norms
+    }
+    paths[family.final_norm.path] = "stream"
+    return {path: reads for path, reads in paths.items() if reads != "heads"}

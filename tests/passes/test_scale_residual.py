@@ -1,0 +1,128 @@
+"""The residual stream of Gemma 2 and 3 is scaled exactly, so that float16 holds what exceeds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.checkpoints import make_model
+from support.configs import LATER_CONFIGS, TINY_CONFIGS
+from support.graphs import BUCKETS, Case, rewrite
+from torch import Tensor
+
+from graph_model import ops
+from graph_model.capture import capture
+from graph_model.graph import KVCacheConfig, ModelGraph
+from graph_model.weights import OnePlus, evaluate
+from passes.framework.attributes import check_attributes
+from passes.framework.contract import PassError
+from passes.framework.manager import run_passes
+from passes.pipeline import DEFAULT_PASSES
+from passes.scale_residual import EXPONENT, ScaleResidual
+
+HALF = torch.float16
+CASES = {name: Case(config.of_layers(range(2)), HALF) for name, config in LATER_CONFIGS.items()}
+
+
+@pytest.mark.parametrize("bucket", ["prefill", "decode"])
+@pytest.mark.parametrize("name", CASES)
+def test_scaling_changes_no_number(name: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal bits in float32, whose range no number of these models leaves."""
+    monkeypatch.setattr(ScaleResidual, "idle", lambda self, graph: "")
+    case = replace(CASES[name], dtype=torch.float32)
+    done = rewrite(ScaleResidual(), case, bucket)
+    # Two layers of two norms that read the stream and two of branches, the final norm, the embedding.
+    assert done.matches == 2 * 4 + 1 + 1
+    assert done.error == 0.0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_embedding_branches_and_eps_share_one_scale(name: str) -> None:
+    case = CASES[name]
+    graph = rewrite(ScaleResidual(), case).graph
+    scale = 2.0**-EXPONENT
+    found: dict[str, tuple[float, object]] = {}
+    for norm in graph.calls(ops.rms_norm):
+        factor = norm.args[1].meta["expression"]
+        assert isinstance(factor, OnePlus)
+        found[norm.meta["layer"]] = factor.gain, norm.args[2]
+    eps = case.config.rms_norm_eps
+    kinds = {"post_": (scale, eps), "q_norm": (1.0, eps), "k_norm": (1.0, eps)}
+    for path, values in found.items():
+        last = path.rpartition(".")[2]
+        expected = next((each for kind, each in kinds.items() if last.startswith(kind)), (1.0, eps * scale * scale))
+        assert values == expected, path
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (replace(CASES["gemma3"], dtype=torch.bfloat16), "the dtype holds the residual stream"),
+        (Case(TINY_CONFIGS["one_kv_head"], HALF), "without a norm"),
+    ],
+)
+def test_it_is_left_out_where_it_is_not_needed_or_not_exact(case: Case, reason: str) -> None:
+    graph = case.captured()
+    assert reason in ScaleResidual().idle(graph)
+    run_passes(graph, [cls() for cls in DEFAULT_PASSES])
+    assert "scale_residual" not in graph.matches
+    assert graph.residual_exponent == 0
+
+
+def rewritten(config: Any, enabled: bool) -> ModelGraph:
+    graph = capture(config, BUCKETS["prefill"], KVCacheConfig(8, 16), HALF)
+    run_passes(graph, [cls() for cls in DEFAULT_PASSES if enabled or cls is not ScaleResidual])
+    graph.set_outputs(graph.outputs[0].args[0])  # type: ignore[arg-type]
+    graph.clean()
+    return graph
+
+
+def logits(graph: ModelGraph, weights: dict[str, Tensor], ids: Tensor) -> Tensor:
+    tensors = evaluate(graph.weight_plan.values(), weights.__getitem__, torch.device("cpu"))
+    inputs = {
+        "input_ids": ids,
+        "positions": torch.arange(8).expand(2, 8),
+        "slot_mapping": torch.arange(16).view(2, 8) + 16,
+        "query_lens": torch.tensor([8, 8]),
+    }
+    caches = [torch.zeros(node.meta["val"].shape, dtype=HALF) for node in graph.placeholders("cache")]
+    arguments = [*(tensors[each] for each in graph.weight_plan.values()), *caches]
+    found: Tensor = graph.module(*arguments, *(inputs[node.name] for node in graph.placeholders("input")))[0]
+    return found.float()
+
+
+@pytest.fixture
+def loud() -> tuple[Any, dict[str, Tensor]]:
+    """A model whose branches add up to more than float16 holds, as those of real Gemma 3 do."""
+    config = CASES["gemma3"].config
+    model = make_model(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.post_attention_layernorm.weight.fill_(30000.0)
+            layer.post_feedforward_layernorm.weight.fill_(30000.0)
+    return config, {name: value.to(HALF) for name, value in model.state_dict().items()}
+
+
+@torch.no_grad()
+def test_a_stream_beyond_float16_gives_the_tokens_of_float32(loud: tuple[Any, dict[str, Tensor]]) -> None:
+    config, weights = loud
+    ids = torch.randint(3, config.vocab_size, (2, 8), generator=torch.Generator().manual_seed(1))
+    assert not logits(rewritten(config, enabled=False), weights, ids).isfinite().all()
+    found = logits(rewritten(config, enabled=True), weights, ids)
+    model = make_model(config)
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    expected = model(ids).logits[:, -1]
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01 * float(expected.abs().max()))
+
+
+def test_a_branch_that_keeps_its_size_is_noticed() -> None:
+    graph = rewrite(ScaleResidual(), CASES["gemma3"]).graph
+    branch = next(n for n in graph.calls(ops.rms_norm) if "post_attention" in n.meta["layer"])
+    factor = branch.args[1].meta["expression"]
+    branch.args = (branch.args[0], graph.add_weight("as_it_was", replace(factor, gain=1.0)), branch.args[2])
+    graph.clean()
+    with pytest.raises(PassError, match=r"residual_scale = 0\.03125 is carried by 3 nodes"):
+        check_attributes(graph, "a fault")
