@@ -1,7 +1,8 @@
 """Read the header of a GGUF file (versions 2 and 3): its fields, and where its tensors lie.
 
-Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The reader of the package gguf makes an array of each
-token and follows every count that a file states; this one is bounded by the file's size, and fast.
+The format's description is in ggml's repository, docs/gguf.md. The reader of the package gguf makes an array of each
+token and follows every count that a file states (findings/gguf_reader_past_the_end.sh); this one is bounded by the
+file's size, and fast.
 """
 
 from __future__ import annotations
