@@ -17,7 +17,7 @@ from graph_model.config_fields import (
     read_quantize,
 )
 from graph_model.errors import UserError, shown
-from graph_model.foreign import check_adapter, check_other_files, check_quantization_config
+from graph_model.foreign import CONVERT_GGUF, check_adapter, check_other_files, check_quantization_config
 from graph_model.json_file import read_json_object
 from graph_model.stated import ends_by_file, stated_dtype, token_ids
 
@@ -30,6 +30,8 @@ def read_config(checkpoint_dir: Path) -> GemmaConfig:
     Raises UserError naming the file and the field.
     """
     path = checkpoint_dir / "config.json"
+    if checkpoint_dir.suffix == ".gguf" and checkpoint_dir.is_file():
+        raise UserError(f"model.path: {checkpoint_dir} is a GGUF file of llama.cpp, not a directory: {CONVERT_GGUF}.")
     if not checkpoint_dir.is_dir():
         raise UserError(
             f"model.path: {checkpoint_dir} is not a directory. Give the directory of a Hugging Face checkpoint "

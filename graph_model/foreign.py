@@ -30,9 +30,10 @@ _TENSOR_MARKS = (
     (r".*\._data|.*\.(weight_qtype|output_scale)", "quanto"),
     (r".*\.W_q", "HQQ"),
 )
+CONVERT_GGUF = "make a directory of one with python runners/convert.py model.path=FILE.gguf output_dir=NEW"
 # Files of other frameworks that may be all that a directory holds: pattern, what they are, the way out.
 _OTHER_FILES = (
-    ("*.gguf", "GGUF files of llama.cpp", "convert one: runners/convert.py model.path=FILE.gguf output_dir=NEW"),
+    ("*.gguf", "GGUF files of llama.cpp", CONVERT_GGUF),
     ("*.weights.h5", "Keras weights", "export them with keras_hub: model.export_to_transformers(DIR)"),
     ("task.json", "files of a Keras preset", "export it with keras_hub: model.export_to_transformers(DIR)"),
     ("_METADATA", "files of JAX (Orbax)", "take the Hugging Face safetensors of the same model"),

@@ -169,6 +169,9 @@ def test_a_file_in_place_of_the_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("{}")
     with pytest.raises(UserError, match=r"file is not a directory"):
         read_config(tmp_path / "file")
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"m\.gguf is a GGUF file .* python runners/convert.py model.path=FILE.gguf"):
+        read_config(tmp_path / "m.gguf")
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
