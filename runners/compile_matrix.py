@@ -113,6 +113,7 @@ def summarize(
     from graph_model.ascend.legality import check_quantization
     from graph_model.bucket import Bucket
     from graph_model.chips.registry import find_soc
+    from graph_model.families import family_of
     from graph_model.graph import KVCacheConfig
     from graph_model.quantization.linears import Quantization, select_linears
     from graph_model.quantization.schemes import find_scheme
@@ -137,7 +138,8 @@ def summarize(
         kv8 = scheme.endswith(_INT8_CACHE)
         stored = of_linears is not None and find_scheme(of_linears).calibrated
         quantization = Quantization(of_linears, linears, stored, kv8)
-        check_quantization(soc, quantization, config.head_dim, settings.block_size)
+        for attention in family_of(config).attentions:
+            check_quantization(soc, quantization, attention.head_dim, settings.block_size)
     shard = Shard(world_size - 1, world_size)
     width = -(-settings.context // settings.block_size)
     if phase == "decode":

@@ -41,7 +41,8 @@ def run_command(run: Callable[[_S], None], settings: type[_S], config_name: str,
         if "--help" in given or "-h" in given:
             from runners.command_line.help_text import help_text
 
-            print(help_text(settings, config_name))
+            with _errors_reported():
+                print(help_text(settings, config_name), flush=True)
             return
         # --help need not wait for this.
         from runners.settings.overrides import read

@@ -62,7 +62,10 @@ def test_the_estimates_in_docs_are_what_the_command_prints(tmp_path: Path) -> No
     ("override", "message"),
     [
         ("schemes=[w8a8+kv4]", r"schemes: 'w8a8\+kv4' is not known; .* kv8, w8a8\+kv8, w8a8_dynamic\+kv8, w8a16\+kv8"),
-        ("models=[gemma_9b]", r"models is \['gemma_9b'\]; it must be a list of gemma_2b or gemma_7b"),
+        (
+            "models=[gemma_9b]",
+            r"models is \['gemma_9b'\]; it must be a list of gemma_2b, .* or gemma3_27b",
+        ),
         ("batch_size=9223372036854775807", "batch_size is 9223372036854775807; .* at most 65536"),
         ("context=9223372036854775807", "context is 9223372036854775807, but gemma_2b has positions for 8192 tokens"),
         ("prefill_tokens=8193", "prefill_tokens is 8193, but gemma_2b has positions for 8192 tokens"),

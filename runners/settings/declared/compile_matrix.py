@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runners.settings.declared.model import ABOUT_PASSES, PASSES, block_sizes, dtypes
+from runners.settings.declared.model import ABOUT_PASSES, PASSES, block_sizes, dtypes, sizes
 from runners.settings.schema import Settings, setting, switches
 
 
@@ -14,7 +14,7 @@ class CompileMatrixSettings(Settings):
     passes: dict[str, dict[str, Any]] = switches(ABOUT_PASSES, PASSES)
     soc: str = setting("atlas_800i_a2", "The Ascend chip to lower for, one of graph_model/chips/registry.py.")
     models: tuple[str, ...] = setting(
-        ["gemma_2b", "gemma_7b"], "Models to lower: gemma_2b, gemma_7b.", choices=("gemma_2b", "gemma_7b")
+        ["gemma_2b", "gemma_7b"], "Models to lower, by the names of conf/model.", choices=sizes
     )
     world_sizes: tuple[int, ...] = setting([1, 2, 4, 8], "Numbers of ranks to lower each for.", least=1)
     dtypes: tuple[str, ...] = setting(

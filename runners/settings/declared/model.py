@@ -26,9 +26,14 @@ def dtypes() -> Iterable[str]:
 
 def models() -> Iterable[str]:
     """Names of the models, which --help need not import."""
+    return "demo", *sizes()
+
+
+def sizes() -> tuple[str, ...]:
+    """The shapes that have a name; graph_model.config is imported when they are asked for."""
     from graph_model.config import NAMED_CONFIGS
 
-    return "demo", *NAMED_CONFIGS
+    return tuple(NAMED_CONFIGS)
 
 
 def block_sizes() -> Iterable[int]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -191,6 +192,13 @@ def test_reader_that_leaves_is_no_error(program: Path) -> None:
         check=False,
     )
     assert (result.stdout, result.stderr) == ("x" * 100 + "\n", "")
+
+
+def test_a_reader_that_closes_the_pipe_ends_help_quietly(program: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(program))} --help | true; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert result.stderr == ""
+    assert result.returncode in (0, 141)  # what it wrote before the reader had gone is not an error
 
 
 def test_help_explains_each_setting_once(program: Path) -> None:
