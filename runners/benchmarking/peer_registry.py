@@ -58,15 +58,18 @@ class Peer:
     module: str  # has `start(job) -> Runner`, and `convert(job)` if `converts`
     packages: dict[str, str]  # that must be installed: name of the module -> what pip calls it
     converts: bool = True
+    model_types: tuple[str, ...] = ()  # what it can be built for, as config.json names it; (): all that we run
 
 
 PEERS = {
     "floating_point": Peer("floating_point", {}, converts=False),
     "transformers": Peer("transformers_eager", {"transformers": "transformers"}, converts=False),
     "transformers_compiled": Peer("transformers_compiled", {"transformers": "transformers"}, converts=False),
-    "llama_cpp": Peer("llama_cpp", {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}),
-    "openvino": Peer("openvino", {"openvino": "openvino"}),
-    "ctranslate2": Peer("ctranslate2", {"ctranslate2": "ctranslate2"}),
+    "llama_cpp": Peer(
+        "llama_cpp", {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}, model_types=(GemmaConfig.model_type,)
+    ),
+    "openvino": Peer("openvino", {"openvino": "openvino"}, model_types=(GemmaConfig.model_type,)),
+    "ctranslate2": Peer("ctranslate2", {"ctranslate2": "ctranslate2"}, model_types=(GemmaConfig.model_type,)),
 }
 
 
@@ -79,6 +82,14 @@ def check_names(names: list[str]) -> None:
             raise UserError(f"peers: {name!r} is given twice.")
     if names:
         require_checkout(_PACKAGE, f"peers is [{', '.join(names)}], but what builds other engines")
+
+
+def unsuited(name: str, config: GemmaConfig) -> str:
+    """Why a peer cannot be built for the model; "": it can."""
+    known = PEERS[name].model_types
+    if not known or config.model_type in known:
+        return ""
+    return f"it is built for model_type {' or '.join(known)} only, and the model is a {config.model_type}"
 
 
 def missing_packages(name: str) -> list[str]:

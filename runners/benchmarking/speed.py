@@ -117,7 +117,9 @@ class SpeedTest:
         request, names = self.request, []
         for name in request.peers:
             missing = peers.missing_packages(name)
-            if missing:
+            if reason := peers.unsuited(name, request.model.config):
+                _say(f"peers: {name} is left out: {reason}.")
+            elif missing:
                 _say(f"peers: {name} is left out, as it is not installed: pip install {' '.join(missing)}")
             else:
                 names.append(name)

@@ -27,7 +27,7 @@ class TransformersRunner:
         self._settings = settings
         self._device = torch.device(job.device)
         named = {"torch_dtype" if transformers.__version__.startswith("4.") else "dtype": dtype}
-        model = transformers.GemmaForCausalLM.from_pretrained(job.directory, **named)
+        model = transformers.AutoModelForCausalLM.from_pretrained(job.directory, **named)
         self.model = model.to(self._device).eval()
         parameters = {name: parameter.nbytes for name, parameter in self.model.named_parameters()}
         held = sum(parameters.values())

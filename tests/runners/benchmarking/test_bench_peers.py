@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.checkpoints import make_checkpoint, make_model
-from support.configs import TINY_CONFIGS
+from support.configs import LATER_CONFIGS, TINY_CONFIGS
 
 from graph_model.config import GemmaConfig
 from runners.backends.transformers_import import import_transformers
@@ -72,6 +72,27 @@ def test_tokens_of_peers_are_ours(name: str, config: GemmaConfig, tmp_path: Path
     assert len(timing.first_s) == CASE.batch
     assert timing.total_s == pytest.approx(max(timing.first_s) + sum(timing.step_s))
     assert runner.run(prompts, CASE.answer).answers == timing.answers  # nothing is left of the run before
+
+
+@pytest.mark.parametrize("family", LATER_CONFIGS)
+def test_transformers_runs_later_families_as_we_do(family: str, tmp_path: Path) -> None:
+    """Not as a Gemma 1 whose other weights are made anew."""
+    config = LATER_CONFIGS[family]
+    make_checkpoint(tmp_path / "original", config)
+    settings = [f"model.path={tmp_path / 'original'}", "backend=eager", f"cache_dir={tmp_path / 'cache'}"]
+    write_weights(resolve_settings(compose("infer", settings)), tmp_path / "weights")
+    prompts = random_prompts(CASE, config.vocab_size, 0)
+    timing = started("transformers", job(tmp_path, "transformers")).run(prompts, CASE.answer)
+    with LLM(settings) as llm:
+        results = llm.generate(prompts, SamplingParams(max_new_tokens=CASE.answer, ignore_eos=True))
+    assert equal_share(CASE, [result.token_ids for result in results], timing.answers) == 1.0
+
+
+@pytest.mark.parametrize("name", ["llama_cpp", "openvino", "ctranslate2"])
+def test_peers_that_know_gemma_1_alone_say_so(name: str) -> None:
+    assert not peers.unsuited(name, CONFIG)
+    reason = peers.unsuited(name, LATER_CONFIGS["gemma3"])
+    assert reason == "it is built for model_type gemma only, and the model is a gemma3_text"
 
 
 @pytest.mark.parametrize(("name", "bytes_per_weight"), [("llama_cpp", 34 / 32), ("openvino", 1), ("ctranslate2", 1)])
