@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graph_model.config import GemmaConfig
+from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
 from graph_model.errors import UserError
 from runners.benchmarking.runner import Runner
 from runners.benchmarking.timing import Case
@@ -63,6 +63,9 @@ class Peer:
 
 PEERS = {
     "floating_point": Peer("floating_point", {}, converts=False),
+    "full_attention": Peer(
+        "full_attention", {}, converts=False, model_types=(Gemma2Config.model_type, Gemma3Config.model_type)
+    ),
     "transformers": Peer("transformers_eager", {"transformers": "transformers"}, converts=False),
     "transformers_compiled": Peer("transformers_compiled", {"transformers": "transformers"}, converts=False),
     "llama_cpp": Peer(

@@ -32,9 +32,9 @@ class BenchmarkSettings(InferSettings):
     peers: tuple[str, ...] = setting(
         [],
         "Measured in turn with ours, on the same weights and prompts, each in a process of its own: floating_point "
-        "(our own engine, not quantized), transformers (generate, eager), transformers_compiled (generate, static "
-        "cache, compiled), llama_cpp, openvino, ctranslate2. One that is not installed, or that fails, is reported and "
-        "left out.",
+        "(our own engine, not quantized), full_attention (the same, without windows), transformers (generate, eager), "
+        "transformers_compiled (generate, static cache, compiled), llama_cpp, openvino, ctranslate2. One that is not "
+        "installed, or that fails, is reported and left out.",
     )
     at_once: int = setting(
         3,

@@ -88,6 +88,23 @@ def test_transformers_runs_later_families_as_we_do(family: str, tmp_path: Path) 
     assert equal_share(CASE, [result.token_ids for result in results], timing.answers) == 1.0
 
 
+def test_attention_is_full_in_every_layer_of_that_peer(tmp_path: Path) -> None:
+    """As transformers computes a model whose layers are said to be full."""
+    config = LATER_CONFIGS["gemma2"]
+    make_checkpoint(tmp_path / "weights", config)
+    settings = [f"model.path={tmp_path / 'weights'}", "backend=eager", f"cache_dir={tmp_path / 'cache'}"]
+    prompts = random_prompts(CASE, config.vocab_size, 0)
+    found = started("full_attention", job(tmp_path, "full_attention")).run(prompts, CASE.answer).answers
+    full = replace(config, layer_types=("full_attention",) * config.num_hidden_layers)  # type: ignore[call-arg]
+    with LLM(replace(resolve_settings(compose("infer", settings)), config=full)) as llm:
+        expected = llm.generate(prompts, SamplingParams(max_new_tokens=CASE.answer, ignore_eos=True))
+    with LLM(settings) as llm:
+        windowed = llm.generate(prompts, SamplingParams(max_new_tokens=CASE.answer, ignore_eos=True))
+    assert found == [result.token_ids for result in expected]
+    assert found != [result.token_ids for result in windowed]
+    assert peers.unsuited("full_attention", CONFIG)
+
+
 @pytest.mark.parametrize("name", ["llama_cpp", "openvino", "ctranslate2"])
 def test_peers_that_know_gemma_1_alone_say_so(name: str) -> None:
     assert not peers.unsuited(name, CONFIG)
