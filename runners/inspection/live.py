@@ -6,8 +6,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from graph_model.bucket import Bucket, BucketTable
 from graph_model.errors import UserError
+from graph_model.footprint import weight_bytes
 from runners.backends.torchair import TorchairBackend
 from runners.compile import Recipe
 from runners.llm.load import load_model
@@ -35,9 +38,14 @@ def dump_step(settings: InspectGraphSettings, context_length: int | None, folder
 
 
 def recipe_of(settings: ModelSettings, resources: ExitStack) -> Recipe:
-    """The recipe of the model's steps, with a cache for the memory of the chip; nothing is allocated here."""
+    """The recipe of the model's steps, with a cache for the memory of the chip; nothing is allocated here.
+
+    The weights are not counted: a model that the chip cannot hold is shown all the same.
+    """
     assert settings.soc is not None
-    return load_model(settings, resources, device_memory=settings.soc.rates.memory_bytes).model.recipe
+    weights = weight_bytes(settings.config, getattr(torch, settings.dtype), settings.quantization)
+    memory = weights + settings.soc.rates.memory_bytes
+    return load_model(replace(settings, memory_fraction=1.0), resources, device_memory=memory).model.recipe
 
 
 def _bucket(phase: str, table: BucketTable, settings: ModelSettings, context_length: int | None) -> Bucket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from support.standin_commands import TINY, checkpoint, command
 
 from graph_model.chips.registry import find_soc
 from runners.backends.ascend import standin
+from runners.command_line.entry import compose
 from runners.export import export
 from runners.inspect_graph import inspect_graph
+from runners.inspection.live import recipe_of
+from runners.settings.model_settings import resolve_settings
 
 ROWS, HALF = 3, 2  # sequences in the step, bytes of a float16
 # Of one decoder layer and what is around it.
@@ -99,6 +103,17 @@ def test_what_the_chip_has_no_memory_for_is_refused(
     assert (status, out) == (2, "")
     assert f"error: {setting.replace('=', ' is ')}" in err
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.chip(A2)
+def test_a_model_larger_than_the_chip_is_shown(tmp_path: Path) -> None:
+    """Its weights, 54 GB of 64, would leave no room for the cache within memory_fraction."""
+    given = ["model=gemma2_27b", "weights=random", "dtype=bfloat16", f"cache_dir={tmp_path}"]
+    settings = resolve_settings(compose("inspect_graph", given))
+    assert settings.soc is not None
+    with ExitStack() as resources:
+        recipe = recipe_of(settings, resources)
+    assert recipe.cache_config.num_blocks > settings.max_batch_size * settings.max_seq_len // settings.block_size
 
 
 @pytest.mark.chip(A2)
