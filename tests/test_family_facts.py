@@ -23,6 +23,7 @@ EXEMPT = (
     "graph_model/config_file.py",
     "graph_model/families/",
     "graph_model/checkpoint/anti_outlier.py",
+    "graph_model/gguf/",
     "runners/benchmarking/peers/",
     "runners/demo/training/",
     "runners/settings/declared/model.py",

@@ -14,7 +14,7 @@ from graph_model.ascend.legality import check_model, check_quantization
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.chips.chip import Chip
-from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, layer_types
+from graph_model.config import NAMED_CONFIGS, GemmaConfig
 from graph_model.errors import UserError
 from graph_model.families import family_of
 from graph_model.graph import KVCacheConfig
@@ -151,18 +151,13 @@ def _steps() -> Iterator[RepresentativeStep]:
     yield step(extend, shared, dtype="bfloat16", scheme="w8a16", kv8=True)
 
     # Windows, soft-caps, norms of heads and of branches; a full layer after a sliding one.
-    later: dict[str, Any] = {
-        **{name: getattr(small, name) for name in ("vocab_size", "hidden_size", "intermediate_size", "head_dim")},
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "layer_types": layer_types(2, 2),
-        "sliding_window": 12,
-        "dtype": "float32",
-    }
-    capped = Gemma2Config(**later, attn_logit_softcapping=4.0, final_logit_softcapping=6.0)
-    normed = Gemma3Config(**later, rope_theta=5000.0, rope_local_base_freq=100.0, rope_factor=8.0)
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "head_dim", "dtype")
+    later: dict[str, Any] = {name: getattr(small, name) for name in sizes}
+    later |= {"num_key_value_heads": 2, "max_position_embeddings": 512, "sliding_window": 12}
+    caps: dict[str, Any] = {"attn_logit_softcapping": 4.0, "final_logit_softcapping": 6.0}
+    bases: dict[str, Any] = {"rope_local_base_freq": 100.0, "rope_factor": 8.0}
+    capped = replace(NAMED_CONFIGS["gemma2_2b"].of_layers([0, 1]), **later, **caps)
+    normed = replace(NAMED_CONFIGS["gemma3_1b"].of_layers([0, 5]), **later, **bases)
     yield step(prefill, normed, block_size=128)
     yield step(extend, normed, norm="fused")
     yield step(replace(decode, max_blocks_per_seq=3), normed)  # of which the window shows two
