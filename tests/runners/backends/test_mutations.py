@@ -207,7 +207,7 @@ def given_as_a_band(graph: ModelGraph) -> None:
 def blocks_one_late(graph: ModelGraph) -> None:
     """The blocks of the window begin one later than its oldest key."""
     node = calls(graph, "aten::floor_divide")[0]
-    later = graph.insert(aten.add.Tensor, node, 1, at=next(iter(node.users)))
+    later = graph.insert(aten.sub.Tensor, node, -1, at=next(iter(node.users)))
     node.replace_all_uses_with(later, delete_user_cb=lambda user: user is not later)
 
 
