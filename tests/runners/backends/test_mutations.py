@@ -320,7 +320,7 @@ MUTATIONS: dict[str, dict[str, Fault]] = {
         "window of W + 1 keys": Fault("extend", "attributes", change_keyword(FUSED, "pre_tokens", widened), GEMMA3),
         "window lost in decode": Fault("decode", "attributes", drop_keywords(FUSED, "atten_mask"), GEMMA3),
         "window ignored in decode": Fault("decode", "interpreter", given_as_a_band, GEMMA3),
-        "window's blocks one late": Fault("decode", "numbers", blocks_one_late, GEMMA3),
+        "window's blocks one late": Fault("decode", "interpreter", blocks_one_late, GEMMA3),
         "softcap lost": Fault("decode", "attributes", lose_softcap, GEMMA2),
         "softcap behind the mask": Fault("extend", "numbers", cap_after_the_mask, ONE_KV_HEAD),
         "another layer's rotary base": Fault("decode", "numbers", other_layers_base, GEMMA3),
