@@ -150,7 +150,12 @@ def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loadable(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
-    def open_library(name: str) -> object:
+    """Let CANN's libraries be these; one that is named by its path is ours, and is opened."""
+    really_open = ctypes.CDLL
+
+    def open_library(name: str, mode: int = ctypes.DEFAULT_MODE) -> object:
+        if "/" in name:
+            return really_open(name, mode=mode)
         if name in names:
             return object()
         raise OSError(f"{name}: cannot open shared object file")
