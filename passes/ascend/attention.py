@@ -16,13 +16,8 @@ from graph_model.chips.chip import Chip
 from graph_model.graph import ModelGraph
 from graph_model.weights import CausalMask
 from passes.ascend.operands import Attention
-from passes.ascend.unfused_attention import UNFUSED_OPS, gathered_tokens, heads_first, unfused_attention
-from passes.ascend.visible_keys import (
-    VISIBLE_KEYS_OPS,
-    hidden_in_blocks,
-    int32_table,
-    visible_blocks,
-)
+from passes.ascend.unfused_attention import UNFUSED_OPS, gathered_tokens, unfused_attention
+from passes.ascend.visible_keys import VISIBLE_KEYS_OPS, hidden_in_blocks, int32_table, visible_blocks
 from passes.framework.contract import Matches, Pass, Tier
 from passes.framework.matches import per_model
 
@@ -100,23 +95,13 @@ class AscendFusedAttention(AscendAttention):
     def attend(self, attention: Attention, choice: AttentionChoice) -> fx.Node:
         caches = (attention.key_cache, attention.value_cache)
         if choice.op == "decomposed":
-            return unfused_attention(attention, *self._heads_first(attention))
+            return unfused_attention(attention, lambda: _gathered_by_head(attention, caches))
         if attention.block_table is None and not choice.paged:
             key, value = attention.key, attention.value
         else:
             view = _blocks if choice.paged else _gathered
             key, value = (view(attention, cache) for cache in caches)
         return fused_infer_attention(attention, key, value, choice.paged)
-
-    @staticmethod
-    def _heads_first(attention: Attention) -> list[fx.Node]:
-        """The keys and the values that a step reads, [batch, kv_heads, keys, head_dim]."""
-        a = attention
-        if a.block_table is None:
-            return [heads_first(a, x) for x in (a.key, a.value)]
-        tokens = [-1, a.kv_heads * a.head_dim]
-        caches = [a.call(aten.reshape.default, cache, tokens) for cache in (a.key_cache, a.value_cache)]
-        return [gathered_tokens(a, cache, by_head=True) for cache in caches]
 
 
 def fused_infer_attention(
@@ -193,7 +178,13 @@ def _gathered(attention: Attention, cache: fx.Node) -> fx.Node:
     """The keys or values of each row's visible blocks, [batch, tokens of them, kv_heads, head_dim]."""
     a = attention
     table, _ = visible_blocks(a)
-    name = "flat table" if table is a.block_table else f"flat table of window {a.window}"
-    flat = a.shared(name, lambda at: a.call(aten.reshape.default, table, [-1], at=at))
+    flat = a.shared(f"{table.name}, flat", lambda at: a.call(aten.reshape.default, table, [-1], at=at))
     blocks = a.call(aten.index_select.default, cache, 0, flat)
     return a.call(aten.reshape.default, blocks, [a.batch, -1, a.kv_heads, a.head_dim])
+
+
+def _gathered_by_head(attention: Attention, caches: tuple[fx.Node, fx.Node]) -> list[fx.Node]:
+    """The keys and the values that a step reads, [batch, kv_heads, keys, head_dim]."""
+    a = attention
+    flat = [a.call(aten.reshape.default, cache, [-1, a.kv_heads * a.head_dim]) for cache in caches]
+    return [gathered_tokens(a, cache, by_head=True) for cache in flat]

@@ -11,8 +11,8 @@ from torch import fx
 from graph_model.ascend.ops.attention_choice import AttentionChoice
 from passes.ascend.attention import AscendAttention
 from passes.ascend.operands import Attention
-from passes.ascend.unfused_attention import UNFUSED_OPS, gathered_tokens, heads_first, unfused_attention
-from passes.ascend.visible_keys import VISIBLE_KEYS_OPS, hidden_in_blocks, hidden_keys, visible_blocks
+from passes.ascend.unfused_attention import UNFUSED_OPS, gathered_tokens, unfused_attention
+from passes.ascend.visible_keys import VISIBLE_KEYS_OPS, as_int32, hidden_in_blocks, hidden_keys, visible_blocks
 
 aten = torch.ops.aten
 _UNLIMITED = 2147483647
@@ -77,10 +77,8 @@ def _flat(attention: Attention, cache: fx.Node) -> fx.Node:
 def _decomposed(attention: Attention) -> fx.Node:
     """Attention written out, over the step's own keys and values or over gathered ones."""
     a = attention
-    if a.block_table is None:
-        return unfused_attention(a, heads_first(a, a.key), heads_first(a, a.value))
     caches = (_flat(a, cache) for cache in (a.key_cache, a.value_cache))
-    return unfused_attention(a, *(gathered_tokens(a, cache, by_head=True) for cache in caches))
+    return unfused_attention(a, lambda: [gathered_tokens(a, cache, by_head=True) for cache in caches])
 
 
 def _incremental(attention: Attention, fold: int) -> fx.Node:
@@ -97,8 +95,7 @@ def _incremental(attention: Attention, fold: int) -> fx.Node:
         hidden = hidden_in_blocks(a)
         options["atten_mask"] = _repeated(a, hidden, fold) if fold > 1 else hidden
     query = call(aten.reshape.default, query, [a.batch * fold, 1, heads * a.head_dim])
-    name = "table" if table is a.block_table else f"{table.name}, int32"
-    int32 = a.shared(name, lambda at: call(aten.to.dtype, table, torch.int32, at=at))
+    int32 = as_int32(a, table)
     blocks = [a.num_blocks, a.block_size, a.kv_heads * a.head_dim]
     caches = [call(aten.reshape.default, _flat(a, cache), blocks) for cache in (a.key_cache, a.value_cache)]
     result = call(
@@ -174,5 +171,4 @@ def _prompt_mask(attention: Attention) -> fx.Node:
     """bool [batch or 1, 1, tokens, keys]: true where a query may not see a key."""
     a = attention
     hidden = hidden_keys(a)
-    name = "causal mask" if a.window is None else f"causal mask of window {a.window}"
-    return a.shared(name, lambda at: a.call(aten.unsqueeze.default, hidden, 1, at=at))
+    return a.shared(f"{hidden.name}, for all heads", lambda at: a.call(aten.unsqueeze.default, hidden, 1, at=at))

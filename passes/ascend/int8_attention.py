@@ -13,7 +13,7 @@ from graph_model.ascend.ops.attention_choice import AttentionChoice
 from graph_model.graph import ModelGraph
 from passes.ascend.attention import AscendAttention, fused_infer_attention
 from passes.ascend.operands import Attention
-from passes.ascend.unfused_attention import UNFUSED_OPS, heads_first, unfused_attention
+from passes.ascend.unfused_attention import UNFUSED_OPS, unfused_attention
 from passes.ascend.visible_keys import VISIBLE_KEYS_OPS, token_places, visible_blocks
 
 aten = torch.ops.aten
@@ -66,18 +66,19 @@ class AscendInt8Attention(AscendAttention):
     def attend(self, attention: Attention, choice: AttentionChoice) -> fx.Node:
         a = attention
         pairs = list(zip((a.key_cache, a.value_cache), a.scales, strict=True))
-        if choice.op == "decomposed" and a.block_table is None:
-            return unfused_attention(a, heads_first(a, a.key), heads_first(a, a.value))
         if choice.op == "decomposed":
-            places = token_places(a, by_head=True, heads_first=True)
-            shape = [a.batch, a.kv_heads, -1, a.head_dim]
-            return unfused_attention(a, *(_dequantized(a, *pair, places, shape) for pair in pairs))
+            by_head = [a.batch, a.kv_heads, -1, a.head_dim]
+
+            def cached() -> list[fx.Node]:
+                places = token_places(a, by_head=True, heads_first=True)
+                return [_dequantized(a, *pair, places, by_head) for pair in pairs]
+
+            return unfused_attention(a, cached)
         if a.block_table is None:
             return fused_infer_attention(a, a.key, a.value, paged=False)
         if not choice.paged:
             table, _ = visible_blocks(a)
-            name = "named rows" if table is a.block_table else f"named rows of window {a.window}"
-            named = a.shared(name, lambda at: _named_rows(a, table, at))
+            named = a.shared(f"{table.name}, rows", lambda at: _named_rows(a, table, at))
             shape = [a.batch, -1, a.kv_heads, a.head_dim]
             key, value = (_dequantized(a, *pair, named, shape) for pair in pairs)
             return fused_infer_attention(a, key, value, paged=False)

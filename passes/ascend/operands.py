@@ -31,8 +31,10 @@ class Attention:
         self.batch, self.tokens, self.heads, self.head_dim = self.query.meta["val"].shape
         self.kv_heads = self.key.meta["val"].shape[2]
         self.num_blocks, self.block_size = graph.cache_config.num_blocks, graph.cache_config.block_size
-        self.window: int | None = node.kwargs.get("window")  # type: ignore[assignment]
-        self.softcap: float | None = node.kwargs.get("softcap")  # type: ignore[assignment]
+        window, softcap = node.kwargs.get("window"), node.kwargs.get("softcap")
+        assert window is None or isinstance(window, int)
+        assert softcap is None or isinstance(softcap, float)
+        self.window, self.softcap = window, softcap
 
     @property
     def capacity(self) -> int:

@@ -32,6 +32,11 @@ class AscendSoftcap(Pass):
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         cap = candidate.args[1]
-        scaled = graph.insert(aten.div.Tensor, operand(candidate, 0), cap, at=candidate)
-        bounded = graph.insert(aten.tanh.default, scaled, at=candidate)
-        candidate.replace_all_uses_with(graph.insert(aten.mul.Tensor, bounded, cap, at=candidate))
+        assert isinstance(cap, float)
+        candidate.replace_all_uses_with(write_softcap(graph, operand(candidate, 0), cap, at=candidate))
+
+
+def write_softcap(graph: ModelGraph, x: fx.Node, cap: float, at: fx.Node) -> fx.Node:
+    """tanh(x / cap) * cap, inserted before `at`."""
+    bounded = graph.insert(aten.tanh.default, graph.insert(aten.div.Tensor, x, cap, at=at), at=at)
+    return graph.insert(aten.mul.Tensor, bounded, cap, at=at)

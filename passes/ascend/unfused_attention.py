@@ -5,10 +5,13 @@ Query tokens are taken in tiles, so that scores need memory for a tile's rows, n
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import fx
 
 from passes.ascend.operands import Attention
+from passes.ascend.softcap import write_softcap
 from passes.ascend.visible_keys import hidden_keys, is_cut, key_count, token_places
 
 aten = torch.ops.aten
@@ -22,16 +25,18 @@ UNFUSED_OPS = ("ascend.batch_matmul", "aten.masked_fill.Scalar", "aten.permute",
 
 def tile_tokens(batch: int, heads: int, tokens: int, keys: int) -> int:
     """How many query tokens of each row are taken at a time: a power of two, or all of them."""
-    most = TILE_BYTES // (4 * batch * heads * keys)
-    return tokens if tokens <= max(most, _LEAST_TILE) else max(1 << (most.bit_length() - 1 if most else 0), _LEAST_TILE)
+    most = max(TILE_BYTES // (4 * batch * heads * keys), _LEAST_TILE)
+    return tokens if tokens <= most else 1 << (most.bit_length() - 1)
 
 
-def unfused_attention(attention: Attention, keys: fx.Node, values: fx.Node) -> fx.Node:
+def unfused_attention(attention: Attention, cached: Callable[[], Iterable[fx.Node]]) -> fx.Node:
     """softmax(masked(cap(q * scale @ keys))) @ values, [batch, tokens, heads, head_dim]; softmax in float32.
 
-    keys, values [batch, kv_heads, keys, head_dim]: those that the step reads, or its own in a first chunk.
+    Keys and values are the step's own in a first chunk, and else what `cached` reads, both [batch, kv_heads, keys,
+    head_dim].
     """
     a, call = attention, attention.call
+    keys, values = cached() if a.block_table is not None else (_heads_first(a, x) for x in (a.key, a.value))
     group = a.heads // a.kv_heads
     scaled = call(aten.mul.Tensor, a.query, a.scale)
     scaled.meta["attribute"] = "softmax_scale"
@@ -64,7 +69,7 @@ def gathered_tokens(attention: Attention, cache: fx.Node, by_head: bool) -> fx.N
     return call(aten.reshape.default, taken, [a.batch, *shape, a.head_dim])
 
 
-def heads_first(attention: Attention, x: fx.Node) -> fx.Node:
+def _heads_first(attention: Attention, x: fx.Node) -> fx.Node:
     """Keys or values [batch, keys, kv_heads, head_dim] as [batch, kv_heads, keys, head_dim]."""
     a = attention
     if a.kv_heads > 1:
@@ -85,8 +90,7 @@ def _tile(
         keys, values = (call(aten.slice.Tensor, x, 2, low, high) for x in (keys, values))
     scores = call(aten.to.dtype, call(torch.ops.ascend.batch_matmul.default, query, keys, True), torch.float32)
     if a.softcap is not None:
-        bounded = call(aten.tanh.default, call(aten.div.Tensor, scores, a.softcap))
-        scores = call(aten.mul.Tensor, bounded, a.softcap)
+        scores = write_softcap(a.graph, scores, a.softcap, at=a.node)
         scores.meta["parts"] = tiles
     shape = [a.batch, a.kv_heads, (last - first) * group, high - low]
     if a.tokens > 1:
@@ -115,8 +119,7 @@ def _hidden_in_tile(attention: Attention, tile: tuple[int, int], keys: tuple[int
     a, (first, last), (low, high) = attention, tile, keys
     hidden = hidden_keys(a, tile, keys)
     rows = [] if a.graph.bucket.phase == "decode" else [last - first]
-    window = "" if a.window is None else f" of window {a.window}"
     return a.shared(
-        f"hidden from tile {first}{window}",
+        f"{hidden.name}, by head",
         lambda at: a.call(aten.reshape.default, hidden, [-1, 1, *rows, 1, high - low], at=at),
     )

@@ -89,8 +89,7 @@ def hidden_keys(
         oldest = call(aten.clamp.default, call(aten.sub.Tensor, visible, a.window - 1), 0)
         return call(aten.logical_or.default, hidden, call(aten.lt.Tensor, by_row, oldest))
 
-    window = "" if a.window is None else f" in window {a.window}"
-    return a.shared(f"hidden from tokens {first} to {stop}{window}", make)
+    return a.shared(f"hidden from tokens {first} to {stop} in window {a.window}", make)
 
 
 def visible_blocks(attention: Attention) -> tuple[fx.Node, fx.Node]:
@@ -128,10 +127,16 @@ def int32_table(attention: Attention) -> fx.Node:
     """The block table that a paged kernel reads: in decode of the visible blocks, in prefill of those of the slots."""
     a = attention
     if a.block_table is None:
-        return a.shared("table", lambda at: a.call(aten.to.dtype, _table_of_slots(a, at), torch.int32, at=at))
+        return as_int32(a, a.shared("table of slots", lambda at: _table_of_slots(a, at)))
     table = visible_blocks(a)[0] if a.graph.bucket.phase == "decode" else a.block_table
-    name = "table" if table is a.block_table else f"table of window {a.window}"
-    return a.shared(name, lambda at: a.call(aten.to.dtype, table, torch.int32, at=at))
+    assert isinstance(table, fx.Node)
+    return as_int32(a, table)
+
+
+def as_int32(attention: Attention, table: fx.Node) -> fx.Node:
+    """A block table as kernels take it, shared by all layers."""
+    a = attention
+    return a.shared(f"{table.name}, int32", lambda at: a.call(aten.to.dtype, table, torch.int32, at=at))
 
 
 def hidden_in_blocks(attention: Attention) -> fx.Node:

@@ -95,8 +95,8 @@ def _fused_infer_attention_score(
     if sparse_mode in (CAUSAL, BAND):
         assert atten_mask is not None
         assert tokens > 1, "with one query token the op ignores sparse_mode"
-        hidden = hidden | (distance > (next_tokens if sparse_mode == BAND else 0))
-        hidden = hidden | (distance < -pre_tokens) if sparse_mode == BAND else hidden
+        before, after = (pre_tokens, next_tokens) if sparse_mode == BAND else (_UNLIMITED, 0)
+        hidden = hidden | (distance > after) | (distance < -before)
     elif atten_mask is not None:
         hidden = hidden | atten_mask[:, 0, :, : key.shape[1]]
     out = _attend(query, key, value, hidden, scale)
