@@ -39,8 +39,8 @@ def rank_weights(
         table = plain(family.embedding, config.vocab_size, config.hidden_size)
         return table if shard == WHOLE else table.share(0, *shard.part(config.vocab_size), config.vocab_size)
 
-    def norm(norm: Norm, prefix: str = "") -> Expression:
-        weight = CheckpointTensor(f"{prefix}{norm.weight}", (norm.size,), dtype)
+    def factor(path: str, norm: Norm) -> Expression:
+        weight = CheckpointTensor(f"{path}.weight", (norm.size,), dtype)
         return OnePlus(weight) if norm.one_plus else weight
 
     def linear(linear: Linear) -> Iterator[Expression]:
@@ -55,9 +55,7 @@ def rank_weights(
             # Row-parallel layers add it to the ranks' sum.
             yield bias if shard == WHOLE or dim == 1 else bias.share(0, start, stop, size)
 
-    found = [embedding(), norm(family.final_norm)]
-    for index, layer in enumerate(family.layers):
-        found += [norm(each, f"{family.layer_path(index)}.") for each in layer.norms]
+    found = [embedding(), *(factor(path, norm) for path, norm in family.norms.items())]
     for group in family.groups:
         if scheme is not None and group.paths[0] in quantized:
             found += scheme.input_weights(group.paths[0]).values()

@@ -34,14 +34,16 @@ class ScaleResidual(Pass):
 
     name: ClassVar[str] = "scale_residual"
     tier: ClassVar[Tier] = Tier.TOLERANT
-    matches: ClassVar[Matches] = Counted(lambda graph: 1 + len(_norms_at_stream(graph)))
+    matches: ClassVar[Matches] = Counted(
+        lambda graph: 1 + sum(norm.reads != "heads" for norm in graph.family.norms.values())
+    )
     needs: ClassVar[tuple[str, ...]] = ("rms_norm",)
 
     def idle(self, graph: ModelGraph) -> str:
         if graph.dtype is not torch.float16:
             return "the dtype holds the residual stream as it is"
-        branches = (norm for layer in graph.family.layers for norm in layer.norms if norm.reads == "branch")
-        return "" if any(branches) else "branches are added to the residual stream without a norm"
+        normed = any(norm.reads == "branch" for norm in graph.family.norms.values())
+        return "" if normed else "branches are added to the residual stream without a norm"
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         norms = graph.calls(ops.rms_norm)
@@ -54,10 +56,11 @@ class ScaleResidual(Pass):
             candidate.args = (candidate.args[0], factor * scale)
             graph.residual_exponent = EXPONENT
             return
-        reads = _norms_at_stream(graph).get(candidate.meta["layer"])
-        require(reads is not None, candidate, "norms heads")
+        norm = graph.family.norms.get(candidate.meta["layer"])
+        require(norm is not None and norm.reads != "heads", candidate, "norms heads, or nothing of the model")
+        assert norm is not None
         x, weight, eps = candidate.args
-        if reads == "stream":
+        if norm.reads == "stream":
             assert isinstance(eps, float)
             candidate.args = (x, weight, eps * scale * scale)
             return
@@ -66,15 +69,3 @@ class ScaleResidual(Pass):
         assert isinstance(one_plus, OnePlus)
         assert isinstance(weight, fx.Node)
         candidate.args = (x, graph.add_weight(f"{weight.name}_scaled", replace(one_plus, gain=scale)), eps)
-
-
-def _norms_at_stream(graph: ModelGraph) -> dict[str, str]:
-    """The paths of the norms that read the residual stream, or what is added to it, and which of both they read."""
-    family = graph.family
-    paths = {
-        f"{family.layer_path(index)}.{norm.path}": norm.reads
-        for index, layer in enumerate(family.layers)
-        for norm in layer.norms
-    }
-    paths[family.final_norm.path] = "stream"
-    return {path: reads for path, reads in paths.items() if reads != "heads"}

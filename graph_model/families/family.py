@@ -116,6 +116,13 @@ class Family(ABC):
         """The norm before the head, of the kind of the layers' norms."""
         return replace(self.layers[0].norms[0], path=self.norm_path, size=self.config.hidden_size, reads="stream")
 
+    @cached_property
+    def norms(self) -> dict[str, Norm]:
+        """All norms by the paths of their modules, in the model's order; the final one is the last."""
+        layers = enumerate(self.layers)
+        inner = {f"{self.layer_path(index)}.{norm.path}": norm for index, layer in layers for norm in layer.norms}
+        return {**inner, self.norm_path: self.final_norm}
+
     @property
     def head(self) -> LinearGroup:
         """The head, whose weight is the embedding where the two are tied."""
@@ -175,10 +182,9 @@ class Family(ABC):
     @cached_property
     def counts(self) -> Counts:
         """How often things occur in the captured graph."""
-        norms = [norm for layer in self.layers for norm in layer.norms]
         return Counts(
-            norms=len(norms) + 1,
-            norms_after_sums=sum(norm.reads == "stream" for norm in norms),
+            norms=len(self.norms),
+            norms_after_sums=sum(norm.reads == "stream" for norm in self.norms.values()) - 1,
             attentions=len(self.layers),
             rotations=sum(layer.attention.rotations for layer in self.layers),
             rotary_bases=len({layer.attention.rotary for layer in self.layers}),
@@ -189,7 +195,7 @@ class Family(ABC):
     def attributes(self, dtype: torch.dtype) -> dict[str, Attribute]:
         """What must survive in a graph of `dtype`: its values and how many nodes carry them."""
         attentions = [layer.attention for layer in self.layers]
-        norms = [*(norm for layer in self.layers for norm in layer.norms), self.final_norm]
+        norms = self.norms.values()
         offsets = sum(norm.one_plus for norm in norms)
 
         def distinct(values: Iterable[float]) -> tuple[float, ...]:

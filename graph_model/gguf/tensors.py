@@ -55,7 +55,7 @@ def stored_names(config: GemmaConfig) -> dict[str, str]:
     """The name in the file of each tensor that a model of `config` needs."""
     family = family_of(config)
     inside = {**_INSIDE, "post_attention_layernorm": "post_attention_norm"}
-    if not any(norm.reads == "branch" for layer in family.layers for norm in layer.norms):
+    if not any(norm.reads == "branch" for norm in family.norms.values()):
         inside["post_attention_layernorm"] = "ffn_norm"  # of Gemma 1, where it stands before the MLP
     found = {}
     for name in family.tensors:
@@ -105,10 +105,7 @@ def check_tensors(header: Header, config: GemmaConfig) -> str:
 def read_tensors(header: Header, config: GemmaConfig) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors of the checkpoint, in the model's order and in its dtype; one tensor is held at a time."""
     family = family_of(config)
-    norms = [
-        (f"{family.layer_path(i)}.{norm.weight}", norm) for i, layer in enumerate(family.layers) for norm in layer.norms
-    ]
-    stored_plus_one = {name for name, norm in [*norms, (family.final_norm.weight, family.final_norm)] if norm.one_plus}
+    stored_plus_one = {f"{path}.weight" for path, norm in family.norms.items() if norm.one_plus}
     for name, stored in stored_names(config).items():
         yield name, _read(header, stored, getattr(torch, config.dtype), minus=float(name in stored_plus_one))
 

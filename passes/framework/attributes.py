@@ -56,7 +56,7 @@ def expected_attributes(graph: ModelGraph) -> dict[str, Attribute]:
     expected = dict(graph.family.attributes(graph.dtype))
     if graph.residual_exponent:
         scale = 2.0**-graph.residual_exponent
-        norms = [norm for layer in graph.family.layers for norm in layer.norms]
+        norms = graph.family.norms.values()
         others = dict.fromkeys(norm.eps for norm in norms if norm.reads != "stream")
         of_stream = dict.fromkeys(norm.eps * scale * scale for norm in norms if norm.reads == "stream")
         (factor,) = expected["embedding_scale"].values
