@@ -14,9 +14,11 @@ from graph_model.ascend.ops.attention import (
 )
 from graph_model.chips.chip import Chip
 from graph_model.errors import UserError
+from graph_model.families import Family
 from graph_model.quantization import kv8
 from graph_model.quantization.linears import SCHEMES, Quantization
 from graph_model.quantization.schemes import find_scheme, scheme_of
+from graph_model.tensor_parallel import Shard
 
 
 def check_model(chip: Chip, dtype: str, head_dim: int, heads: int, kv_heads: int, block_size: int) -> None:
@@ -38,6 +40,17 @@ def check_model(chip: Chip, dtype: str, head_dim: int, heads: int, kv_heads: int
             "of the second. Choose another world size."
         )
     check_block_size(chip, block_size)
+
+
+def check_layers(
+    chip: Chip, family: Family, dtype: str, shard: Shard, block_size: int, quantization: Quantization | None
+) -> None:
+    """Raise UserError if the chip cannot run a rank's share of some layer, or its quantization."""
+    for attention in family.attentions:
+        heads, kv_heads = shard.heads(attention), shard.kv_heads(attention)
+        check_model(chip, dtype, attention.head_dim, heads, kv_heads, block_size)
+        if quantization is not None:
+            check_quantization(chip, quantization, attention.head_dim, block_size)
 
 
 def check_quantization(chip: Chip, quantization: Quantization, head_dim: int, block_size: int) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graph_model.ascend.legality import check_model, check_quantization
+from graph_model.ascend.legality import check_layers
 from graph_model.ascend.ops.collective import check_matmul_all_reduce
 from graph_model.checkpoint.quantized import read_quantization
 from graph_model.chips.chip import Chip
@@ -198,11 +198,7 @@ def _soc(
             raise UserError(f"norm is {settings.norm!r}; it has a meaning with backend=torchair only. Leave it out.")
         return None
     soc = find_soc(settings.soc or _DEFAULT_SOC)
-    for attention in family_of(config).attentions:
-        heads, kv_heads = shard.heads(attention), shard.kv_heads(attention)
-        check_model(soc, dtype, attention.head_dim, heads, kv_heads, settings.block_size)
-        if quantization is not None:
-            check_quantization(soc, quantization, attention.head_dim, settings.block_size)
+    check_layers(soc, family_of(config), dtype, shard, settings.block_size, quantization)
     return soc
 
 

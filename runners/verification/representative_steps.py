@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.ascend.legality import check_model, check_quantization
+from graph_model.ascend.legality import check_layers
 from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.chips.chip import Chip
@@ -67,11 +67,8 @@ class RepresentativeStep:
     def runs_on(self, soc: Chip) -> bool:
         """Whether the chip's tables allow it."""
         try:
-            for attention in family_of(self.config).attentions:
-                heads, kv_heads = self.shard.heads(attention), self.shard.kv_heads(attention)
-                check_model(soc, self.dtype, attention.head_dim, heads, kv_heads, self.block_size)
-                if self.quantization is not None:
-                    check_quantization(soc, self.quantization, attention.head_dim, self.block_size)
+            family = family_of(self.config)
+            check_layers(soc, family, self.dtype, self.shard, self.block_size, self.quantization)
         except UserError:
             return False
         return True
