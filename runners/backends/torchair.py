@@ -129,9 +129,8 @@ class TorchairBackend:
         """torchair's text of the lowered graph, and a listing that says where it runs and which attention was taken."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "lowered.pbtxt").write_text(lowered.pbtxt, encoding="utf-8")
-        family = graph.family
-        firsts = [next(i for i, layer in enumerate(family.layers) if layer.attention == a) for a in family.attentions]
-        choices = dict.fromkeys(attention_choice(graph, self.options.soc, index) for index in firsts)
+        layers = range(len(graph.family.layers))
+        choices = dict.fromkeys(attention_choice(graph, self.options.soc, index) for index in layers)
         ge_graph = lowered.graph
         gathers = gathered_bytes(ge_graph)
         header = [

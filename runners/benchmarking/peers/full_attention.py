@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graph_model.config import Gemma2Config, Gemma3Config, layer_types
-from runners.benchmarking.engine_runner import EngineRunner, warm_up
+from runners.benchmarking.engine_runner import EngineRunner
 from runners.benchmarking.peer_registry import PeerJob
-from runners.llm import LLM
+from runners.benchmarking.peers import floating_point
 
 
 def start(job: PeerJob) -> EngineRunner:
     config = job.config
     assert isinstance(config, Gemma2Config | Gemma3Config)  # the registry leaves out others
     full = replace(config, layer_types=layer_types(config.num_hidden_layers, 1))
-    settings = replace(job.model, config=full, checkpoint_dir=job.directory, random_weights=False, quantization=None)
-    llm = LLM(replace(settings, world_size=1, dump_dir=None))
-    warm_up(llm, job.cases)
-    return EngineRunner(llm)
+    return floating_point.start(replace(job, model=replace(job.model, config=full)))
