@@ -53,19 +53,21 @@ PASSES: dict[str, type[Pass]] = {cls.name: cls for cls in DEFAULT_PASSES}
 KERNEL_OPTIONS: dict[str, type[Pass]] = {AscendMatmulAllReduce.name: AscendMatmulAllReduce}
 
 
-def described() -> dict[str, tuple[bool, str]]:
-    """Of every pass that a config may name: whether it is on unless the config says otherwise, and what it does."""
+def described() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Of every pass that a config may name: what it does, and its options where nothing is given, `enabled` first."""
     found = {}
     for name, cls in {**PASSES, **KERNEL_OPTIONS}.items():
         about = " ".join((cls.__doc__ or "").partition("\n\n")[0].split())
-        found[name] = name in PASSES, f"{about} Cannot be left out." if cls.required else about
+        options = {field.name: field.default for field in dataclasses.fields(cls)}
+        about = f"{about} Cannot be left out." if cls.required else about
+        found[name] = about, {"enabled": name in PASSES, **options}
     return found
 
 
 def build_passes(settings: Mapping[str, Mapping[str, Any]], shard: Shard | None = None) -> list[Pass]:
     """The passes that the config lists, in its order: name -> {enabled, options...}. Raises UserError.
 
-    settings: passes by names that there are, as the settings are checked before they come here.
+    settings: passes and options that there are, as the settings are checked before they come here.
     shard: the rank to build for, where several share the model; the passes that share it are added.
     """
     passes = [each for each in _build(settings) if each.name in PASSES]
@@ -93,12 +95,8 @@ def _build(settings: Mapping[str, Mapping[str, Any]]) -> list[Pass]:
     passes = []
     for name, given in settings.items():
         cls = {**PASSES, **KERNEL_OPTIONS}[name]
-        options = {option: value for option, value in given.items() if option != "enabled"}
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(options.keys() - known):
-            raise UserError(f"passes.{name}: unknown option {unknown[0]!r}; it has {sorted(known | {'enabled'})}.")
         if given.get("enabled", True):
-            passes.append(cls(**options))
+            passes.append(cls(**{option: value for option, value in given.items() if option != "enabled"}))
     return passes
 
 

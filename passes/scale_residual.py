@@ -9,27 +9,27 @@ import torch
 from torch import fx
 
 from graph_model import ops
+from graph_model.errors import UserError
 from graph_model.graph import ModelGraph
+from graph_model.residual_scale import DEFAULT_EXPONENT, MOST_EXPONENT
 from graph_model.weights import OnePlus
 from passes.framework.attributes import embedding_scale
 from passes.framework.contract import Matches, Pass, Tier, expression, require
 from passes.framework.matches import Counted
 
-EXPONENT = 5  # of the power of two that the stream is divided by
-
 
 @dataclass(frozen=True)
 class ScaleResidual(Pass):
-    """In float16, where branches are normed: the residual stream is 32 times smaller.
+    """In float16, where branches are normed: the residual stream is 2 ** exponent times smaller.
 
     The stream of Gemma 2 and 3 exceeds 65,504, the largest float16. As everything that is added to it comes out of a
-    norm, all of it can be scaled, and a power of two scales exactly::
+    norm, all of it can be scaled, and a power of two scales exactly. With s = 2 ** -exponent::
 
-        embedding * scale        ->  embedding * (scale / 32)
-        norm of a branch, 1 + w  ->  (1 + w) / 32
-        norm of the stream, eps  ->  eps / 32 ** 2, so that the same comes out
+        embedding * scale        ->  embedding * (scale * s)
+        norm of a branch, 1 + w  ->  (1 + w) * s
+        norm of the stream, eps  ->  eps * s ** 2, so that the same comes out
 
-    The stream may then reach 2.1 million. Its numbers below 2 ** -9 lose some of their last bits.
+    With an exponent of 5 the stream may reach 2.1 million; its numbers below 2 ** -9 lose some of their last bits.
     """
 
     name: ClassVar[str] = "scale_residual"
@@ -39,9 +39,20 @@ class ScaleResidual(Pass):
     )
     needs: ClassVar[tuple[str, ...]] = ("rms_norm",)
 
+    exponent: int = DEFAULT_EXPONENT
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.exponent <= MOST_EXPONENT:
+            raise UserError(
+                f"passes.scale_residual.exponent is {self.exponent}; it must be an integer of at least 0 and at most "
+                f"{MOST_EXPONENT}."
+            )
+
     def idle(self, graph: ModelGraph) -> str:
         if graph.dtype is not torch.float16:
             return "the dtype holds the residual stream as it is"
+        if not self.exponent:
+            return "passes.scale_residual.exponent is 0"
         normed = any(norm.reads == "branch" for norm in graph.family.norms.values())
         return "" if normed else "branches are added to the residual stream without a norm"
 
@@ -50,11 +61,11 @@ class ScaleResidual(Pass):
         return [*norms, *(node for node in graph.calls() if embedding_scale(node) is not None)] if norms else []
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
-        scale = 2.0**-EXPONENT
+        scale = 2.0**-self.exponent
         factor = embedding_scale(candidate)
         if isinstance(factor, float):
             candidate.args = (candidate.args[0], factor * scale)
-            graph.residual_exponent = EXPONENT
+            graph.residual_exponent = self.exponent
             return
         norm = graph.family.norms.get(candidate.meta["layer"])
         require(norm is not None and norm.reads != "heads", candidate, "norms heads, or nothing of the model")

@@ -30,8 +30,9 @@ def _blocks(settings: type[Settings], prefix: str = "", of: Group | None = None)
             yield from _blocks(declared.settings, f"{full}.", declared)
         elif isinstance(declared, Switches):
             yield _block(f"{full}:", declared.help)
-            for thing, (enabled, about) in declared.things.items():
-                yield _block(f"{full}.{thing}.enabled={literal(enabled)}", about)
+            for thing, switch in declared.things.items():
+                options = (f"{full}.{thing}.{option}={literal(value)}" for option, value in switch.defaults.items())
+                yield _block("\n  ".join(options), switch.help)
         else:
             default = declared.default if of is None else of.default(name, declared)
             yield _block(f"{full}={unquoted(default)}", declared.help)

@@ -108,8 +108,16 @@ def _keeps_rule(rule: Rule, value: Any) -> bool:
     )
 
 
+def check_option(name: str, default: bool | int, value: Any) -> Any:
+    """The value of a switch's option, of its default's type. Raises UserError."""
+    kind = type(default).__name__
+    if not _has_type(kind, value):
+        raise UserError(f"{name} is {literal(value)}; it must be {_TYPES[kind]}.")
+    return value
+
+
 def _check_switches(name: str, declared: Switches, value: Any) -> dict[str, dict[str, Any]]:
-    """The things that are listed, with their options; `enabled` is true or false in each that has it."""
+    """The things that are listed, with the options that are given."""
     for thing, options in _mapping(name, value).items():
         if thing not in declared.things:
             raise UserError(f"{name}.{thing}: there is no such thing. There are {', '.join(declared.things)}.")
@@ -118,9 +126,11 @@ def _check_switches(name: str, declared: Switches, value: Any) -> dict[str, dict
                 f"{name}.{thing} is {literal(options)}; it is a group of options. To leave it out, set "
                 f"{name}.{thing}.enabled=false."
             )
-        enabled = options.get("enabled", True)
-        if not isinstance(enabled, bool):
-            raise UserError(f"{name}.{thing}.enabled is {literal(enabled)}; it must be true or false.")
+        defaults = declared.things[thing].defaults
+        for option, given in options.items():
+            if option not in defaults:
+                raise UserError(f"{name}.{thing}.{option}: there is no such option. There are {', '.join(defaults)}.")
+            check_option(f"{name}.{thing}.{option}", defaults[option], given)
     return dict(value)
 
 

@@ -75,8 +75,9 @@ def _switches(help: str) -> str:
     from passes.pipeline import described
 
     lines = [*_comment(help), ""]
-    for name, (enabled, about) in described().items():
-        lines += [*_comment(about), f"{name}: {{enabled: {literal(enabled)}}}"]
+    for name, (about, defaults) in described().items():
+        values = ", ".join(f"{option}: {literal(value)}" for option, value in defaults.items())
+        lines += [*_comment(about), f"{name}: {{{values}}}"]
     return "\n".join(lines) + "\n"
 
 

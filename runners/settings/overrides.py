@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from graph_model.errors import UserError, shown
-from runners.settings.checking import check, unknown
+from runners.settings.checking import check, check_option, unknown
 from runners.settings.mindie import FLAGS
 from runners.settings.schema import Declared, Group, Setting, Settings, Switches, literal, members
 
@@ -61,7 +61,7 @@ def read(settings: type[Settings], arguments: Sequence[str]) -> Overrides:
         elif isinstance(declared, Group):
             found.values[name] = _option(declared, name, text, found.own_files)
         elif isinstance(declared, Switches):
-            found.values[name] = _switch(name, text, found.own_files)
+            found.values[name] = _switch(declared, name, text, found.own_files)
         else:
             value = found.values[name] = _value(declared, name, text)
             check(name, declared, value)
@@ -90,7 +90,8 @@ def find(settings: type[Settings], name: str) -> Declared | None:
     if isinstance(declared, Group) and rest:
         return find(declared.settings, rest)
     if isinstance(declared, Switches) and rest:
-        return declared if rest in {f"{thing}.enabled" for thing in declared.things} else None
+        thing, _, option = rest.partition(".")
+        return declared if thing in declared.things and option in declared.things[thing].defaults else None
     return None if rest else declared
 
 
@@ -124,15 +125,13 @@ def _option(declared: Group, name: str, text: str, own_files: bool) -> str:
     return text
 
 
-def _switch(name: str, text: str, own_files: bool) -> Any:
+def _switch(declared: Switches, name: str, text: str, own_files: bool) -> Any:
     if "." not in name:
         if text != "default" and not own_files:
             raise UserError(f"{name} is {shown(text)}; {name}.NAME.enabled=false leaves one out.")
         return text
-    value = scalar(text)
-    if not isinstance(value, bool):
-        raise UserError(f"{name} is {literal(value)}; it must be true or false.")
-    return value
+    _, thing, option = name.split(".")
+    return check_option(name, declared.things[thing].defaults[option], scalar(text))
 
 
 def _value(declared: Setting, name: str, text: str) -> Any:

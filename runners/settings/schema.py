@@ -53,10 +53,17 @@ class Group:
         return options[option or self.option or ""].values.get(name, declared.default) if options else declared.default
 
 
+class Switch(NamedTuple):
+    """One of several things that are on or off: what it does, and by name its values where nothing is given."""
+
+    help: str
+    defaults: Mapping[str, bool | int]  # enabled, then its options
+
+
 class Switches:
     """Things that NAME.THING.enabled=false leaves out, in the order in which they apply."""
 
-    def __init__(self, help: str, things: Mapping[str, tuple[bool, str]]) -> None:
+    def __init__(self, help: str, things: Mapping[str, Switch]) -> None:
         self.help, self.things = help, things
 
 
@@ -108,8 +115,8 @@ def group(settings: type[Settings], help: str = "", option: str | None = None) -
     return Group(settings, help, option)
 
 
-def switches(help: str, things: Mapping[str, tuple[bool, str]]) -> Any:
-    """Declare a group of things that are on or off. things: of each, whether it is on, and what it does."""
+def switches(help: str, things: Mapping[str, Switch]) -> Any:
+    """Declare a group of things that are on or off, by their names."""
     return Switches(help, things)
 
 
@@ -137,7 +144,8 @@ def names(settings: type[Settings], prefix: str = "") -> Iterator[str]:
         if isinstance(declared, Group):
             yield from names(declared.settings, f"{prefix}{name}.")
         elif isinstance(declared, Switches):
-            yield from (f"{prefix}{name}.{thing}.enabled" for thing in declared.things)
+            for thing, switch in declared.things.items():
+                yield from (f"{prefix}{name}.{thing}.{option}" for option in switch.defaults)
 
 
 def inputs(settings: Settings, prefix: str = "") -> Iterator[tuple[str, str]]:

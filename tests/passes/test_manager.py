@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,17 @@ ATTRIBUTES = {
 def test_the_config_lists_the_default_passes_in_their_order() -> None:
     settings = OmegaConf.load(Path(conf.__file__).parent / "passes" / "default.yaml")
     assert list(settings) == [cls.name for cls in DEFAULT_PASSES] + list(KERNEL_OPTIONS)
-    assert all(options == {"enabled": name not in KERNEL_OPTIONS} for name, options in settings.items())
+    assert {name: options["enabled"] for name, options in settings.items()} == {
+        **dict.fromkeys(PASSES, True),
+        **dict.fromkeys(KERNEL_OPTIONS, False),
+    }
+
+
+def test_the_config_lists_the_options_that_passes_have() -> None:
+    settings = OmegaConf.load(Path(conf.__file__).parent / "passes" / "default.yaml")
+    for name, cls in {**PASSES, **KERNEL_OPTIONS}.items():
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        assert settings[name] == {"enabled": settings[name]["enabled"], **defaults}
 
 
 def test_names_are_unique() -> None:
@@ -56,8 +67,6 @@ def test_passes_after_kernels_are_built_apart_where_named() -> None:
         assert build_kernel_options({name: {"enabled": False}}) == []
         assert [type(p) for p in build_kernel_options({**ALL, name: {"enabled": True}})] == [cls]
         assert [type(p) for p in build_passes({**ALL, name: {"enabled": True}})] == list(DEFAULT_PASSES)
-    with pytest.raises(UserError, match=r"passes\.ascend_matmul_all_reduce: unknown option 'fast'"):
-        build_passes({**ALL, "ascend_matmul_all_reduce": {"fast": True}})
 
 
 def test_all_passes_are_built_in_the_order_of_the_config() -> None:
@@ -69,9 +78,9 @@ def test_a_pass_is_on_unless_it_is_switched_off() -> None:
     assert [p.name for p in built] == [name for name in ALL if name != "rms_norm"]
 
 
-def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(UserError, match=r"passes\.rotary: unknown option 'fast'; it has \['enabled'\]"):
-        build_passes({**ALL, "rotary": {"enabled": True, "fast": 1}})
+def test_options_of_a_pass_are_those_of_the_config() -> None:
+    built = {p.name: p for p in build_passes({**ALL, "scale_residual": {"enabled": True, "exponent": 3}})}
+    assert built["scale_residual"] == ScaleResidual(exponent=3)
 
 
 @pytest.mark.parametrize("name", [cls.name for cls in DEFAULT_PASSES if cls.required])

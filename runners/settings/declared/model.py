@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from runners.settings.schema import Option, Settings, setting
+from runners.settings.schema import Option, Settings, Switch, setting
 
 
 def schemes() -> Iterable[str]:
@@ -143,12 +144,15 @@ class Ranks(Settings):
 
 
 PASSES_FILE = Path(__file__).resolve().parents[3] / "conf" / "passes" / "default.yaml"
-# Of every pass, in the order in which they run: whether it is on, and what it does. Passes say so themselves, but to
-# ask them takes torch, which --help does not wait for; conf_files writes down what they say.
+# Every pass, in the order in which they run. Passes say themselves what they do and which options they have, but to ask
+# them takes torch, which --help does not wait for; conf_files writes down what they say.
 PASSES = {
-    name: (enabled == "true", " ".join(about.replace("# ", "").split()))
-    for about, name, enabled in re.findall(
-        r"((?:^# .*\n)+)^(\w+): \{enabled: (true|false)\}$", PASSES_FILE.read_text(encoding="utf-8"), re.MULTILINE
+    name: Switch(
+        " ".join(about.replace("# ", "").split()),
+        {option: json.loads(value) for option, value in re.findall(r"(\w+): (\w+)", values)},
+    )
+    for about, name, values in re.findall(
+        r"((?:^# .*\n)+)^(\w+): \{(.+)\}$", PASSES_FILE.read_text(encoding="utf-8"), re.MULTILINE
     )
 }
 ABOUT_PASSES = "Every pass, in the order in which they run. passes.NAME.enabled=false leaves one out."

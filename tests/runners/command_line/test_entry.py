@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import ClassVar
 from graph_model.errors import UserError
 from runners.command_line.entry import run_command
-from runners.settings.schema import Option, Settings, group, required, setting, switches
+from runners.settings.schema import Option, Settings, Switch, group, required, setting, switches
 
 class Shape(Settings):
     side: int = setting(1, "Length of a side.")
@@ -42,7 +42,10 @@ class ProgramSettings(Settings):
     action: str = required("what to do", "What to do, in one word.")
     size: int = setting(3, "How large.")
     nested: Nested = group(Nested, "Some more.")
-    steps: dict = switches("All steps.", {"one": (True, "The first."), "two": (False, "The second.")})
+    steps: dict = switches(
+        "All steps.",
+        {"one": Switch("The first.", {"enabled": True}), "two": Switch("The second.", {"enabled": False, "width": 4})},
+    )
 
 def run(settings):
     if settings.action == "refuse":
@@ -74,7 +77,7 @@ nested:
   text: ${action} ${size}
 steps:
   one: {enabled: true}
-  two: {enabled: false}
+  two: {enabled: false, width: 4}
 
 hydra:
   run:
@@ -231,6 +234,7 @@ def test_help_explains_each_setting_once(program: Path) -> None:
         "  steps.one.enabled=true\n"
         "      The first.\n\n"
         "  steps.two.enabled=false\n"
+        "  steps.two.width=4\n"
         "      The second.\n\n"
         "Hydra's own options (--cfg job, --multirun, ...): --hydra-help\n"
     )
@@ -254,7 +258,7 @@ def helps(settings: type[Settings]) -> list[str]:
             found += [declared.help or declared.settings.__doc__ or "", *helps(declared.settings)]
             found += [option.help for option in declared.settings.options.values()]
         elif isinstance(declared, Switches):
-            found += [about for _, about in declared.things.values()]
+            found += [switch.help for switch in declared.things.values()]
         else:
             found.append(declared.help)
     return found

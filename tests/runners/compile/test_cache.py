@@ -119,6 +119,7 @@ def test_every_ingredient_changes_the_key(cache: CompileCache, monkeypatch: pyte
         recipe(cache, cache_config=KVCacheConfig(base.cache_config.num_blocks + 1, 16)),
         recipe(cache, cache_config=KVCacheConfig(base.cache_config.num_blocks, 32)),
         recipe(cache, passes=tuple(build_passes({**passes, "rotary": {"enabled": False}}))),
+        recipe(cache, passes=tuple(build_passes({**passes, "scale_residual": {"exponent": 3}}))),
         recipe(cache, RecordingBackend("another compiler")),
     ]
     linears = linear_paths(CONFIG)

@@ -25,8 +25,9 @@ def leaves(settings: type[Settings], path: tuple[str, ...] = ()) -> Iterator[tup
         if isinstance(declared, Group):
             yield from leaves(declared.settings, (*path, name))
         elif isinstance(declared, Switches):
-            yield from ((*path, name, thing) for thing in declared.things)
-            yield (*path, name, "rotary", "enabled")
+            for thing, switch in declared.things.items():
+                yield (*path, name, thing)
+                yield from ((*path, name, thing, option) for option in switch.defaults)
 
 
 def refusal(settings: type[Settings], values: dict[str, Any]) -> str:
@@ -70,6 +71,11 @@ def test_what_is_not_declared_is_refused_in_files_too(command: str) -> None:
         ({"flash": {"enabled": True}}, r"passes\.flash: there is no such thing\. There are canonicalize, "),
         *(({"rotary": value}, r"passes\.rotary is .*passes\.rotary\.enabled=false") for value in (None, "off", [1])),
         *(({"rotary": {"enabled": value}}, r"passes\.rotary\.enabled is .*true or false") for value in ("no", 0, None)),
+        ({"rotary": {"fast": 1}}, r"passes\.rotary\.fast: there is no such option\. There are enabled\."),
+        *(
+            ({"scale_residual": {"exponent": value}}, r"passes\.scale_residual\.exponent is .*; it must be an integer")
+            for value in (True, 2.5, "many", None)
+        ),
     ],
 )
 def test_a_file_names_passes_that_there_are_and_their_options(passes: dict[str, Any], message: str) -> None:
