@@ -8,10 +8,9 @@ from contextlib import ExitStack
 
 import torch
 
-from graph_model.footprint import cache_token_bytes
 from graph_model.quantization.linears import HEAD, Quantization
 from runners.backends.memory import peak_memory
-from runners.benchmarking.runner import Facts
+from runners.benchmarking.runner import Facts, window_token_bytes
 from runners.benchmarking.timing import Case, Timing, random_prompts
 from runners.compile import CompiledModel
 from runners.engine.engine import Engine
@@ -68,8 +67,7 @@ class EngineRunner:
             precision=precision(llm.settings.dtype, llm.settings.quantization),
             weight_bytes=model.weight_bytes,
             step_bytes=step_weight_bytes(model),
-            token_bytes=model.recipe.shard.world_size
-            * cache_token_bytes(model.recipe.config, model.recipe.dtype, model.recipe.quantization, model.recipe.shard),
+            token_bytes=step_token_bytes(model),
             details=f"{llm.loaded.backend}; torch {torch.__version__}",
         )
         self._resources = resources
@@ -120,6 +118,13 @@ def precision(dtype: str, quantization: Quantization | None) -> str:
     scheme = None if quantization is None else quantization.scheme
     parts = [dtype, scheme, "kv8" if quantization is not None and quantization.kv8 else None]
     return " ".join(part for part in parts if part)
+
+
+def step_token_bytes(model: CompiledModel) -> dict[int | None, int]:
+    """Bytes that a decode step reads per token of a context, by the layers' windows, on all ranks."""
+    recipe = model.recipe
+    rank = window_token_bytes(recipe.config, recipe.dtype, recipe.quantization, recipe.shard)
+    return {window: recipe.shard.world_size * size for window, size in rank.items()}
 
 
 def step_weight_bytes(model: CompiledModel) -> int:

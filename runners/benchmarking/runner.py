@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
+from graph_model.config import GemmaConfig
+from graph_model.families import family_of
+from graph_model.footprint import cache_token_bytes
+from graph_model.quantization.linears import Quantization
+from graph_model.tensor_parallel import WHOLE, Shard
 from runners.benchmarking.timing import Case, Timing
 
 
@@ -15,12 +23,28 @@ class Facts:
     precision: str  # of its weights, and of what else differs
     weight_bytes: int  # of its weights in memory; with several ranks, of one rank
     step_bytes: int  # of the weights that a step reads, each once, on all ranks
-    token_bytes: int  # that a step reads per token of a request's context
+    # That a step reads per token of a request's context in the layers of each window; None: those that see all tokens.
+    token_bytes: Mapping[int | None, int]
     details: str  # backend and version
 
     def decode_step_bytes(self, case: Case) -> int:
         """Bytes that a step of the full batch in the middle of the answers must read."""
-        return self.step_bytes + case.batch * (case.prompt + case.answer // 2) * self.token_bytes
+        context = case.prompt + case.answer // 2
+        seen = {window: context if window is None else min(window, context) for window in self.token_bytes}
+        return self.step_bytes + case.batch * sum(seen[window] * size for window, size in self.token_bytes.items())
+
+
+def window_token_bytes(
+    config: GemmaConfig, dtype: torch.dtype, quantization: Quantization | None = None, shard: Shard = WHOLE
+) -> dict[int | None, int]:
+    """Bytes that a token takes in the caches of the layers of each window, or in a rank's part of them."""
+    layers: dict[int | None, list[int]] = {}
+    for index, layer in enumerate(family_of(config).layers):
+        layers.setdefault(layer.attention.window, []).append(index)
+    return {
+        window: cache_token_bytes(config.of_layers(indices), dtype, quantization, shard)
+        for window, indices in layers.items()
+    }
 
 
 class Runner(Protocol):

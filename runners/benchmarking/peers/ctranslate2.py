@@ -14,7 +14,7 @@ from graph_model.weights import Read
 from runners.backends.memory import peak_memory
 from runners.benchmarking.peer_registry import PeerJob
 from runners.benchmarking.peers.weights import word
-from runners.benchmarking.runner import Facts
+from runners.benchmarking.runner import Facts, window_token_bytes
 from runners.benchmarking.timing import Timing
 
 
@@ -48,12 +48,12 @@ class CTranslate2Runner:
         c, held = job.config, (job.converted / "model.bin").stat().st_size
         element = {"float32": 4, "int8_float32": 1}.get(compute_type, 2)
         embedding = 0 if c.tie_word_embeddings else c.vocab_size * c.hidden_size * element
-        number = 4 if compute_type.endswith("float32") else 2  # of the cache, which is never int8
+        cache = torch.float32 if compute_type.endswith("float32") else torch.float16  # never int8
         self.facts = Facts(
             precision=compute_type,
             weight_bytes=held,
             step_bytes=held - embedding,
-            token_bytes=2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * number,
+            token_bytes=window_token_bytes(c, cache),
             details=f"ctranslate2 {ctranslate2.__version__}",
         )
 

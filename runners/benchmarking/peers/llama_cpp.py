@@ -11,7 +11,7 @@ import torch
 from runners.backends.memory import peak_memory
 from runners.benchmarking.peer_registry import PeerJob
 from runners.benchmarking.peers.gguf_file import write_gguf
-from runners.benchmarking.runner import Facts
+from runners.benchmarking.runner import Facts, window_token_bytes
 from runners.benchmarking.timing import Timing
 
 _PROMPT_TOKENS = 512  # computed at once, llama.cpp's own default
@@ -54,12 +54,12 @@ class LlamaCppRunner:
         self._batch = llama_cpp.llama_batch_init(context.n_batch, 0, 1)
         self._chunk = context.n_batch
         self._vocab_size = job.config.vocab_size
-        c, size = job.config, int(llama_cpp.llama_model_size(self._model))
+        size = int(llama_cpp.llama_model_size(self._model))
         self.facts = Facts(
             precision="Q8_0" if job.int8 else job.dtype,
             weight_bytes=size,
             step_bytes=size,
-            token_bytes=2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * getattr(torch, cache).itemsize,
+            token_bytes=window_token_bytes(job.config, getattr(torch, cache)),
             details=f"llama-cpp-python {llama_cpp.__version__}, cache {cache}",
         )
 

@@ -12,7 +12,7 @@ from graph_model.checkpoint import open_checkpoint
 from runners.backends.memory import peak_memory
 from runners.benchmarking.peer_registry import PeerJob
 from runners.benchmarking.peers.openvino_model import build_model, save_model
-from runners.benchmarking.runner import Facts
+from runners.benchmarking.runner import Facts, window_token_bytes
 from runners.benchmarking.timing import Timing
 
 _HINTS = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
@@ -56,7 +56,7 @@ class OpenVinoRunner:
             precision=f"int8 weights, {precision}" if job.int8 else precision,
             weight_bytes=held,
             step_bytes=held - embedding,
-            token_bytes=2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * cache.size,
+            token_bytes={window: cache.size * numbers for window, numbers in window_token_bytes(c, torch.int8).items()},
             details=f"openvino {openvino.__version__}, cache {cache.to_string()}",
         )
 

@@ -10,7 +10,7 @@ from runners.backends.memory import peak_memory
 from runners.backends.transformers_import import import_transformers
 from runners.benchmarking.peer_registry import PeerJob
 from runners.benchmarking.peers.generating import timed_generate
-from runners.benchmarking.runner import Facts
+from runners.benchmarking.runner import Facts, window_token_bytes
 from runners.benchmarking.timing import Timing
 
 
@@ -37,7 +37,7 @@ class TransformersRunner:
             precision=job.dtype,
             weight_bytes=held,
             step_bytes=held - embedding,
-            token_bytes=2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * dtype.itemsize,
+            token_bytes=window_token_bytes(c, dtype),
             details=f"transformers {transformers.__version__}, torch {torch.__version__}",
         )
 

@@ -27,7 +27,7 @@ class FakeWorker:
     log: list[tuple[str, Any]]
     fails_at: int = 99
     runs: int = 0
-    facts: Facts = field(default_factory=lambda: Facts("float32", 10, 10, 1, ""))
+    facts: Facts = field(default_factory=lambda: Facts("float32", 10, 10, {None: 1}, ""))
 
     def call(self, method: str, *arguments: Any) -> Any:
         if method == "peak_bytes":
