@@ -6,16 +6,19 @@ base, Gemma 2's soft-caps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from graph_model.config import NAMED_CONFIGS, Gemma2Config, Gemma3Config, GemmaConfig, LayerType
+from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, LayerType
 from graph_model.config_file import from_json
 from graph_model.errors import UserError, shown
 from graph_model.gguf.header import Header
 
-_MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
+# What llama.cpp calls a family -> what config.json calls it.
+MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}
+_LAYERS_OF_27B = {"gemma2": 46, "gemma3_text": 62}
 _EMBEDDING = "token_embd.weight"
 _END_OF_TURN = "<end_of_turn>"
 # Keys that change what the model computes begin so; one that is not known is refused.
@@ -39,10 +42,10 @@ def assumed(config: GemmaConfig) -> str:
 
 def _check_kind(header: Header) -> None:
     architecture = header.fields.get("general.architecture")
-    if not isinstance(architecture, str) or architecture not in _MODEL_TYPES:
+    if not isinstance(architecture, str) or architecture not in MODEL_TYPES:
         raise UserError(
             f"{header.path}: general.architecture is {shown(architecture)}; read are Gemma 1, 2 and 3, called "
-            f"{', '.join(map(repr, _MODEL_TYPES))}. Give the GGUF file of one of them."
+            f"{', '.join(map(repr, MODEL_TYPES))}. Give the GGUF file of one of them."
         )
     kind, parts = header.fields.get("general.type", "model"), header.fields.get("split.count", 1)
     if kind != "model":
@@ -55,6 +58,17 @@ def _check_kind(header: Header) -> None:
             f"{header.path} is a part of a model that was split into {shown(parts)} files. Merge them first: "
             "llama-gguf-split --merge FIRST_PART WHOLE.gguf"
         )
+
+
+def attention_scalar(fields: Mapping[str, Any]) -> int:
+    """query_pre_attn_scalar, which no file states, of a Gemma 2 or 3 with these fields of config.json.
+
+    llama.cpp knows a 27B by its number of layers, whatever its shape: hidden_size / heads. Of all others it is
+    head_dim.
+    """
+    if fields["num_hidden_layers"] == _LAYERS_OF_27B[fields["model_type"]]:
+        return int(fields["hidden_size"] // fields["num_attention_heads"])
+    return int(fields["head_dim"])
 
 
 class _Keys:
@@ -74,7 +88,7 @@ class _Keys:
         hidden, heads = self.size("embedding_length"), self.size("attention.head_count")
         layers = self.size("block_count")
         raw: dict[str, Any] = {
-            "model_type": _MODEL_TYPES[self.architecture],
+            "model_type": MODEL_TYPES[self.architecture],
             "vocab_size": self.rows,
             "hidden_size": hidden,
             "intermediate_size": self.size("feed_forward_length"),
@@ -91,7 +105,7 @@ class _Keys:
         }
         if self.architecture != "gemma":
             raw |= self.sliding(layers)
-            raw["query_pre_attn_scalar"] = _attention_scalar(raw)
+            raw["query_pre_attn_scalar"] = attention_scalar(raw)
         for key in ("attention.value_length", "attention.key_length_swa", "attention.value_length_swa"):
             self.same(key, raw["head_dim"])
         for key in ("rope.dimension_count", "rope.dimension_count_swa"):
@@ -101,8 +115,8 @@ class _Keys:
         return raw
 
     def rotary(self) -> dict[str, Any]:
-        kind = self.value("rope.scaling.type", "none")
         factor = self.decimal("rope.scaling.factor", 1.0)
+        kind = self.value("rope.scaling.type", "none" if factor == 1.0 else "linear")
         self.read |= {"rope.scaling.original_context_length", "rope.scaling.finetuned"}  # which say how it was trained
         scaling = None if kind == "none" else {"rope_type": kind, "factor": factor}
         found: dict[str, Any] = {"rope_scaling": scaling}
@@ -183,13 +197,3 @@ class _Keys:
             f"{self.path}: {self.architecture}.{key} is {found}; it must be {must}. Copy the file again from the "
             "original, or convert the model again."
         )
-
-
-def _attention_scalar(raw: dict[str, Any]) -> int:
-    """query_pre_attn_scalar, which no file states: that of the named size of this shape, of all others head_dim."""
-    shape = {name: raw[name] for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim")}
-    for named in NAMED_CONFIGS.values():
-        same = named.model_type == raw["model_type"] and all(getattr(named, n) == size for n, size in shape.items())
-        if same and isinstance(named, Gemma2Config | Gemma3Config):
-            return named.query_pre_attn_scalar
-    return int(raw["head_dim"])

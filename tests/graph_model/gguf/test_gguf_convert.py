@@ -144,6 +144,14 @@ def test_decimals_are_what_the_float32_was_made_from() -> None:
     assert (read.rms_norm_eps, read.rope_theta) == (1e-6, 123456.7)
 
 
+@pytest.mark.parametrize(("name", "layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_scale_of_a_27b_follows_from_its_layers(name: str, layers: int) -> None:
+    """Of all shapes, as llama.cpp asks for nothing else."""
+    for count, scalar in ((layers - 1, 256), (layers, 256 // 2), (layers + 1, 256)):
+        named = replace(CONFIGS[name], num_hidden_layers=count)
+        assert gguf_config.read_config(header_of(named), "float32").query_pre_attn_scalar == scalar  # type: ignore[attr-defined]
+
+
 def test_what_newer_files_state_is_taken() -> None:
     fields = {"rope.freq_base_swa": 500.0, "attention.sliding_window_pattern": 3}
     config = gguf_config.read_config(header_of(CONFIGS["gemma3"], **fields), "float32")
@@ -154,6 +162,12 @@ def test_what_newer_files_state_is_taken() -> None:
         header_of(CONFIGS["gemma3"], **{"attention.sliding_window_pattern": listed}), "float32"
     )
     assert [kind == "sliding_attention" for kind in config.layer_types] == listed  # type: ignore[attr-defined]
+
+
+def test_a_factor_without_a_type_is_linear_scaling() -> None:
+    scaled = {"rope.scaling.type": None, "rope.scaling.factor": 8.0}
+    config = gguf_config.read_config(header_of(CONFIGS["gemma3"], **scaled), "float32")
+    assert config.rope_factor == 8.0  # type: ignore[attr-defined]
 
 
 def test_a_file_without_a_window() -> None:
