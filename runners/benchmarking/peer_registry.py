@@ -10,6 +10,7 @@ from typing import Any
 
 from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
 from graph_model.errors import UserError
+from graph_model.gguf.config import MODEL_TYPES
 from runners.benchmarking.runner import Runner
 from runners.benchmarking.timing import Case
 from runners.command_line.checkout import require_checkout
@@ -69,7 +70,7 @@ PEERS = {
     "transformers": Peer("transformers_eager", {"transformers": "transformers"}, converts=False),
     "transformers_compiled": Peer("transformers_compiled", {"transformers": "transformers"}, converts=False),
     "llama_cpp": Peer(
-        "llama_cpp", {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}, model_types=(GemmaConfig.model_type,)
+        "llama_cpp", {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}, model_types=(*MODEL_TYPES.values(),)
     ),
     "openvino": Peer("openvino", {"openvino": "openvino"}, model_types=(GemmaConfig.model_type,)),
     "ctranslate2": Peer("ctranslate2", {"ctranslate2": "ctranslate2"}, model_types=(GemmaConfig.model_type,)),

@@ -10,7 +10,7 @@ import torch
 
 from runners.backends.memory import peak_memory
 from runners.benchmarking.peer_registry import PeerJob
-from runners.benchmarking.peers.gguf_file import write_gguf
+from runners.benchmarking.peers.gguf_file import stored_bytes, write_gguf
 from runners.benchmarking.runner import Facts, window_token_bytes
 from runners.benchmarking.timing import Timing
 
@@ -45,6 +45,7 @@ class LlamaCppRunner:
         context.kv_unified = False
         cache = "float32" if job.dtype == "float32" else "float16"  # the latter is its default
         context.type_k = context.type_v = llama_cpp.GGML_TYPE_F32 if cache == "float32" else llama_cpp.GGML_TYPE_F16
+        context.swa_full = False  # as its server and its command have it; llama.h's own default is true
         context.n_batch = max(_PROMPT_TOKENS, job.max_batch_size)
         context.n_ubatch = context.n_batch
         context.n_threads = context.n_threads_batch = job.threads
@@ -54,13 +55,14 @@ class LlamaCppRunner:
         self._batch = llama_cpp.llama_batch_init(context.n_batch, 0, 1)
         self._chunk = context.n_batch
         self._vocab_size = job.config.vocab_size
-        size = int(llama_cpp.llama_model_size(self._model))
+        c, size = job.config, int(llama_cpp.llama_model_size(self._model))
+        table = stored_bytes((c.vocab_size, c.hidden_size), job.dtype, job.int8)
         self.facts = Facts(
             precision="Q8_0" if job.int8 else job.dtype,
             weight_bytes=size,
-            step_bytes=size,
-            token_bytes=window_token_bytes(job.config, getattr(torch, cache)),
-            details=f"llama-cpp-python {llama_cpp.__version__}, cache {cache}",
+            step_bytes=size if c.tie_word_embeddings else size - table,
+            token_bytes=window_token_bytes(c, getattr(torch, cache)),
+            details=f"llama-cpp-python {llama_cpp.__version__}, cache {cache}, swa_full {bool(context.swa_full)}",
         )
 
     def run(self, prompts: list[list[int]], answer: int) -> Timing:

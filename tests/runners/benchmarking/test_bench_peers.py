@@ -14,7 +14,6 @@ from graph_model.config import GemmaConfig
 from runners.backends.transformers_import import import_transformers
 from runners.benchmarking import peer_registry as peers
 from runners.benchmarking.peer_registry import PeerJob
-from runners.benchmarking.peers.gguf_file import write_gguf
 from runners.benchmarking.peers.weights import write_weights
 from runners.benchmarking.timing import Case, equal_share, random_prompts
 from runners.command_line.entry import compose
@@ -24,14 +23,15 @@ from runners.llm.random_weights import random_weights
 from runners.settings.model_settings import resolve_settings
 
 CASE = Case(batch=3, prompt=20, answer=8)
+BEYOND = Case(batch=3, prompt=60, answer=8)  # the windows of LATER_CONFIGS
 # Rows of a multiple of 32 numbers, as llama.cpp's int8 wants them.
 CONFIG = replace(TINY_CONFIGS["grouped_kv_heads"], hidden_size=64, intermediate_size=128)
 
 
-def job(tmp_path: Path, name: str, *overrides: str) -> PeerJob:
+def job(tmp_path: Path, name: str, *overrides: str, case: Case = CASE) -> PeerJob:
     weights, cache = tmp_path / "weights", tmp_path / "cache"
     settings = compose("infer", [f"model.path={weights}", "backend=eager", f"cache_dir={cache}", *overrides])
-    return PeerJob(resolve_settings(settings), weights, tmp_path / name, (CASE,), threads=1)
+    return PeerJob(resolve_settings(settings), weights, tmp_path / name, (case,), threads=1)
 
 
 def started(name: str, job: PeerJob) -> peers.Runner:
@@ -75,37 +75,66 @@ def test_tokens_of_peers_are_ours(name: str, config: GemmaConfig, tmp_path: Path
 
 
 @pytest.mark.parametrize("family", LATER_CONFIGS)
-def test_transformers_runs_later_families_as_we_do(family: str, tmp_path: Path) -> None:
-    """Not as a Gemma 1 whose other weights are made anew."""
+@pytest.mark.parametrize(
+    "name", ["transformers", pytest.param("transformers_compiled", marks=pytest.mark.slow), "llama_cpp"]
+)
+def test_later_families_are_run_as_we_do(name: str, family: str, tmp_path: Path) -> None:
+    """Not as a Gemma 1 whose other weights are made anew, and with windows that prompts do not fit in."""
     config = LATER_CONFIGS[family]
+    if name == "llama_cpp":
+        config = replace(config, query_pre_attn_scalar=config.head_dim)  # type: ignore[call-arg]
     make_checkpoint(tmp_path / "original", config)
     settings = [f"model.path={tmp_path / 'original'}", "backend=eager", f"cache_dir={tmp_path / 'cache'}"]
     write_weights(resolve_settings(compose("infer", settings)), tmp_path / "weights")
-    prompts = random_prompts(CASE, config.vocab_size, 0)
-    timing = started("transformers", job(tmp_path, "transformers")).run(prompts, CASE.answer)
+    prompts = random_prompts(BEYOND, config.vocab_size, 0)
+    timing = started(name, job(tmp_path, name, case=BEYOND)).run(prompts, BEYOND.answer)
     with LLM(settings) as llm:
-        results = llm.generate(prompts, SamplingParams(max_new_tokens=CASE.answer, ignore_eos=True))
-    assert equal_share(CASE, [result.token_ids for result in results], timing.answers) == 1.0
+        results = llm.generate(prompts, SamplingParams(max_new_tokens=BEYOND.answer, ignore_eos=True))
+    assert equal_share(BEYOND, [result.token_ids for result in results], timing.answers) == 1.0
 
 
-def test_attention_is_full_in_every_layer_of_that_peer(tmp_path: Path) -> None:
-    """As transformers computes a model whose layers are said to be full."""
-    config = LATER_CONFIGS["gemma2"]
+@pytest.mark.parametrize("family", LATER_CONFIGS)
+def test_llama_cpp_reads_long_prompts_in_parts(family: str, tmp_path: Path) -> None:
+    """Its caches of layers with windows then hold the last part and the window before it."""
+    case = Case(batch=2, prompt=1100, answer=4)
+    config = replace(LATER_CONFIGS[family], query_pre_attn_scalar=16, max_position_embeddings=2048)  # type: ignore[call-arg]
     make_checkpoint(tmp_path / "weights", config)
-    settings = [f"model.path={tmp_path / 'weights'}", "backend=eager", f"cache_dir={tmp_path / 'cache'}"]
-    prompts = random_prompts(CASE, config.vocab_size, 0)
-    found = started("full_attention", job(tmp_path, "full_attention")).run(prompts, CASE.answer).answers
+    prompts = random_prompts(case, config.vocab_size, 0)
+    timing = started("llama_cpp", job(tmp_path, "llama_cpp", "max_seq_len=1200", case=case)).run(prompts, case.answer)
+    for prompt, answer in zip(prompts, timing.answers, strict=True):
+        assert_likeliest(config, prompt, answer, rounding=2.0**-10)
+
+
+def test_llama_cpp_reads_no_embedding_that_is_not_the_head(tmp_path: Path) -> None:
+    config = replace(LATER_CONFIGS["gemma3"], query_pre_attn_scalar=16, tie_word_embeddings=False)  # type: ignore[call-arg]
+    make_checkpoint(tmp_path / "weights", config)
+    facts = started("llama_cpp", job(tmp_path, "llama_cpp")).facts
+    assert facts.weight_bytes - facts.step_bytes == 4 * config.vocab_size * config.hidden_size
+    assert facts.token_bytes == {24: 2 * 2 * 16 * 4, None: 2 * 16 * 4}
+
+
+@pytest.mark.parametrize("family", LATER_CONFIGS)
+def test_attention_is_full_in_every_layer_of_that_peer(family: str, tmp_path: Path) -> None:
+    """As transformers computes a model whose layers are said to be full."""
+    config = LATER_CONFIGS[family]
+    make_checkpoint(tmp_path / "weights", config)
+    runner = started("full_attention", job(tmp_path, "full_attention", case=BEYOND))
     full = replace(config, layer_types=("full_attention",) * config.num_hidden_layers)  # type: ignore[call-arg]
-    with LLM(replace(resolve_settings(compose("infer", settings)), config=full)) as llm:
-        expected = llm.generate(prompts, SamplingParams(max_new_tokens=CASE.answer, ignore_eos=True))
-    with LLM(settings) as llm:
-        windowed = llm.generate(prompts, SamplingParams(max_new_tokens=CASE.answer, ignore_eos=True))
-    assert found == [result.token_ids for result in expected]
-    assert found != [result.token_ids for result in windowed]
+    make_checkpoint(tmp_path / "full", full)  # the same weights
+    prompts = random_prompts(BEYOND, config.vocab_size, 0)
+    found = runner.run(prompts, BEYOND.answer).answers
+    expected, windowed = (
+        started("transformers", replace(job(tmp_path, "transformers"), directory=tmp_path / name))
+        .run(prompts, BEYOND.answer)
+        .answers
+        for name in ("full", "weights")
+    )
+    assert found == expected != windowed
+    assert runner.facts.token_bytes.keys() == {None}
     assert peers.unsuited("full_attention", CONFIG)
 
 
-@pytest.mark.parametrize("name", ["llama_cpp", "openvino", "ctranslate2"])
+@pytest.mark.parametrize("name", ["openvino", "ctranslate2"])
 def test_peers_that_know_gemma_1_alone_say_so(name: str) -> None:
     assert not peers.unsuited(name, CONFIG)
     reason = peers.unsuited(name, LATER_CONFIGS["gemma3"])
@@ -137,9 +166,3 @@ def test_the_weights_of_peers_are_the_random_ones_of_ours(tmp_path: Path) -> Non
         assert torch.equal(parameter, read(name).to(torch.float16)), name
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "weights")
     assert len(tokenizer) == CONFIG.vocab_size
-
-
-def test_llama_cpp_has_no_place_for_a_head_of_its_own(tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
-    with pytest.raises(ValueError, match="tied"):
-        write_gguf(tmp_path, TINY_CONFIGS["untied_head"], tmp_path / "model.gguf", "float32", int8=False)
