@@ -53,6 +53,10 @@ class StepInputs:
     Padding. Tokens of a row beyond its ``query_lens`` and whole padded rows have id 0, position 0 and a scratch slot
     of their own in ``slot_mapping`` (all slots of a step are distinct). Padded rows have length 1 in both length
     arrays and block 0 in the whole of their block table; unused entries of a block table are 0 (a scratch block).
+
+    Layers with a window keep keys and values in a pool of blocks of their own, with a slot mapping and a block table
+    of their own. That table has the same places: entry i is for tokens from i * block_size on. Blocks before those that
+    the row's tokens see need not be there; their entries are 0.
     """
 
     input_ids: np.ndarray  # [B, T] int64
@@ -61,6 +65,8 @@ class StepInputs:
     context_lens: np.ndarray | None = None  # [B] int64: tokens in the row's blocks, this chunk's included
     query_lens: np.ndarray | None = None  # [B] int64: tokens of the chunk that are not padding; not in decode
     block_table: np.ndarray | None = None  # [B, W] int64
+    window_slot_mapping: np.ndarray | None = None  # [B, T] int64; None: no layer has a window
+    window_block_table: np.ndarray | None = None  # [B, W] int64
     temperature: np.ndarray | None = None  # [B] float32, 0: greedy
     top_k: np.ndarray | None = None  # [B] int64, 0: no limit
     top_p: np.ndarray | None = None  # [B] float32, 1: no limit
@@ -105,8 +111,16 @@ class StepOutput:
         return [row for row, count in enumerate(places) if broken[row, :count].any()]
 
 
-def make_inputs(bucket: Bucket) -> StepInputs:
-    """Arrays of the bucket's shape in which every row is padding, except that slots are all 0."""
+def pool_input(name: str, window: int | None) -> str:
+    """The name of the slot mapping or block table that a layer with such a window reads."""
+    return name if window is None else f"window_{name}"
+
+
+def make_inputs(bucket: Bucket, windowed: bool) -> StepInputs:
+    """Arrays of the bucket's shape in which every row is padding, except that slots are all 0.
+
+    windowed: whether the model has layers with a window.
+    """
     batch, chunk = bucket.batch, bucket.chunk
     inputs = StepInputs(
         input_ids=np.zeros((batch, chunk), np.int64),
@@ -118,6 +132,10 @@ def make_inputs(bucket: Bucket) -> StepInputs:
     if bucket.phase != "prefill":
         inputs.context_lens = np.ones(batch, np.int64)
         inputs.block_table = np.zeros((batch, bucket.max_blocks_per_seq), np.int64)
+    if windowed:
+        inputs.window_slot_mapping = np.zeros_like(inputs.slot_mapping)
+        if inputs.block_table is not None:
+            inputs.window_block_table = np.zeros_like(inputs.block_table)
     if bucket.selection == "sample":
         inputs.temperature = np.zeros(batch, np.float32)
         inputs.top_k = np.zeros(batch, np.int64)

@@ -80,13 +80,21 @@ def num_parameters(config: GemmaConfig, shard: Shard = WHOLE) -> int:
 def cache_token_bytes(
     config: GemmaConfig, dtype: torch.dtype, quantization: Quantization | None = None, shard: Shard = WHOLE
 ) -> int:
-    """Bytes that a token takes in the KV cache, or in a rank's part of it."""
+    """Bytes that a token takes in the KV caches of all layers, or in a rank's part of them."""
+    return sum(pool_token_bytes(config, dtype, quantization, shard).values())
+
+
+def pool_token_bytes(
+    config: GemmaConfig, dtype: torch.dtype, quantization: Quantization | None = None, shard: Shard = WHOLE
+) -> dict[int | None, int]:
+    """Bytes that a token takes in each pool of cache blocks, or in a rank's part of it, by the pool's window."""
     family, token = family_of(config), KVCacheConfig(num_blocks=1, block_size=1)
-    total = 0
+    found = dict.fromkeys(family.pools, 0)
     for index, layer in enumerate(family.layers):
         if family.cache_layer(index) == index:
-            shape = token.shape(shard.kv_heads(layer.attention), layer.attention.head_dim)
+            shape = token.shape(layer.attention, shard.kv_heads(layer.attention))
             int8 = quantization is not None and quantization.kv8
             specs = cache_specs(shape) if int8 else ((shape, dtype),)
-            total += 2 * sum(prod(size) * kind.itemsize for size, kind in specs)  # keys and values
-    return total
+            # Keys and values.
+            found[layer.attention.window] += 2 * sum(prod(size) * kind.itemsize for size, kind in specs)
+    return found

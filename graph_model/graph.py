@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from graph_model.bucket import Bucket
+from graph_model.bucket import Bucket, pool_input
 from graph_model.config import GemmaConfig
-from graph_model.families import Family, family_of
+from graph_model.families import Attention, Family, family_of
 from graph_model.quantization.linears import Quantization
 from graph_model.quantization.scheme import Scheme
 from graph_model.quantization.schemes import scheme_of
@@ -24,12 +24,18 @@ Kind = Literal["weight", "cache", "input"]
 class KVCacheConfig:
     """The shape of the KV cache."""
 
-    num_blocks: int  # scratch blocks included
+    num_blocks: int  # of layers that see all tokens, scratch blocks included
     block_size: int  # tokens
+    num_window_blocks: int | None = None  # of layers with a window, scratch blocks included; None: as many
 
-    def shape(self, kv_heads: int, head_dim: int) -> tuple[int, int, int, int]:
-        """The shape of a layer's keys in floating point, and of its values."""
-        return self.num_blocks, self.block_size, kv_heads, head_dim
+    def shape(self, attention: Attention, kv_heads: int) -> tuple[int, int, int, int]:
+        """The shape of a layer's keys in floating point, and of its values. kv_heads: the rank's."""
+        return self.blocks(attention.window), self.block_size, kv_heads, attention.head_dim
+
+    def blocks(self, window: int | None) -> int:
+        """Blocks of the pool of layers with such a window, or of those that see all tokens (None)."""
+        in_window = window is not None and self.num_window_blocks is not None
+        return self.num_window_blocks if in_window else self.num_blocks  # type: ignore[return-value]
 
 
 @dataclass
@@ -69,6 +75,11 @@ class ModelGraph:
     def placeholders(self, kind: Kind) -> list[fx.Node]:
         """The placeholders of a kind, in order."""
         return [n for n in self.graph.nodes if n.op == "placeholder" and n.meta["kind"] == kind]
+
+    def slots_of(self, cache: fx.Node) -> str:
+        """The name of the input that says where a step writes a cache."""
+        layer = self.family.layers[int(cache.name.rpartition("_")[2])]
+        return pool_input("slot_mapping", layer.attention.window)
 
     def calls(self, *targets: object) -> list[fx.Node]:
         """The nodes that call one of `targets`, in order; without targets, all calls."""

@@ -182,6 +182,10 @@ def example_inputs(graph: ModelGraph, past: bool) -> dict[str, Tensor]:
     else:
         slots = block_size + torch.arange(batch * chunk).view(batch, chunk)
     scratch = torch.arange(batch * chunk).view(batch, chunk)
+    # Rows have other blocks in the pool of layers with a window.
+    window_table, window_slots = table.flip(0), slots
+    if bucket.max_blocks_per_seq:
+        window_slots = window_table.gather(1, positions // block_size) * block_size + positions % block_size
     return {
         "input_ids": torch.randint(0, graph.config.vocab_size, (batch, chunk), generator=generator) * real,
         "positions": positions * real,
@@ -189,6 +193,8 @@ def example_inputs(graph: ModelGraph, past: bool) -> dict[str, Tensor]:
         "query_lens": query_lens,
         "context_lens": starts + query_lens,
         "block_table": table,
+        "window_slot_mapping": torch.where(real, window_slots, scratch),
+        "window_block_table": window_table,
         "temperature": torch.linspace(0.0, 1.0, batch),
         "top_k": rows * 7,
         "top_p": torch.linspace(0.7, 1.0, batch),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from graph_model import ops
+from graph_model.bucket import pool_input
 from graph_model.families import Attention
 from graph_model.families.definition import attend
 from graph_model.graph import ModelGraph
@@ -31,7 +32,8 @@ class PagedAttention(Pass):
         gemma.paged_attention(q, k, v, key_cache_i, value_cache_i, slot_mapping, query_lens, context_lens, block_table,
                               scale, window=window, softcap=softcap)
 
-    Window and soft-cap are left out where the layer has none.
+    Window and soft-cap are left out where the layer has none. Layers with a window have slots and blocks of their own,
+    window_slot_mapping and window_block_table.
     """
 
     name: ClassVar[str] = "paged_attention"
@@ -56,18 +58,20 @@ class PagedAttention(Pass):
             table = torch.empty(bucket.batch, bucket.max_blocks_per_seq, dtype=torch.int64)
         for index, layer in enumerate(graph.family.layers):
             if graph.family.cache_layer(index) == index:
-                shape = graph.cache_config.shape(graph.shard.kv_heads(layer.attention), layer.attention.head_dim)
+                shape = graph.cache_config.shape(layer.attention, graph.shard.kv_heads(layer.attention))
                 with graph.fake_mode:
                     cache = torch.empty(shape, dtype=graph.dtype)
                 graph.add_placeholder(f"key_cache_{index}", "cache", cache)
                 graph.add_placeholder(f"value_cache_{index}", "cache", cache)
-        graph.add_placeholder("slot_mapping", "input", slots)
+        for window in graph.family.pools:
+            graph.add_placeholder(pool_input("slot_mapping", window), "input", slots)
         if bucket.phase != "prefill":
             graph.add_placeholder("context_lens", "input", lens)
         if bucket.phase != "decode":
             graph.add_placeholder("query_lens", "input", lens)
         if bucket.phase != "prefill":
-            graph.add_placeholder("block_table", "input", table)
+            for window in graph.family.pools:
+                graph.add_placeholder(pool_input("block_table", window), "input", table)
 
     def rewrite(self, graph: ModelGraph, candidate: fx.Node) -> None:
         index = graph.family.layer_index(candidate.meta["layer"])
@@ -92,10 +96,10 @@ class PagedAttention(Pass):
             *(found.nodes[node] for node in pattern.placeholders("input")),
             inputs[f"key_cache_{layer}"],
             inputs[f"value_cache_{layer}"],
-            inputs["slot_mapping"],
+            inputs[pool_input("slot_mapping", attention.window)],
             inputs.get("query_lens"),
             inputs.get("context_lens"),
-            inputs.get("block_table"),
+            inputs.get(pool_input("block_table", attention.window)),
             attention.softmax_scale,
             at=result,
             **{name: value for name, value in options.items() if value is not None},

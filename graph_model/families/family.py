@@ -106,6 +106,19 @@ class Family(ABC):
         return tuple(dict.fromkeys(layer.attention for layer in self.layers))
 
     @cached_property
+    def pools(self) -> tuple[int | None, ...]:
+        """The windows of the layers, each once; those of one window share a pool of cache blocks. None: no window."""
+        windows = {attention.window for attention in self.attentions}
+        return tuple(sorted(windows, key=lambda window: (window is not None, window or 0)))
+
+    @property
+    def window(self) -> int | None:
+        """Keys that a query sees in layers with a window, which all have the same; None: no layer has one."""
+        windows = [window for window in self.pools if window is not None]
+        assert len(windows) <= 1, "the engine has one pool of blocks for layers with a window"
+        return windows[0] if windows else None
+
+    @cached_property
     def attention_modules(self) -> frozenset[str]:
         """The module paths of attention, one per layer."""
         layers = enumerate(self.layers)

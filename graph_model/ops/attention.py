@@ -217,7 +217,8 @@ def _attend_causally(
     if shape.window is not None:
         mask = mask & (positions > last_visible - shape.window) & (positions >= 0)
         mask = mask | ~mask.any(-1, keepdim=True)  # a tile of padding, which has no key of its row
-        valid = valid & (key_positions >= 0)
+        # Blocks that fell out of the window may hold anything by now.
+        valid = valid & (key_positions >= 0) & (key_positions > last_visible[:, 0] - shape.window)
     valid = valid[:, :, None, None]
     return _attend(query, torch.where(valid, keys, 0), torch.where(valid, values, 0), mask, shape)
 

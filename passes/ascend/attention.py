@@ -86,7 +86,10 @@ class AscendFusedAttention(AscendAttention):
         return "the cache is int8" if graph.quantization is not None and graph.quantization.kv8 else ""
 
     def write_cache(self, attention: Attention) -> None:
-        slots = attention.shared("slots", lambda at: attention.call(aten.reshape.default, attention.slots, [-1], at=at))
+        slots = attention.shared(
+            f"{attention.slots.name}, flat",
+            lambda at: attention.call(aten.reshape.default, attention.slots, [-1], at=at),
+        )
         tokens = [-1, attention.kv_heads, attention.head_dim]
         key, value = (attention.call(aten.reshape.default, new, tokens) for new in (attention.key, attention.value))
         caches = (attention.key_cache, attention.value_cache)

@@ -51,7 +51,8 @@ class AscendFlatAttention(AscendAttention):
 
     def write_cache(self, attention: Attention) -> None:
         slots = attention.shared(
-            "slots", lambda at: attention.call(aten.reshape.default, attention.slots, [-1, 1], at=at)
+            f"{attention.slots.name}, flat",
+            lambda at: attention.call(aten.reshape.default, attention.slots, [-1, 1], at=at),
         )
         for new, cache in ((attention.key, attention.key_cache), (attention.value, attention.value_cache)):
             rows = attention.call(aten.reshape.default, new, [-1, attention.kv_heads * attention.head_dim])

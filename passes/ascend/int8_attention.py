@@ -57,7 +57,7 @@ class AscendInt8Attention(AscendAttention):
 
     def write_cache(self, attention: Attention) -> None:
         a = attention
-        places = a.shared("places", lambda at: _places(a, at))
+        places = a.shared(f"places of {a.slots.name}", lambda at: _places(a, at))
         for new, cache, scales in zip((a.key, a.value), (a.key_cache, a.value_cache), a.scales, strict=True):
             rows = a.call(aten.reshape.default, new, [-1, 1, a.head_dim])
             target = torch.ops.ascend.dynamic_quant_scatter_.default

@@ -30,7 +30,7 @@ class Attention:
         self.scale = scale
         self.batch, self.tokens, self.heads, self.head_dim = self.query.meta["val"].shape
         self.kv_heads = self.key.meta["val"].shape[2]
-        self.num_blocks, self.block_size = graph.cache_config.num_blocks, graph.cache_config.block_size
+        self.num_blocks, self.block_size = self.key_cache.meta["val"].shape[0], graph.cache_config.block_size
         window, softcap = node.kwargs.get("window"), node.kwargs.get("softcap")
         assert window is None or isinstance(window, int)
         assert softcap is None or isinstance(softcap, float)

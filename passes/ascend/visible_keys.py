@@ -127,7 +127,7 @@ def int32_table(attention: Attention) -> fx.Node:
     """The block table that a paged kernel reads: in decode of the visible blocks, in prefill of those of the slots."""
     a = attention
     if a.block_table is None:
-        return as_int32(a, a.shared("table of slots", lambda at: _table_of_slots(a, at)))
+        return as_int32(a, a.shared(f"table of {a.slots.name}", lambda at: _table_of_slots(a, at)))
     table = visible_blocks(a)[0] if a.graph.bucket.phase == "decode" else a.block_table
     assert isinstance(table, fx.Node)
     return as_int32(a, table)
@@ -190,7 +190,8 @@ def token_places(attention: Attention, by_head: bool, heads_first: bool = False)
             places = call(aten.add.Tensor, first, heads)
         return call(aten.reshape.default, places, [-1])
 
-    name = "places by head" if by_head else "places"
+    assert isinstance(a.block_table, fx.Node)
+    name = f"places in {a.block_table.name}" + " by head" * by_head
     return a.shared(f"{name} in window {a.window}" if is_cut(a) else name, make)
 
 

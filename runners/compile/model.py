@@ -12,6 +12,7 @@ from torch import Tensor
 from graph_model import ops
 from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
 from graph_model.errors import NotFiniteError
+from graph_model.families import family_of
 from graph_model.weights import Expression, Read, evaluate
 from runners.backends.base import StepFunction
 from runners.compile.not_finite import first_not_finite
@@ -53,6 +54,8 @@ class CompiledModel:
         self.max_seq_len = max_seq_len
         self.block_size = recipe.cache_config.block_size
         self.num_blocks = recipe.cache_config.num_blocks
+        self.window = family_of(recipe.config).window
+        self.num_window_blocks = 0 if self.window is None else recipe.cache_config.blocks(self.window)
         self.num_scratch_blocks = num_scratch_blocks(buckets, recipe.cache_config.block_size)
         self.report = CompileReport()
         self._read = read
@@ -123,7 +126,7 @@ class CompiledModel:
     def _load(self, step: Step) -> _Loaded:
         if not self._caches:
             self._caches = [torch.zeros(shape, dtype=dtype).to(self._device) for shape, dtype in step.caches]
-        inputs = make_inputs(step.bucket)
+        inputs = make_inputs(step.bucket, self.window is not None)
         arrays = inputs.arrays()
         host_inputs = [torch.from_numpy(arrays[name]) for name in step.input_names]
         device_inputs = [tensor.to(self._device) for tensor in host_inputs]

@@ -35,7 +35,7 @@ def check_prompt(prompt: Iterable[int], max_seq_len: int, vocab_size: int | None
 def check_room(num_prompt_tokens: int, sampling: SamplingParams, max_tokens: int, blocks: BlockManager) -> None:
     """Raise UserError if the cache is too small for a sequence of `max_tokens` tokens, even alone."""
     # The last token of an answer is never put into the cache.
-    num_blocks = -(-(max_tokens - 1) // blocks.block_size)
+    num_blocks = blocks.blocks_of(max_tokens - 1)
     if num_blocks > blocks.num_usable:
         raise UserError(
             f"num_blocks: a request of {num_prompt_tokens} prompt tokens and max_new_tokens {sampling.max_new_tokens} "

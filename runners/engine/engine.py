@@ -44,9 +44,12 @@ class Engine:
         check_model(model)
         self.model = model
         self.statistics = Statistics()
-        self.blocks = BlockManager(model.num_blocks, model.num_scratch_blocks, model.block_size)
+        self.blocks = BlockManager(
+            model.num_blocks, model.num_scratch_blocks, model.block_size, model.window, model.num_window_blocks
+        )
         buckets = model.buckets
-        rows = InputBatch(buckets.batch_sizes[-1] + buckets.prefill_batch_sizes[-1], buckets.table_widths[-1])
+        num_rows = buckets.batch_sizes[-1] + buckets.prefill_batch_sizes[-1]
+        rows = InputBatch(num_rows, buckets.table_widths[-1], model.window is not None)
         self.scheduler = Scheduler(buckets, self.blocks, rows, self.statistics)
         self._rows = rows
         self._preparation = StepPreparation(buckets, model.block_size, rows)
@@ -143,13 +146,13 @@ class Engine:
         output = self.model.run(bucket)
         run_end = time.perf_counter()
         errors = self._find_not_finite(bucket, plan, output)
-        blocks = self.blocks.num_used
+        used = self.blocks.num_used, self.blocks.num_window_used
         if plan.sequences[0].scoring is None:
             self._rows.append(rows[ending], output.token_ids[: len(rows)][ending])
         self._take_tokens(plan, bucket, ending.tolist(), output, run_end, errors)
         end = time.perf_counter()
         host_s = (end - start) - (run_end - run_start)
-        self.statistics.record(plan.decode, sum(plan.counts), end - start, host_s, blocks)
+        self.statistics.record(plan.decode, sum(plan.counts), end - start, host_s, *used)
         return self._pop_events()
 
     def receive(self) -> list[TokenEvent]:
@@ -215,8 +218,7 @@ class Engine:
         if sequence.scoring is not None and bucket.scored:
             sequence.scoring.take(output, index, sequence.num_computed, plan.counts[index])
         sequence.num_computed += plan.counts[index]
-        if sequence.num_computed >= (sequence.num_registered + 1) * self.blocks.block_size:
-            self._register_blocks(sequence)
+        self.scheduler.computed(sequence)
         if not ending:
             return
         if sequence.scoring is not None:
@@ -328,11 +330,3 @@ class Engine:
             num_preemptions=sequence.num_preemptions,
             error=error,
         )
-
-    def _register_blocks(self, sequence: Sequence) -> None:
-        """Make the blocks that became full in this step findable."""
-        size = self.blocks.block_size
-        for index in range(sequence.num_registered, sequence.num_computed // size):
-            token_ids = sequence.token_ids[index * size : (index + 1) * size]
-            sequence.content = self.blocks.register(sequence.blocks[index], sequence.content, token_ids)
-        sequence.num_registered = sequence.num_computed // size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from runners.engine.block_manager import Growth
 from runners.engine.sequence import Sequence
 from runners.engine.uniforms import CHUNK, uniform_chunk
 
@@ -11,13 +12,16 @@ from runners.engine.uniforms import CHUNK, uniform_chunk
 class InputBatch:
     """One row per running sequence, so that a decode step is prepared by indexing.
 
-    R rows, W blocks per row. A row's unused block table entries are 0.
+    R rows, W blocks per row. A row's unused block table entries are 0; so are those of blocks that fell out of the
+    window. windowed: whether the model has layers with a window, whose blocks are in a pool of their own.
     """
 
-    def __init__(self, num_rows: int, max_blocks_per_seq: int) -> None:
+    def __init__(self, num_rows: int, max_blocks_per_seq: int, windowed: bool = False) -> None:
         self.length = np.zeros(num_rows, np.int64)  # tokens of the sequence, the newest included
         self.last_token = np.zeros(num_rows, np.int64)
         self.block_table = np.zeros((num_rows, max_blocks_per_seq), np.int64)  # [R, W]
+        # Of layers with a window, by the same places.
+        self.window_block_table = np.zeros_like(self.block_table) if windowed else None
         self.temperature = np.zeros(num_rows, np.float32)
         self.top_k = np.zeros(num_rows, np.int64)
         self.top_p = np.ones(num_rows, np.float32)
@@ -37,7 +41,7 @@ class InputBatch:
         return len(self._free)
 
     def claim(self, sequence: Sequence) -> None:
-        """Give the sequence a row and write its settings and tokens there; its blocks come by `set_blocks`."""
+        """Give the sequence a row and write its settings and tokens there; its blocks come by `add_blocks`."""
         row = sequence.row = self._free.pop()
         sampling = sequence.sampling
         self.rewind(sequence)
@@ -51,12 +55,23 @@ class InputBatch:
 
     def release(self, sequence: Sequence) -> None:
         self.block_table[sequence.row] = 0
+        if self.window_block_table is not None:
+            self.window_block_table[sequence.row] = 0
         self._free.append(sequence.row)
         sequence.row = -1
 
-    def set_blocks(self, row: int, first: int, blocks: list[int]) -> None:
-        """Write blocks `first`, `first` + 1, ... of the row."""
+    def add_blocks(self, row: int, growth: Growth) -> None:
+        """Write the blocks that the row's sequence was given."""
+        first, blocks = growth.first, growth.blocks
         self.block_table[row, first : first + len(blocks)] = blocks
+        if self.window_block_table is not None:
+            first, blocks = growth.window_first, growth.window_blocks
+            self.window_block_table[row, first : first + len(blocks)] = blocks
+
+    def drop_window_blocks(self, row: int, first: int, stop: int) -> None:
+        """Clear the places of blocks that fell out of the window."""
+        assert self.window_block_table is not None
+        self.window_block_table[row, first:stop] = 0
 
     def append(self, rows: np.ndarray, token_ids: np.ndarray) -> None:
         """Add one token to each of these rows."""

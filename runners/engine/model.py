@@ -21,11 +21,19 @@ class StepModel(Protocol):
 
     @property
     def num_blocks(self) -> int:
-        """All blocks, the scratch blocks included."""
+        """All blocks of layers that see all tokens, the scratch blocks included."""
+
+    @property
+    def window(self) -> int | None:
+        """Keys that a query sees in the layers that have a window; None: there are none."""
+
+    @property
+    def num_window_blocks(self) -> int:
+        """All blocks of layers with a window, the scratch blocks included; 0: there are none."""
 
     @property
     def num_scratch_blocks(self) -> int:
-        """Blocks 0..n-1, whose slots take the writes of padding: at least ``buckets.num_scratch_slots`` slots."""
+        """Blocks 0..n-1 of each pool, whose slots take the writes of padding, ``buckets.num_scratch_slots`` or more."""
 
     @property
     def max_seq_len(self) -> int:
@@ -41,6 +49,12 @@ class StepModel(Protocol):
         """For each of these rows of the last ``run(bucket)``, whose logits are not finite: the error of its request."""
 
 
+def window_blocks(window: int, tokens: int, block_size: int, max_seq_len: int) -> int:
+    """Most blocks that a sequence holds in layers with a window, while a step computes `tokens` of its tokens."""
+    # The oldest key that the first of them sees may be the last token of its block.
+    return min((window - 1 + tokens + block_size - 2) // block_size + 1, -(-max_seq_len // block_size))
+
+
 def check_model(model: StepModel) -> None:
     """Raise ValueError if the model's numbers do not fit together."""
     buckets = model.buckets
@@ -54,5 +68,13 @@ def check_model(model: StepModel) -> None:
             f"a block table of {buckets.table_widths[-1]} blocks of {model.block_size} tokens does not hold "
             f"max_seq_len, {model.max_seq_len} tokens"
         )
+    if model.window is not None:
+        usable, tokens = model.num_window_blocks - model.num_scratch_blocks, buckets.chunk_lengths[-1]
+        needed = window_blocks(model.window, tokens, model.block_size, model.max_seq_len)
+        if usable < needed:
+            raise ValueError(
+                f"{usable} blocks of {model.block_size} tokens do not hold what a chunk of {tokens} tokens sees "
+                f"through a window of {model.window}, {needed} blocks"
+            )
     if not buckets.fits(1, buckets.chunk_lengths[0]):
         raise ValueError(f"no prefill step fits in {buckets.max_step_tokens} tokens")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from graph_model.bucket import BucketTable, round_up
-from runners.engine.block_manager import BlockManager
+from runners.engine.block_manager import BlockManager, HeldBlocks
 from runners.engine.input_batch import InputBatch
 from runners.engine.sequence import Sequence
 from runners.engine.statistics import Statistics
@@ -74,6 +74,15 @@ class Scheduler:
         self._decoded_last = plan is not None and plan.decode
         return plan
 
+    def computed(self, sequence: Sequence) -> None:
+        """Some tokens of a running sequence were computed: full blocks become findable, others leave the window."""
+        held, num_computed, size = sequence.held, sequence.num_computed, self._blocks.block_size
+        if num_computed >= (held.num_registered + 1) * size:
+            self._blocks.register(held, sequence.token_ids, num_computed)
+        first = held.window_first
+        if self._blocks.trim(held, num_computed):
+            self._rows.drop_window_blocks(sequence.row, first, held.window_first)
+
     def prompt_computed(self, sequence: Sequence) -> None:
         """All tokens of a prefilling sequence are computed: it decodes from now on."""
         self.prefilling.remove(sequence)
@@ -88,29 +97,29 @@ class Scheduler:
 
     def _plan_decode(self) -> Plan | None:
         batch: list[Sequence] = []
-        block_size = self._blocks.block_size
+        size = self._blocks.block_size
         for sequence in self.decoding[:]:
             if len(batch) == self._decode_limit:
                 break
             if sequence.row < 0:  # preempted for a sequence before it
                 continue
-            num_blocks = len(sequence.blocks)
-            if len(sequence.token_ids) > num_blocks * block_size:
-                if not self._make_room(sequence):
-                    continue
-                new = self._blocks.allocate(1)
-                self._rows.set_blocks(sequence.row, num_blocks, new)
-                sequence.blocks += new
+            length = len(sequence.token_ids)
+            if length > len(sequence.held.blocks) * size and not self._grow(sequence, length, length):
+                continue
             batch.append(sequence)
         return Plan(True, batch, [1] * len(batch)) if batch else None
 
-    def _make_room(self, sequence: Sequence) -> bool:
-        """Preempt the youngest until a block is free; False if that was the sequence itself."""
-        while not self._blocks.num_free:
+    def _grow(self, sequence: Sequence, end: int, window_end: int) -> bool:
+        """Give the sequence blocks for its tokens up to `end`, and `window_end`, in the two pools.
+
+        Where none is free, the youngest sequences are preempted; False if the sequence itself was.
+        """
+        while not self._blocks.can_grow(sequence.held, end, window_end):
             victim = max((kind[-1] for kind in (self.prefilling, self.decoding) if kind), key=_arrival)
             self._preempt(victim)
             if victim is sequence:
                 return False
+        self._rows.add_blocks(sequence.row, self._blocks.grow(sequence.held, end, window_end))
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -122,9 +131,9 @@ class Scheduler:
     def _stop_running(self, sequence: Sequence) -> None:
         holder = self.decoding if sequence in self.decoding else self.prefilling
         holder.remove(sequence)
-        self._blocks.release(sequence.blocks)
+        self._blocks.release(sequence.held)
         self._rows.release(sequence)
-        sequence.blocks = []
+        sequence.held = HeldBlocks()
 
     def _plan_prefill(self) -> Plan | None:
         self._admit()
@@ -134,7 +143,14 @@ class Scheduler:
         kind = _kind(self.prefilling[0])
         candidates = [s for s in self.prefilling if _kind(s) == kind][: self._prefill_limit]
         counts = self._chunk([len(s.token_ids) - s.num_computed for s in candidates])
-        return Plan(False, candidates[: len(counts)], counts)
+        plan = Plan(False, [], [])
+        for sequence, count in zip(candidates, counts, strict=False):
+            if sequence.row < 0:  # preempted for a sequence before it
+                continue
+            if self._grow(sequence, len(sequence.token_ids), sequence.num_computed + count):
+                plan.sequences.append(sequence)
+                plan.counts.append(count)
+        return plan if plan.sequences else None
 
     def _admit(self) -> None:
         """Let waiting sequences run while rows and blocks last.
@@ -147,24 +163,24 @@ class Scheduler:
                 return
             sequence = self.waiting[0]
             token_ids = sequence.token_ids
-            shared, content = self._blocks.match(sequence.shareable)
-            if self._is_being_computed(sequence, len(shared)):
+            match = self._blocks.match(sequence.shareable)
+            num_shared = len(match.blocks)
+            if self._is_being_computed(sequence, num_shared):
                 return
-            needed = -(-len(token_ids) // self._blocks.block_size) - len(shared)
-            free = self._blocks.num_free - sum(map(self._blocks.is_free, shared))
-            if free - needed < self.num_running:
+            end, num_computed = len(token_ids), num_shared * self._blocks.block_size
+            # Of the pool of layers with a window a sequence needs a chunk's blocks at a time.
+            window_end = num_computed + min(end - num_computed, self._max_chunks[1])
+            if not self._blocks.can_take(match, end, window_end, spare=self.num_running):
                 return
             self.waiting.popleft()
-            self._blocks.share(shared)
-            sequence.blocks = shared + self._blocks.allocate(needed)
-            sequence.num_registered, sequence.content = len(shared), content
-            sequence.num_computed = len(shared) * self._blocks.block_size
+            self._rows.claim(sequence)
+            self._rows.add_blocks(sequence.row, self._blocks.take(match))
+            sequence.held, sequence.num_computed = match, num_computed
+            self._rows.add_blocks(sequence.row, self._blocks.grow(match, end, window_end))
             if not sequence.num_preemptions:
                 sequence.num_cached_tokens = sequence.num_computed
                 self._statistics.prompt_tokens += len(token_ids)
                 self._statistics.cached_prompt_tokens += sequence.num_computed
-            self._rows.claim(sequence)
-            self._rows.set_blocks(sequence.row, 0, sequence.blocks)
             insort(self.prefilling, sequence, key=_arrival)
 
     def _is_being_computed(self, sequence: Sequence, num_shared: int) -> bool:

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from runners.engine.block_manager import HeldBlocks
 from runners.engine.detokenizer import Detokenizer
 from runners.engine.result import TokenEvent, TokenLogprobs
 from runners.engine.sampling_params import SamplingParams
@@ -33,10 +34,8 @@ class Sequence:
     scoring: Scoring | None = None  # None: it makes an answer; else next tokens of its prompt are scored
 
     row: int = -1  # row in InputBatch, -1: does not run
-    blocks: list[int] = field(default_factory=list)
+    held: HeldBlocks = field(default_factory=HeldBlocks)
     num_computed: int = 0  # tokens whose keys and values are in the blocks
-    num_registered: int = 0  # blocks that the block manager knows by content
-    content: int = 0  # number of the content of those blocks
     received: bool = False  # the scheduler has it
     aborted: bool = False
 

@@ -25,7 +25,8 @@ class Statistics:
     preemptions: int = 0
     prompt_tokens: int = 0  # of sequences admitted for the first time
     cached_prompt_tokens: int = 0  # of these, found in the cache
-    peak_blocks: int = 0  # most blocks in use at once
+    peak_blocks: int = 0  # most blocks in use at once, of layers that see all tokens
+    peak_window_blocks: int = 0  # and of layers with a window
 
     @property
     def prefill_tokens_per_s(self) -> float:
@@ -42,7 +43,7 @@ class Statistics:
     def reset(self) -> None:
         vars(self).update(vars(Statistics()))
 
-    def record(self, decode: bool, tokens: int, total_s: float, host_s: float, blocks: int) -> None:
+    def record(self, decode: bool, tokens: int, total_s: float, host_s: float, blocks: int, window_blocks: int) -> None:
         """Count one step."""
         if decode:
             self.decode_steps += 1
@@ -55,3 +56,4 @@ class Statistics:
             self.prefill_s += total_s
             self.prefill_host_s += host_s
         self.peak_blocks = max(self.peak_blocks, blocks)
+        self.peak_window_blocks = max(self.peak_window_blocks, window_blocks)

@@ -74,38 +74,49 @@ class StepPreparation:
         inputs.input_ids[count:] = 0
         inputs.positions[:count, 0] = positions
         inputs.positions[count:] = 0
-        slots = state.block_table[rows, positions // size] * size + positions % size
-        inputs.slot_mapping[:count, 0] = slots
-        inputs.slot_mapping[count:, 0] = self._scratch_slots[: len(inputs.slot_mapping) - count]
         assert inputs.context_lens is not None
-        assert inputs.block_table is not None
         inputs.context_lens[:count] = lengths
         inputs.context_lens[count:] = 1
-        inputs.block_table[:count] = state.block_table[rows, : inputs.block_table.shape[1]]
-        inputs.block_table[count:] = 0
+        for slots, block_table, state_table in self._pools(inputs):
+            assert block_table is not None
+            slots[:count, 0] = state_table[rows, positions // size] * size + positions % size
+            slots[count:, 0] = self._scratch_slots[: len(slots) - count]
+            block_table[:count] = state_table[rows, : block_table.shape[1]]
+            block_table[count:] = 0
 
     def _fill_chunks(self, inputs: StepInputs, plan: Plan) -> None:
-        size, table = self._block_size, self._state.block_table
+        size, pools = self._block_size, self._pools(inputs)
         assert inputs.query_lens is not None
         inputs.input_ids.fill(0)
         inputs.positions.fill(0)
-        slots = inputs.slot_mapping
-        slots[:] = self._scratch_slots[: slots.size].reshape(slots.shape)
         inputs.query_lens.fill(1)
-        if inputs.context_lens is not None and inputs.block_table is not None:
+        if inputs.context_lens is not None:
             inputs.context_lens.fill(1)
-            inputs.block_table.fill(0)
+        for slots, block_table, _ in pools:
+            slots[:] = self._scratch_slots[: slots.size].reshape(slots.shape)
+            if block_table is not None:
+                block_table.fill(0)
         for index, (sequence, count) in enumerate(zip(plan.sequences, plan.counts, strict=True)):
             start = sequence.num_computed
             positions = np.arange(start, start + count)
             inputs.input_ids[index, :count] = np.frombuffer(sequence.token_ids, np.int64)[start : start + count]
             inputs.positions[index, :count] = positions
-            slots[index, :count] = table[sequence.row, positions // size] * size + positions % size
             inputs.query_lens[index] = count
-            if inputs.context_lens is not None and inputs.block_table is not None:
-                num_blocks = -(-(start + count) // size)
+            if inputs.context_lens is not None:
                 inputs.context_lens[index] = start + count
-                inputs.block_table[index, :num_blocks] = table[sequence.row, :num_blocks]
+            num_blocks = -(-(start + count) // size)
+            for slots, block_table, state_table in pools:
+                slots[index, :count] = state_table[sequence.row, positions // size] * size + positions % size
+                if block_table is not None:
+                    block_table[index, :num_blocks] = state_table[sequence.row, :num_blocks]
+
+    def _pools(self, inputs: StepInputs) -> list[tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
+        """Of each pool: the step's slots and block table, and the block table of all rows."""
+        state = self._state
+        pools = [(inputs.slot_mapping, inputs.block_table, state.block_table)]
+        if inputs.window_slot_mapping is not None and state.window_block_table is not None:
+            pools.append((inputs.window_slot_mapping, inputs.window_block_table, state.window_block_table))
+        return pools
 
     def _fill_sampling(self, inputs: StepInputs, rows: np.ndarray, ending: np.ndarray) -> None:
         """Rows that get no token, and padding, are greedy."""

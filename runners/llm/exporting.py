@@ -101,6 +101,8 @@ def _header(settings: ModelSettings, loaded: LoadedModel) -> dict[str, object]:
         "serving": {
             "block_size": model.block_size,
             "num_blocks": model.num_blocks,
+            "window": model.window,
+            "num_window_blocks": model.num_window_blocks,
             "num_scratch_blocks": model.num_scratch_blocks,
             "max_seq_len": model.max_seq_len,
             "buckets": dataclasses.asdict(model.buckets),

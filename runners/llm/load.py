@@ -12,7 +12,6 @@ from torch import Tensor
 
 from graph_model.checkpoint import Checkpoint, open_checkpoint
 from graph_model.errors import UserError
-from graph_model.graph import KVCacheConfig
 from graph_model.numerics import is_finite
 from graph_model.quantization.schemes import scheme_of
 from graph_model.tensor_parallel import WHOLE, Shard
@@ -23,7 +22,7 @@ from runners.backends.select import select_backend
 from runners.compile import CompileCache, CompiledModel, Recipe
 from runners.distributed.leader import LeadingModel, Message
 from runners.llm.random_weights import random_weights
-from runners.llm.sizes import bucket_table, num_blocks
+from runners.llm.sizes import bucket_table, size_cache
 from runners.settings.model_settings import ModelSettings
 
 
@@ -57,7 +56,7 @@ def load_model(
     recipe = Recipe(
         config=settings.config,
         dtype=dtype,
-        cache_config=KVCacheConfig(num_blocks(settings, backend.device, shard, device_memory), settings.block_size),
+        cache_config=size_cache(settings, backend.device, shard, device_memory),
         passes=(
             *build_passes(settings.passes, shard),
             *backend.kernel_passes(dtype, scheme_of(settings.quantization)),

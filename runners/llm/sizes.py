@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 
 from graph_model.bucket import BucketTable, powers_of_two, round_up
 from graph_model.errors import NoMemoryError
-from graph_model.footprint import cache_token_bytes, weight_bytes
+from graph_model.families import family_of
+from graph_model.footprint import pool_token_bytes, weight_bytes
+from graph_model.graph import KVCacheConfig
 from graph_model.tensor_parallel import Shard
 from runners.backends.memory import free_memory
 from runners.compile import num_scratch_blocks
+from runners.engine.model import window_blocks
 from runners.llm.step_memory import check_step_sizes, step_bytes
 from runners.settings.declared.infer import SMALLEST_CHUNK
 from runners.settings.model_settings import ModelSettings
@@ -39,17 +44,26 @@ def _powers_of_four(largest: int) -> tuple[int, ...]:
     return tuple(size for index, size in enumerate(powers_of_two(1, largest)) if index % 2 == 0 or size == largest)
 
 
-def num_blocks(settings: ModelSettings, device: torch.device, shard: Shard, memory: float | None) -> int:
-    """Blocks of the cache, scratch blocks included; the same number on all ranks."""
+def size_cache(settings: ModelSettings, device: torch.device, shard: Shard, memory: float | None) -> KVCacheConfig:
+    """Blocks of the KV cache, scratch blocks included; the same numbers on all ranks.
+
+    The setting num_blocks, or what memory_fraction allows, is of layers that see all tokens. Layers with a window have
+    as many, or fewer where all sequences that run at once can never hold so many.
+    """
     if memory is None:
         memory = free_memory(device, shard.world_size)
-    usable = _affordable_blocks if settings.num_blocks is None else _given_blocks
-    blocks = _scratch_blocks(settings) + usable(settings, shard, memory)
+    count = _affordable_blocks if settings.num_blocks is None else _given_blocks
+    usable = count(settings, shard, memory)
     if shard.world_size > 1:
-        fewest = torch.tensor(blocks)
+        fewest = torch.tensor(usable)
         dist.all_reduce(fewest, dist.ReduceOp.MIN)
-        blocks = int(fewest)
-    return blocks
+        usable = int(fewest)
+    scratch, in_windows = _scratch_blocks(settings), _most_window_blocks(settings)
+    return KVCacheConfig(
+        scratch + usable,
+        settings.block_size,
+        None if in_windows is None else scratch + min(usable, in_windows),
+    )
 
 
 def _given_blocks(settings: ModelSettings, shard: Shard, memory: float) -> int:
@@ -88,12 +102,17 @@ def _room(settings: ModelSettings, shard: Shard, memory: float, needed: int) -> 
     needed: blocks without which nothing runs. Raises NoMemoryError if it is the steps' size that leaves none.
     """
     model = settings.config, getattr(torch, settings.dtype), settings.quantization, shard
-    block = cache_token_bytes(*model) * settings.block_size
+    pools = {window: number * settings.block_size for window, number in pool_token_bytes(*model).items()}
+    full, both = pools.get(None, 0), sum(pools.values())
     free = memory - weight_bytes(*model)
 
     def left(settings: ModelSettings) -> float:
-        steps = step_bytes(bucket_table(settings), settings.config.vocab_size)
-        return (free - steps) / block - _scratch_blocks(settings)
+        steps = step_bytes(bucket_table(settings), settings.config.vocab_size, both > full)
+        blocks = (free - steps) / both - _scratch_blocks(settings)  # with as many in each pool
+        most = _most_window_blocks(settings)
+        if most is None or blocks <= most:
+            return blocks
+        return most + (blocks - most) * both / full if full else math.inf
 
     check_step_sizes(settings, left, needed)
     return left(settings)
@@ -101,6 +120,18 @@ def _room(settings: ModelSettings, shard: Shard, memory: float, needed: int) -> 
 
 def _scratch_blocks(settings: ModelSettings) -> int:
     return num_scratch_blocks(bucket_table(settings), settings.block_size)
+
+
+def _most_window_blocks(settings: ModelSettings) -> int | None:
+    """Blocks of layers with a window that all sequences hold which run at once; None: no layer has a window."""
+    window, table = family_of(settings.config).window, bucket_table(settings)
+    if window is None:
+        return None
+    decoding, prefilling = (
+        window_blocks(window, tokens, settings.block_size, settings.max_seq_len)
+        for tokens in (1, table.chunk_lengths[-1])
+    )
+    return settings.max_batch_size * decoding + settings.max_prefill_batch_size * prefilling
 
 
 def _blocks_of_a_sequence(settings: ModelSettings) -> int:

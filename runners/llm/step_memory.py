@@ -18,18 +18,20 @@ from runners.settings.model_settings import ModelSettings
 _SMALLEST: dict[str, Any] = {"max_batch_size": 1, "max_prefill_batch_size": 1, "max_prefill_tokens": SMALLEST_CHUNK}
 
 
-def step_bytes(buckets: BucketTable, vocab_size: int) -> int:
+def step_bytes(buckets: BucketTable, vocab_size: int, windowed: bool) -> int:
     """Bytes of the tables and inputs that the largest steps have for their rows and tokens, and of their logits.
 
     The first are the host's, and few where nothing is absurd. Other activations are not counted: memory_fraction
-    leaves room for them.
+    leaves room for them. windowed: whether the model has layers with a window.
     """
     rows = buckets.batch_sizes[-1] + buckets.prefill_batch_sizes[-1]
     width = buckets.table_widths[-1]
     # As many bytes per row, and per token, in steps of any size.
-    short, long = (_nbytes(make_inputs(Bucket("extend", 1, chunk, width, "sample")).arrays()) for chunk in (1, 2))
+    short, long = (
+        _nbytes(make_inputs(Bucket("extend", 1, chunk, width, "sample"), windowed).arrays()) for chunk in (1, 2)
+    )
     logits = vocab_size * np.dtype(np.float32).itemsize
-    return rows * (InputBatch(1, width).nbytes + short + logits) + buckets.max_step_tokens * (long - short)
+    return rows * (InputBatch(1, width, windowed).nbytes + short + logits) + buckets.max_step_tokens * (long - short)
 
 
 def _nbytes(arrays: Mapping[str, np.ndarray]) -> int:

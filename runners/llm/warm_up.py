@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graph_model.bucket import Bucket, Selection, round_up
-from runners.engine.model import StepModel
+from runners.engine.model import StepModel, window_blocks
 from runners.engine.sampling_params import SamplingParams
 
 Kind = tuple[Selection, int]  # how a step chooses tokens, and how many log-probabilities it returns (see Bucket)
@@ -87,8 +87,18 @@ def _kinds(settings: Sequence[SamplingParams]) -> list[Kind]:
 def _may_preempt(model: StepModel, final_lengths: list[int]) -> bool:
     """Whether the longest sequences that can run at once need more blocks than there are."""
     most = model.buckets.batch_sizes[-1] + model.buckets.prefill_batch_sizes[-1]
-    blocks = sorted((-(-length // model.block_size) for length in final_lengths), reverse=True)
-    return sum(blocks[:most]) > model.num_blocks - model.num_scratch_blocks
+    longest = sorted(final_lengths, reverse=True)[:most]
+    if sum(-(-length // model.block_size) for length in longest) > model.num_blocks - model.num_scratch_blocks:
+        return True
+    if model.window is None:
+        return False
+    prefilling, chunk = model.buckets.prefill_batch_sizes[-1], model.buckets.chunk_lengths[-1]
+    computed = [chunk] * prefilling + [1] * len(longest)
+    held = sum(
+        window_blocks(model.window, tokens, model.block_size, length)
+        for length, tokens in zip(longest, computed, strict=False)
+    )
+    return held > model.num_window_blocks - model.num_scratch_blocks
 
 
 def _may_share(prompts: Sequence[Sequence[int]], block_size: int) -> bool:

@@ -104,6 +104,7 @@ def logits(graph: ModelGraph, weights: dict[str, Tensor], ids: Tensor) -> Tensor
         "input_ids": ids,
         "positions": torch.arange(8).expand(2, 8),
         "slot_mapping": torch.arange(16).view(2, 8) + 16,
+        "window_slot_mapping": torch.arange(16).view(2, 8) + 48,
         "query_lens": torch.tensor([8, 8]),
     }
     caches = [torch.zeros(node.meta["val"].shape, dtype=HALF) for node in graph.placeholders("cache")]

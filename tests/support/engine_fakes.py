@@ -59,7 +59,8 @@ class FakeModel:
     """Keeps token ids and positions where a model keeps keys and values, and checks every declared rule of a step.
 
     choose: replaces the hash as the choice of the next token. blocks: an engine's block manager, to check that no
-    shared block is written. before_run: called with the number of steps so far.
+    shared block is written and no freed block is read. before_run: called with the number of steps so far.
+    window: keys that a query sees in layers with a window, for which a second pool of blocks keeps the same.
     """
 
     def __init__(
@@ -69,24 +70,29 @@ class FakeModel:
         usable_blocks: int = 64,
         max_seq_len: int = 64,
         choose: Callable[[list[int]], int] | None = None,
+        window: int | None = None,
+        usable_window_blocks: int = 64,
     ) -> None:
         self.buckets = buckets or small_buckets()
         self.block_size = block_size
         self.num_scratch_blocks = -(-self.buckets.num_scratch_slots // block_size)
         self.num_blocks = self.num_scratch_blocks + usable_blocks
         self.max_seq_len = max_seq_len
+        self.window = window
+        self.num_window_blocks = 0 if window is None else self.num_scratch_blocks + usable_window_blocks
         self.choose = choose
         self.blocks: BlockManager | None = None
         self.before_run: Callable[[int], None] | None = None
         self.steps: list[tuple[Bucket, int, int]] = []  # bucket, real rows, real tokens
-        slots = self.num_blocks * block_size
-        self._cached_ids = np.full(slots, -1, np.int64)
-        self._cached_positions = np.full(slots, -1, np.int64)
+        # Token id and position at each slot of each pool.
+        self._cached, self._cached_in_window = (
+            np.full((2, blocks * block_size), -1, np.int64) for blocks in (self.num_blocks, self.num_window_blocks)
+        )
         self._inputs: dict[Bucket, StepInputs] = {}
 
     def inputs(self, bucket: Bucket) -> StepInputs:
         if bucket not in self._inputs:
-            self._inputs[bucket] = make_inputs(bucket)
+            self._inputs[bucket] = make_inputs(bucket, self.window is not None)
         return self._inputs[bucket]
 
     def run(self, bucket: Bucket) -> StepOutput:
@@ -94,8 +100,9 @@ class FakeModel:
             self.before_run(len(self.steps))
         inputs = self._inputs[bucket]
         rows = self._check(bucket, inputs)
-        self._cached_ids[inputs.slot_mapping] = inputs.input_ids
-        self._cached_positions[inputs.slot_mapping] = inputs.positions
+        self._cached[:, inputs.slot_mapping] = inputs.input_ids, inputs.positions
+        if inputs.window_slot_mapping is not None:
+            self._cached_in_window[:, inputs.window_slot_mapping] = inputs.input_ids, inputs.positions
         token_ids = np.full(bucket.batch, -7, np.int64)  # a padded row's token must not be used
         for row in range(rows):
             context = self._context(inputs, row)
@@ -122,19 +129,38 @@ class FakeModel:
         positions = np.arange(inputs.context_lens[row])
         table = inputs.block_table[row]
         slots = table[positions // self.block_size] * self.block_size + positions % self.block_size
-        assert (self._cached_positions[slots] == positions).all(), "a block holds other positions than expected"
-        return self._cached_ids[slots]
+        ids, found = self._cached[:, slots]
+        assert (found == positions).all(), "a block holds other positions than expected"
+        if self.window is not None:
+            self._check_window(inputs, row, ids)
+        return ids
+
+    def _check_window(self, inputs: StepInputs, row: int, ids: np.ndarray) -> None:
+        """What the row's tokens see in layers with a window is what the other layers have, in blocks that are held."""
+        size, table = self.block_size, inputs.window_block_table[row]
+        seen = np.arange(max(0, int(inputs.positions[row, 0]) - self.window + 1), len(ids))
+        slots = table[seen // size] * size + seen % size
+        found_ids, found = self._cached_in_window[:, slots]
+        assert (found == seen).all(), "a window's block holds other positions than expected"
+        assert (found_ids == ids[seen]).all(), "a window's block holds other tokens than expected"
+        assert not table[: seen[0] // size].any(), "blocks before the window are given back"
+        if self.blocks is not None:
+            assert all(self.blocks.windowed.ref_counts[block] for block in table[seen // size]), "a freed block is read"
 
     def _check(self, bucket: Bucket, inputs: StepInputs) -> int:
         """Check the rules of StepInputs; returns the number of real rows."""
         size = self.block_size
-        for name, array in make_inputs(bucket).arrays().items():
+        for name, array in make_inputs(bucket, self.window is not None).arrays().items():
             assert inputs.arrays()[name].shape == array.shape
             assert inputs.arrays()[name].dtype == array.dtype
+        pools = [(inputs.slot_mapping, self.num_blocks, self.blocks and self.blocks.full)]
+        if inputs.window_slot_mapping is not None:
+            pools.append((inputs.window_slot_mapping, self.num_window_blocks, self.blocks and self.blocks.windowed))
+        for slots, num_blocks, _ in pools:
+            assert len(np.unique(slots)) == slots.size, "slots are not unique"
+            assert slots.min() >= 0
+            assert slots.max() < num_blocks * size
         slots = inputs.slot_mapping
-        assert len(np.unique(slots)) == slots.size, "slots are not unique"
-        assert slots.min() >= 0
-        assert slots.max() < self.num_blocks * size
         scratch = slots < self.num_scratch_blocks * size
         real_rows = ~scratch[:, 0]
         rows = int(real_rows.sum())
@@ -144,7 +170,8 @@ class FakeModel:
             assert slots.size <= self.buckets.max_step_tokens
         lengths = np.ones(bucket.batch, np.int64) if inputs.query_lens is None else inputs.query_lens
         real = (np.arange(bucket.chunk) < lengths[:, None]) & real_rows[:, None]
-        assert (scratch == ~real).all(), "padding writes to scratch slots, tokens do not"
+        for own, _, _ in pools:
+            assert ((own < self.num_scratch_blocks * size) == ~real).all(), "padding writes to scratch, tokens do not"
         assert (inputs.input_ids[~real] == 0).all()
         assert (inputs.positions[~real] == 0).all()
         for array in (inputs.query_lens, inputs.context_lens):
@@ -158,14 +185,15 @@ class FakeModel:
                 self._check_blocks(inputs, row, positions)
         if inputs.block_table is not None:
             assert (inputs.block_table[rows:] == 0).all()
+            assert inputs.window_block_table is None or (inputs.window_block_table[rows:] == 0).all()
         if inputs.temperature is not None:
             assert (inputs.temperature[rows:] == 0).all()
             assert (inputs.uniform >= 0).all()
             assert (inputs.uniform < 1).all()
-        if self.blocks is not None:
-            for block in np.unique(slots[real] // size).tolist():
-                assert self.blocks.ref_counts[block] == 1, "a written block has one owner"
-                assert not self.blocks.is_registered(block), "a findable block is never written"
+        for own, _, pool in pools:
+            for block in np.unique(own[real] // size).tolist() if pool else ():
+                assert pool.ref_counts[block] == 1, "a written block has one owner"
+                assert not pool.is_registered(block), "a findable block is never written"
         return rows
 
     def _check_blocks(self, inputs: StepInputs, row: int, positions: np.ndarray) -> None:
@@ -177,6 +205,11 @@ class FakeModel:
         assert (table[:used] >= self.num_scratch_blocks).all()
         assert len(np.unique(table[:used])) == used
         assert (table[used:] == 0).all()
+        if inputs.window_slot_mapping is not None:
+            table = inputs.window_block_table[row]
+            expected = table[positions // size] * size + positions % size
+            assert (inputs.window_slot_mapping[row, : len(positions)] == expected).all()
+            assert (table[used:] == 0).all()
 
 
 def scripted(prompt_length: int, answer: Sequence[int]) -> Callable[[list[int]], int]:
@@ -205,8 +238,9 @@ def assert_nothing_held(engine: object) -> None:
     assert not engine.has_unfinished()  # type: ignore[attr-defined]
     assert not scheduler.waiting
     assert scheduler.num_running == 0
-    assert set(blocks.ref_counts) == {0}
-    assert blocks.num_used == 0
-    taken = blocks.allocate(blocks.num_free)
-    assert len(set(taken)) == len(taken) == blocks.num_usable
-    blocks.release(taken)
+    for pool in filter(None, (blocks.full, blocks.windowed)):
+        assert set(pool.ref_counts) == {0}
+        assert pool.num_used == 0
+        taken = pool.allocate(pool.num_free)
+        assert len(set(taken)) == len(taken) == pool.num_usable
+        pool.release(taken)

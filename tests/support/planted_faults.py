@@ -76,6 +76,18 @@ def rows_swapped(name: str) -> Mutation:
     return mutate
 
 
+def other_pool(name: str) -> Mutation:
+    """Layers with a window read the slots or blocks of those without."""
+
+    def mutate(graph: ModelGraph) -> None:
+        inputs = {node.name: node for node in graph.placeholders("input")}
+        source, other = inputs[f"window_{name}"], inputs[name]
+        for user in list(source.users):
+            user.replace_input_with(source, other)
+
+    return mutate
+
+
 def shifted(name: str, by: int) -> Mutation:
     """Add a number to an input of lengths, which stay at least 1."""
 

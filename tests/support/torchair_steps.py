@@ -13,6 +13,7 @@ from graph_model.bucket import Bucket
 from graph_model.capture import capture
 from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
+from graph_model.families import family_of
 from graph_model.graph import KVCacheConfig, ModelGraph
 from graph_model.numerics import TOLERANCE
 from graph_model.numerics import difference as relative
@@ -98,7 +99,10 @@ class StepCase:
 
 
 def step_inputs(case: StepCase) -> dict[str, Tensor]:
-    """Row 0 fills its blocks, row 1 ends inside one, row 2 is padding. Blocks are in no order."""
+    """Row 0 fills its blocks, row 1 ends inside one, row 2 is padding. Blocks are in no order.
+
+    In the pool of layers with a window rows have other blocks, and block 0 in place of those that fell out of it.
+    """
     generator = torch.Generator().manual_seed(3)
     bucket, size = case.bucket, case.block_size
     tokens = torch.arange(bucket.chunk)
@@ -111,15 +115,25 @@ def step_inputs(case: StepCase) -> dict[str, Tensor]:
     table = torch.tensor([[5, 2, 6], [7, 3, 1], [0, 0, 0]])[:, : case.width]
     real = (tokens < query_lens[:, None]) & torch.tensor([True, True, False])[:, None]
     positions = starts[:, None] + tokens
-    slots = table.gather(1, (positions // size).clamp(max=case.width - 1)) * size + positions % size
+    window_table = torch.tensor([[4, 7, 2], [6, 1, 5], [0, 0, 0]])[:, : case.width]
+    window = family_of(case.config).window
+    if window is not None:
+        first_visible = (starts - window + 1).clamp(min=0) // size
+        window_table = window_table * (torch.arange(case.width) >= first_visible[:, None])
+
+    def slots_in(table: Tensor) -> Tensor:
+        return table.gather(1, (positions // size).clamp(max=case.width - 1)) * size + positions % size
+
     scratch = torch.arange(3 * bucket.chunk).view(3, -1)
     return {
         "input_ids": torch.randint(3, case.config.vocab_size, (3, bucket.chunk), generator=generator) * real,
         "positions": positions * real,
-        "slot_mapping": torch.where(real, slots, scratch),
+        "slot_mapping": torch.where(real, slots_in(table), scratch),
+        "window_slot_mapping": torch.where(real, slots_in(window_table), scratch),
         "query_lens": query_lens,
         "context_lens": starts + query_lens,
         "block_table": table,
+        "window_block_table": window_table,
         "temperature": torch.tensor([0.8, 0.0, 1.0]),
         "top_k": torch.tensor([20, 0, 0]),
         "top_p": torch.tensor([0.9, 1.0, 0.5]),
@@ -136,11 +150,12 @@ def filled_caches(case: StepCase, graph: ModelGraph, inputs: dict[str, Tensor]) 
         fake = node.meta["val"].transpose(1, 2) if case.kv8 else node.meta["val"]
         cache = torch.full(fake.shape, torch.nan)
         cache[0] = 0
+        table = inputs[graph.slots_of(node).replace("slot_mapping", "block_table")]
         for row in range(2):
-            blocks = cache[inputs["block_table"][row]].flatten(0, 1)
-            length = int(inputs["context_lens"][row])
-            blocks[:length] = torch.randn(blocks[:length].shape, generator=generator)
-            cache[inputs["block_table"][row]] = blocks.view(case.width, *cache.shape[1:])
+            tokens = torch.randn(case.width, *cache.shape[1:], generator=generator)
+            tokens.flatten(0, 1)[int(inputs["context_lens"][row]) :] = torch.nan
+            held = table[row] > 0
+            cache[table[row, held]] = tokens[held]
         caches.append(cache.to(case.dtype))
     if not case.kv8:
         return caches

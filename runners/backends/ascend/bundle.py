@@ -25,7 +25,7 @@ from graph_model.ascend.graph_file import read_model
 from graph_model.bucket import Bucket
 from graph_model.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 DESCRIPTOR = "ge_ir.binpb"
 _CHUNK = 1 << 24

@@ -97,7 +97,8 @@ class CheckedStep:
             by_node = nodes.run(*self._host_weights, *local, *inputs)
         self.findings.nodes = nodes.compared
         own, own_caches = [output.cpu() for output in outputs], [_on_host(cache) for cache in caches]
-        slots = inputs[[node.name for node in self._graph.placeholders("input")].index("slot_mapping")].flatten()
+        by_name = dict(zip((node.name for node in self._graph.placeholders("input")), inputs, strict=True))
+        slots = [by_name[self._graph.slots_of(cache)].flatten() for cache in self._graph.placeholders("cache")]
         drawn = nodes.values["temperature"] > 0 if "temperature" in nodes.values else None
         self._compare_caches(local, given, slots, "the interpreter")
         self._compare_results(by_node, found, drawn, nodes.values)
@@ -130,18 +131,26 @@ class CheckedStep:
             self.findings.error, self.findings.node = error, what
 
     def _compare_caches(
-        self, expected: list[Tensor], found: list[Tensor], slots: Tensor, who: str, near: list[Tensor] | None = None
+        self,
+        expected: list[Tensor],
+        found: list[Tensor],
+        slots: list[Tensor],
+        who: str,
+        near: list[Tensor] | None = None,
     ) -> None:
-        """Raise if what is written at the step's slots differs, or else is written. near: as of `_check_drift`."""
+        """Raise if what is written at the step's slots differs, or else is written.
+
+        slots: of each cache. near: as of `_check_drift`.
+        """
         for index, node in enumerate(self._graph.placeholders("cache")):
-            rows, theirs = _by_token(expected[index]), _by_token(found[index])
+            rows, theirs, written = _by_token(expected[index]), _by_token(found[index]), slots[index]
             what = f"what {who} writes into {node.name}"
             if near is None:
-                self._check_rounding(rows[slots], theirs[slots], what)
+                self._check_rounding(rows[written], theirs[written], what)
             else:
-                self._check_drift(rows[slots], _by_token(near[index])[slots], theirs[slots], what)
+                self._check_drift(rows[written], _by_token(near[index])[written], theirs[written], what)
             kept = rows.clone()
-            kept[slots] = theirs[slots]
+            kept[written] = theirs[written]
             if not torch.equal(kept, theirs):
                 raise _Difference(f"{who} changes {node.name} outside the slots of the step's tokens.")
 

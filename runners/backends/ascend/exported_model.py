@@ -31,6 +31,8 @@ class ExportedModel:
         self.buckets = BucketTable(**table)
         self.block_size: int = serving["block_size"]
         self.num_blocks: int = serving["num_blocks"]
+        self.window: int | None = serving["window"]
+        self.num_window_blocks: int = serving["num_window_blocks"]
         self.num_scratch_blocks: int = serving["num_scratch_blocks"]
         self.max_seq_len: int = serving["max_seq_len"]
         self._engine = on_engine
@@ -47,7 +49,7 @@ class ExportedModel:
                 f"{', '.join(map(str, self.bundle.steps))}. Export the model with settings that lead to it."
             )
         if bucket not in self._inputs:
-            self._inputs[bucket] = make_inputs(bucket)
+            self._inputs[bucket] = make_inputs(bucket, self.window is not None)
             self._runs[bucket] = self._load(bucket)
         return self._inputs[bucket]
 

@@ -262,7 +262,7 @@ def test_a_step_costs_little_traffic(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "broadcast", lambda tensor, src, group=None: sent.append(tensor.nbytes))
     monkeypatch.setattr(CompiledModel, "run", lambda *_: None)
     bucket = Bucket("decode", batch=8, chunk=1, max_blocks_per_seq=64, selection="sample")
-    monkeypatch.setattr(CompiledModel, "inputs", lambda *_: make_inputs(bucket))
+    monkeypatch.setattr(CompiledModel, "inputs", lambda *_: make_inputs(bucket, windowed=False))
     LeadingModel.__new__(LeadingModel).run(bucket)
     print(sent)
     assert len(sent) == 2

@@ -11,6 +11,7 @@ from support.arrivals import Request, serve
 from support.engine_fakes import FakeModel, assert_nothing_held, expected_tokens, small_buckets
 
 from runners.engine import Engine, SamplingParams
+from runners.engine.model import window_blocks
 
 MAX_SEQ_LEN = 40
 EOS = (3, 5)
@@ -41,6 +42,8 @@ mixtures = st.tuples(
     st.sampled_from([1, 2, 4, 5]),
     st.sampled_from([1, 2, 4]),
     st.sampled_from([2, 8, 16]),
+    st.sampled_from([None, 2, 3, 8, 9, 21]),
+    st.integers(0, 6),
 )
 
 
@@ -58,12 +61,20 @@ def test_each_request_gets_its_lone_tokens_in_many_mixtures(mixture: tuple[Any, 
 
 
 def serve_and_check(
-    batch: list[Request], block_size: int, spare: int, decode_rows: int, prefill_rows: int, chunk: int
+    batch: list[Request],
+    block_size: int,
+    spare: int,
+    decode_rows: int,
+    prefill_rows: int,
+    chunk: int,
+    window: int | None,
+    window_spare: int,
 ) -> None:
-    # The pool holds one longest request and little more, so that sequences are preempted all the time.
+    # The pools hold one longest request and little more, so that sequences are preempted all the time.
     usable = -(-MAX_SEQ_LEN // block_size) + spare
     buckets = small_buckets(decode_rows, prefill_rows, chunk, width=-(-MAX_SEQ_LEN // block_size))
-    model = FakeModel(buckets, block_size, usable, MAX_SEQ_LEN)
+    in_window = window_blocks(window or 1, chunk, block_size, MAX_SEQ_LEN) + window_spare
+    model = FakeModel(buckets, block_size, usable, MAX_SEQ_LEN, window=window, usable_window_blocks=in_window)
     engine = Engine(model, eos_token_ids=EOS)
     model.blocks = engine.blocks
     answers = serve(engine, batch, most_steps=5000)

@@ -38,9 +38,8 @@ def blocks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     def call(room: float, *overrides: str, device_memory: float | None = None) -> int:
         settings = resolve_settings(compose("infer", [*BASE, f"cache_dir={cache}", *overrides]))
         block = cache_token_bytes(settings.config, torch.float32) * BLOCK
-        beside = weight_bytes(settings.config, torch.float32) + step_bytes(
-            bucket_table(settings), settings.config.vocab_size
-        )
+        steps = step_bytes(bucket_table(settings), settings.config.vocab_size, windowed=False)
+        beside = weight_bytes(settings.config, torch.float32) + steps
         memory = beside + int(room * block)
         monkeypatch.setattr("runners.llm.sizes.free_memory", lambda device, processes: memory)
         with ExitStack() as resources:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs, powers_of_two
 from runners.compile import num_scratch_blocks
 from runners.engine.driver import EngineDriver
+from runners.engine.model import window_blocks
 from runners.engine.sampling_params import SamplingParams
 from runners.llm.warm_up import reachable_buckets
 
@@ -18,18 +19,28 @@ from runners.llm.warm_up import reachable_buckets
 class RecordingModel:
     """A StepModel that computes nothing and remembers which buckets were run."""
 
-    def __init__(self, buckets: BucketTable, block_size: int, num_blocks: int, max_seq_len: int) -> None:
+    def __init__(
+        self,
+        buckets: BucketTable,
+        block_size: int,
+        num_blocks: int,
+        max_seq_len: int,
+        window: int | None = None,
+        num_window_blocks: int = 0,
+    ) -> None:
         self.buckets = buckets
         self.block_size = block_size
         self.num_scratch_blocks = num_scratch_blocks(buckets, block_size)
         self.num_blocks = self.num_scratch_blocks + num_blocks
         self.max_seq_len = max_seq_len
+        self.window = window
+        self.num_window_blocks = self.num_scratch_blocks + num_window_blocks
         self.seen: set[Bucket] = set()
         self._inputs: dict[Bucket, StepInputs] = {}
 
     def inputs(self, bucket: Bucket) -> StepInputs:
         self.seen.add(bucket)
-        return self._inputs.setdefault(bucket, make_inputs(bucket))
+        return self._inputs.setdefault(bucket, make_inputs(bucket, windowed=self.window is not None))
 
     def run(self, bucket: Bucket) -> StepOutput:
         # Token 1 ends a sequence; which rows end when differs from step to step.
@@ -59,11 +70,20 @@ TABLE = BucketTable((1, 4), (1, 3), powers_of_two(16, 64), powers_of_two(4, 16),
     shared=st.integers(0, 60),
     sampling=st.one_of(requests, st.lists(requests, min_size=9, max_size=9)),
     times=st.integers(1, 3),
+    window=st.sampled_from([None, 16, 33]),
+    spare_window_blocks=st.integers(0, 40),
 )
 def test_a_run_reaches_no_other_bucket_than_those_warmed_up(
-    lengths: list[int], spare_blocks: int, shared: int, sampling: SamplingParams | list[SamplingParams], times: int
+    lengths: list[int],
+    spare_blocks: int,
+    shared: int,
+    sampling: SamplingParams | list[SamplingParams],
+    times: int,
+    window: int | None,
+    spare_window_blocks: int,
 ) -> None:
-    model = RecordingModel(TABLE, 16, 16 + spare_blocks, 256)
+    in_window = window_blocks(window or 1, TABLE.chunk_lengths[-1], 16, 256) + spare_window_blocks
+    model = RecordingModel(TABLE, 16, 16 + spare_blocks, 256, window, in_window)
     prompts = [[3] * min(shared, n) + [4 + i] * (n - min(shared, n)) for i, n in enumerate(lengths)]
     if isinstance(sampling, list):
         sampling = sampling[: len(prompts)]
