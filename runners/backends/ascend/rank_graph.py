@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from graph_model.ascend.ge_graph import GeGraph
 from graph_model.ascend.legality import check_graph
-from graph_model.bucket import Bucket
+from graph_model.bucket import Bucket, pool_input
 from graph_model.capture import capture
 from graph_model.chips.chip import Chip
 from graph_model.config import GemmaConfig
@@ -35,12 +35,14 @@ class RankSummary:
     nodes_per_layer: int  # GE nodes of a decoder layer, of the kind that has most, collectives included
     collectives: dict[str, int]  # of the whole step, by GE type
     weight_bytes: int  # of the rank
-    kv_bytes: int  # of the cache, per token
+    kv_bytes: int  # of the caches of layers that see all tokens, per token
+    window_bytes: int  # of the caches of layers with a window: what the rows of the step hold there
     seconds: float  # the roofline estimate of the step, without launches and synchronization
 
     def kv_tokens(self, soc: Chip, memory_fraction: float) -> int:
-        """Tokens of KV cache that fit into a share of the chip's memory, with the weights."""
-        return max(0, int((memory_fraction * soc.rates.memory_bytes - self.weight_bytes) // self.kv_bytes))
+        """Tokens of KV cache that fit into a share of the chip's memory, with the weights and the rows' windows."""
+        room = memory_fraction * soc.rates.memory_bytes - self.weight_bytes - self.window_bytes
+        return max(0, int(room // self.kv_bytes))
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class RankStep:
     copies: int  # of caches or weights, at run time
     collectives: dict[str, int]  # by GE type
     weight_bytes: int
-    kv_bytes: int  # per token
+    kv_bytes: int  # see RankSummary
+    window_bytes: int
     seconds: float  # see RankSummary
 
 
@@ -75,13 +78,14 @@ class RankCase:
             run_passes(graph, self.passes)
             lowered = lower(graph).graph
         check_graph(lowered, self.soc)
-        counts = count_nodes(lowered)
+        counts, window = count_nodes(lowered), graph.family.window
         return RankStep(
             nodes=counts.compute,
             copies=counts.copies["TensorMove"] + counts.copies["Assign"] + counts.weight_copies,
             collectives=dict(collectives(lowered)),
             weight_bytes=sum(prod(e.shape) * e.dtype.itemsize for e in dict.fromkeys(graph.weight_plan.values())),
-            kv_bytes=_kv_bytes(graph),
+            kv_bytes=_token_bytes(graph, None),
+            window_bytes=0 if window is None else self.bucket.batch * window * _token_bytes(graph, window),
             seconds=estimate(lowered, self.soc).total_s,
         )
 
@@ -106,6 +110,7 @@ class RankCase:
             collectives=dict(total),
             weight_bytes=base.weight_bytes + sum(rest * (step.weight_bytes - base.weight_bytes) for step, rest in more),
             kv_bytes=base.kv_bytes + sum(rest * (step.kv_bytes - base.kv_bytes) for step, rest in more),
+            window_bytes=base.window_bytes + sum(rest * (step.window_bytes - base.window_bytes) for step, rest in more),
             seconds=base.seconds + sum(rest * (step.seconds - base.seconds) for step, rest in more),
         )
 
@@ -144,7 +149,11 @@ def _of_layers(quantization: Quantization | None, config: GemmaConfig) -> Quanti
     return replace(quantization, linears=tuple(path for path in quantization.linears if path in present))
 
 
-def _kv_bytes(graph: ModelGraph) -> int:
-    """Bytes of all caches for one token."""
-    tokens = graph.cache_config.num_blocks * graph.cache_config.block_size
-    return sum(node.meta["val"].nbytes for node in graph.placeholders("cache")) // tokens
+def _token_bytes(graph: ModelGraph, window: int | None) -> int:
+    """Bytes of a token in the caches of the layers with such a window, or of those without one."""
+    tokens = graph.cache_config.blocks(window) * graph.cache_config.block_size
+    slots = pool_input("slot_mapping", window)
+    return (
+        sum(cache.meta["val"].nbytes for cache in graph.placeholders("cache") if graph.slots_of(cache) == slots)
+        // tokens
+    )
