@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from statistics import mean
 
+from graph_model.footprint import pool_token_bytes
 from graph_model.stated import ends_by_file, stated_dtype
 from runners.backends.memory import peak_memory
+from runners.engine.model import window_blocks
 from runners.engine.result import RequestResult
 from runners.io.tokenizer import end_of_answers
 from runners.llm import LLM
@@ -17,7 +19,6 @@ def print_report(llm: LLM, results: list[RequestResult]) -> None:
     model, statistics = llm.loaded.model, llm.engine.statistics
     compiled = model.report
     ttft = [result.ttft_s for result in results if result.ttft_s is not None]
-    usable = model.num_blocks - model.num_scratch_blocks
     peak = peak_memory(model.recipe.backend.device)
     lines = [
         ("backend", llm.loaded.backend),
@@ -27,12 +28,33 @@ def print_report(llm: LLM, results: list[RequestResult]) -> None:
         ("time to first token", f"{mean(ttft) * 1e3:.1f} ms" if ttft else "-"),
         ("prefill", f"{statistics.prefill_tokens} tokens, {statistics.prefill_tokens_per_s:.1f} tokens/s"),
         ("decode", f"{statistics.decode_tokens} tokens, {statistics.decode_tokens_per_s:.1f} tokens/s"),
-        ("KV cache", f"{statistics.peak_blocks} of {usable} blocks used, {statistics.preemptions} preemptions"),
+        *_cache(llm),
         ("peak memory", f"{peak / 1e6:.0f} MB (weights {model.weight_bytes / 1e6:.0f} MB)"),
     ]
     print()
     for name, value in lines:
-        print(f"{name + ':':21}{value}")
+        print(f"{name and name + ':':21}{value}")
+
+
+def _cache(llm: LLM) -> list[tuple[str, str]]:
+    """Of each pool of blocks: how many were in use, bytes of a token, and of the longest sequence."""
+    model, statistics, longest = llm.loaded.model, llm.engine.statistics, llm.loaded.model.max_seq_len
+    recipe, scratch, preemptions = model.recipe, model.num_scratch_blocks, f", {statistics.preemptions} preemptions"
+    pools = pool_token_bytes(recipe.config, recipe.dtype, recipe.quantization, recipe.shard)
+    lines: list[tuple[str, str]] = []
+    for window, token in pools.items():
+        held, used, blocks = -(-longest // model.block_size), statistics.peak_blocks, model.num_blocks
+        where, name = "", "KV cache"
+        if window is not None:
+            held = window_blocks(window, model.buckets.chunk_lengths[-1], model.block_size, longest)
+            used, blocks = statistics.peak_window_blocks, model.num_window_blocks
+            where, name = f" in layers with a window of {window}", "KV cache, windows"
+        sequence = held * model.block_size * token
+        lines += [
+            (name, f"{used} of {blocks - scratch} blocks used" + ("" if lines else preemptions)),
+            ("", f"{token / 1e3:.1f} kB per token, {sequence / 1e6:.1f} MB per sequence of {longest}{where}"),
+        ]
+    return lines
 
 
 def _dtype(settings: ModelSettings) -> str:
