@@ -27,6 +27,7 @@ time to first token: \d+\.\d ms
 prefill:             (\d+) tokens, \d+\.\d tokens/s
 decode:              (\d+) tokens, \d+\.\d tokens/s
 KV cache:            (\d+) of (\d+) blocks used, 0 preemptions
+                     \d+\.\d kB per token, \d+\.\d MB per sequence of 256
 peak memory:         \d+ MB \(weights \d+ MB\)
 $"""
 
