@@ -32,14 +32,18 @@ def build_model(
     cache: CompileCache | None = None,
     shard: Shard = WHOLE,
     quantization: Quantization | None = None,
+    num_window_blocks: int | None = None,
 ) -> CompiledModel:
     """A CompiledModel with the weights of `reference` (a transformers model), all passes, and `num_blocks` to use.
 
+    num_window_blocks: to use in layers with a window; None: as many.
     quantization: where it says that the checkpoint is quantized, input ranges are made up.
     """
     kernels = backend.kernel_passes(dtype, scheme_of(quantization))
     passes = (*build_passes({name: {} for name in PASSES}, shard), *kernels)
-    cache_config = KVCacheConfig(num_scratch_blocks(buckets, block_size) + num_blocks, block_size)
+    scratch = num_scratch_blocks(buckets, block_size)
+    in_windows = None if num_window_blocks is None else scratch + num_window_blocks
+    cache_config = KVCacheConfig(scratch + num_blocks, block_size, in_windows)
     recipe = Recipe(config, dtype, cache_config, passes, backend, cache, quantization=quantization, shard=shard)
     weights: dict[str, Any] = reference.state_dict()
     if quantization is not None and quantization.stored:

@@ -15,9 +15,11 @@ from support.models import build_model
 from support.token_rule import TRANSFORMERS_ROUNDS_ONCE, TieCounter
 
 from graph_model.bucket import BucketTable, powers_of_two
+from graph_model.families import family_of
 from runners.backends.eager import EagerBackend
 from runners.compile import CompiledModel
 from runners.engine.driver import EngineDriver
+from runners.engine.model import window_blocks
 from runners.engine.result import RequestResult
 from runners.engine.sampling_params import SamplingParams
 
@@ -62,10 +64,13 @@ class Setup:
         return make_model(CONFIGS[self.name], dtype=self.dtype)
 
     def llm(self, num_blocks: int) -> EngineDriver:
+        """Layers with a window have blocks for two sequences, so that they are used again and again."""
         sizes = self.sizes
         widths = powers_of_two(2, sizes.max_seq_len // sizes.block_size)
         buckets = BucketTable((1, 4), (1, 2), sizes.chunks, widths, 2 * sizes.chunks[1])
         config = CONFIGS[self.name]
+        window = family_of(config).window
+        held = window_blocks(window or 1, sizes.chunks[1], sizes.block_size, sizes.max_seq_len)
         model = build_model(
             BACKEND,
             self.reference,
@@ -75,6 +80,7 @@ class Setup:
             block_size=sizes.block_size,
             max_seq_len=sizes.max_seq_len,
             dtype=self.dtype,
+            num_window_blocks=None if window is None else 2 * held,
         )
         return EngineDriver(model, vocab_size=config.vocab_size)
 
