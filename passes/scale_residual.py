@@ -45,7 +45,7 @@ class ScaleResidual(Pass):
         if not 0 <= self.exponent <= MOST_EXPONENT:
             raise UserError(
                 f"passes.scale_residual.exponent is {self.exponent}; it must be an integer of at least 0 and at most "
-                f"{MOST_EXPONENT}."
+                f"{MOST_EXPONENT}. runners/activations.py recommends one for a checkpoint."
             )
 
     def idle(self, graph: ModelGraph) -> str:
@@ -53,8 +53,7 @@ class ScaleResidual(Pass):
             return "the dtype holds the residual stream as it is"
         if not self.exponent:
             return "passes.scale_residual.exponent is 0"
-        normed = any(norm.reads == "branch" for norm in graph.family.norms.values())
-        return "" if normed else "branches are added to the residual stream without a norm"
+        return "" if graph.family.norms_branches else "branches are added to the residual stream without a norm"
 
     def candidates(self, graph: ModelGraph) -> list[fx.Node]:
         norms = graph.calls(ops.rms_norm)

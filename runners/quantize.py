@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 def quantize(settings: QuantizeSettings) -> None:
     """Calibrate where the scheme asks for it, write the checkpoint, and show what was lost in each linear."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
-    from rich.console import Console
-    from rich.table import Table
     from tqdm import tqdm
 
     from graph_model.checkpoint.writer import check_target
@@ -28,6 +26,7 @@ def quantize(settings: QuantizeSettings) -> None:
     from graph_model.quantizer.checkpoint import REPORT_NAME
     from graph_model.quantizer.report import COLUMNS, table_rows
     from runners.io.calibration import calibration_sequences
+    from runners.io.table import print_table
     from runners.settings.model_settings import model_directory
 
     target, overwrite = Path(settings.output_dir).expanduser(), settings.overwrite
@@ -63,15 +62,12 @@ def quantize(settings: QuantizeSettings) -> None:
     )
     sequences = calibration_sequences(settings.calibration, source, config) if find_scheme(scheme).calibrated else []
     with tqdm(total=len(family_of(config).layers), unit="layer", dynamic_ncols=True) as bar:
-        reports = quantize_checkpoint(
+        report = quantize_checkpoint(
             source, target, options, sequences, overwrite=overwrite, progress=lambda stage: bar.update()
         )
-    table = Table(title=f"{scheme}: inputs and outputs of the quantized linears")
-    for column in COLUMNS:
-        table.add_column(column, no_wrap=column == COLUMNS[0])
-    for row in table_rows(reports):
-        table.add_row(*row)
-    Console().print(table)
+    print_table(f"{scheme}: inputs and outputs of the quantized linears", COLUMNS, table_rows(report.linears))
+    for sentence in report.float16.sentences() if report.float16 else ():
+        print(sentence)
     size, before = (sum(f.stat().st_size for f in folder.glob("*.safetensors")) for folder in (target, source))
     print(f"{target}: {size / 1e6:.1f} MB of weights ({before / 1e6:.1f} MB before); plot: {target / REPORT_NAME}")
 

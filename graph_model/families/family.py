@@ -137,6 +137,11 @@ class Family(ABC):
         return {**inner, self.norm_path: self.final_norm}
 
     @property
+    def norms_branches(self) -> bool:
+        """Whether what is added to the residual stream comes out of norms."""
+        return any(norm.reads == "branch" for norm in self.norms.values())
+
+    @property
     def head(self) -> LinearGroup:
         """The head, whose weight is the embedding where the two are tied."""
         linear = Linear(self.head_path, self.config.vocab_size, self.config.hidden_size, "vocab")

@@ -136,6 +136,12 @@ class Layer:
         return tuple(part for part in self.parts if isinstance(part, LinearGroup))
 
     @property
+    def branches(self) -> tuple[str, ...]:
+        """The modules whose outputs are added to the residual stream: norms, or linears where branches have none."""
+        norms = tuple(norm.path for norm in self.norms if norm.reads == "branch")
+        return norms or tuple(group.paths[0] for group in self.groups if group.role in ("o", "down"))
+
+    @property
     def linears(self) -> tuple[Linear, ...]:
         return tuple(linear for group in self.groups for linear in group.linears)
 

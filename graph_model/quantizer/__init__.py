@@ -1,4 +1,6 @@
-"""Make quantized checkpoints: calibration, smoothing, ranges, and the tensors of ModelSlim's layout."""
+"""Calibration: make quantized checkpoints (smoothing, ranges, ModelSlim's layout), and show the largest values."""
 
 from graph_model.quantizer.checkpoint import QuantizerOptions, quantize_checkpoint
+from graph_model.quantizer.float16_report import Float16Report
+from graph_model.quantizer.largest_values import largest_values
 from graph_model.quantizer.report import LinearReport

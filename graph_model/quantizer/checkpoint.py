@@ -18,18 +18,19 @@ from graph_model.checkpoint.quantized import FLOAT
 from graph_model.checkpoint.reader import Checkpoint
 from graph_model.checkpoint.writer import MAX_SHARD_BYTES, check_target
 from graph_model.config import GemmaConfig
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
 from graph_model.families import family_of
 from graph_model.json_file import read_json_object
-from graph_model.numerics import is_finite
 from graph_model.quantization.linears import HEAD, Quantization
 from graph_model.quantization.scheme import Dialect, Scheme
 from graph_model.quantization.schemes import scheme_of
+from graph_model.quantizer.float16_report import Float16Report
+from graph_model.quantizer.largest_values import LargestValues, Watch
 from graph_model.quantizer.layers import embed, kept_tokens, run_layer
 from graph_model.quantizer.ranges import RangeMethod, activation_scale, sqnr
-from graph_model.quantizer.report import LinearReport, html_page, report_linear
+from graph_model.quantizer.report import LinearReport, QuantizationReport, report_linear
 from graph_model.quantizer.smooth_layer import SmoothedLayer, smooth_layer
+from graph_model.quantizer.source import read_finite, read_float_config
+from graph_model.residual_scale import DEFAULT_EXPONENT
 from graph_model.weights import Part, evaluate, take_part
 
 REPORT_NAME = "quantization.html"
@@ -64,7 +65,7 @@ def quantize_checkpoint(
     overwrite: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-) -> list[LinearReport]:
+) -> QuantizationReport:
     """Write the quantized checkpoint of `source` to `target`, which appears whole or not at all.
 
     sequences: token ids that scales of activations are calibrated on; only calibrated schemes need any. progress is
@@ -73,12 +74,7 @@ def quantize_checkpoint(
     Raises UserError: a target that exists, a source that is quantized, weights that are not finite, no space.
     """
     check_target(target, overwrite=overwrite, setting="output_dir", inputs={"model.path": source})
-    config = read_config(source)
-    if config.quantize is not None:
-        raise UserError(
-            f"{source}/config.json: quantize is {config.quantize!r}; it is quantized already. Give the floating-point "
-            "original."
-        )
+    config = read_float_config(source)
     raw = read_json_object(check_link(source, "config.json"))
     scheme = options.quantization.scheme
     assert scheme is not None
@@ -87,7 +83,7 @@ def quantize_checkpoint(
     with open_checkpoint(source, config) as checkpoint:
         quantizer = _Quantizer(config, checkpoint, options, sequences, progress)
         extra[f"quant_model_description{suffix}.json"] = lambda _: json.dumps(quantizer.description, indent=2).encode()
-        extra[REPORT_NAME] = lambda _: html_page(f"{source.name} in {scheme}", quantizer.reports).encode()
+        extra[REPORT_NAME] = lambda _: quantizer.report().html(f"{source.name} in {scheme}").encode()
         stem = f"quant_model_weight_{scheme}" if options.dialect == "atb" else "quant_model_weights"
         config_json = {**raw, "quantize": scheme}
         save_checkpoint(
@@ -99,7 +95,7 @@ def quantize_checkpoint(
             stem=stem,
             max_shard_bytes=max_shard_bytes,
         )
-    return quantizer.reports
+    return quantizer.report()
 
 
 @dataclass
@@ -111,6 +107,7 @@ class _Quantizer:
     progress: Callable[[str], None]
     description: dict[str, str] = field(default_factory=dict)
     reports: list[LinearReport] = field(default_factory=list)
+    largest: list[LargestValues] = field(default_factory=list)  # of each layer, where the scheme is calibrated
 
     def __post_init__(self) -> None:
         self.family = family_of(self.config)
@@ -120,6 +117,11 @@ class _Quantizer:
         self.scheme = scheme
         self.linears = set(self.options.quantization.linears)
         self.description["model_quant_type"] = scheme.modelslim
+
+    def report(self) -> QuantizationReport:
+        """What is to be shown, when all tensors are made."""
+        float16 = Float16Report.of(self.family, self.largest, DEFAULT_EXPONENT) if self.largest else None
+        return QuantizationReport(self.reports, float16)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the new checkpoint; one layer is in memory at a time."""
@@ -137,7 +139,7 @@ class _Quantizer:
             names = [name for name in self.checkpoint.names if name.startswith(prefix)]
             weights = {name.removeprefix(prefix): self._read(name).float() for name in names}
             quantized = {path.removeprefix(prefix) for path in self.linears if path.startswith(prefix)}
-            inputs = run_layer(self.family, index, weights, hidden, quantized) if self.scheme.calibrated else {}
+            inputs = self._calibrate(index, weights, hidden, quantized) if self.scheme.calibrated else {}
             smoothed = SmoothedLayer(weights, inputs, {})
             if self.options.smooth and self.scheme.calibrated:
                 smoothed = smooth_layer(layer, weights, inputs, quantized, self.dtype, self.options.method)
@@ -162,6 +164,15 @@ class _Quantizer:
             self.description[head] = FLOAT  # readers, ModelSlim's own too, ask for every linear
         else:
             yield head, self._read(head)
+
+    def _calibrate(
+        self, index: int, weights: dict[str, Tensor], hidden: list[Tensor], quantized: set[str]
+    ) -> dict[str, Tensor]:
+        """Run a layer on the texts; the inputs of its quantized linears."""
+        watch = Watch(self.family.layers[index])
+        inputs = run_layer(self.family, index, weights, hidden, quantized, watch.attach)
+        self.largest.append(watch.largest())
+        return inputs
 
     def _layer(
         self,
@@ -192,14 +203,7 @@ class _Quantizer:
                 yield from ((f"{prefix}{path}.{kind}", part) for kind, part in stored.items())
 
     def _read(self, name: str) -> Tensor:
-        """The tensor in the model's dtype. Raises UserError if a value is not finite, or becomes so."""
-        tensor = self.checkpoint.read(name).to(self.dtype)
-        if not is_finite(tensor):
-            raise UserError(
-                f"{name} holds NaN or infinite values in {self.config.dtype}. Such a checkpoint is damaged and "
-                "cannot be quantized; copy it again from the original."
-            )
-        return tensor
+        return read_finite(self.checkpoint, name, self.config)
 
 
 def _dequantized(scheme: Scheme, stored: Mapping[str, Tensor]) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graph_model.families import Family, Layer
 
@@ -31,11 +31,12 @@ def run_layer(
     weights: Mapping[str, Tensor],
     hidden: list[Tensor],
     observed: Collection[str] | None = None,
+    attach: Callable[[nn.Module], None] = lambda layer: None,
 ) -> dict[str, Tensor]:
     """Let each of `hidden` become the layer's output; returns the inputs of `observed`, float32 [kept, channels].
 
     weights: the layer's parameters by their names within it, float32. hidden: see `embed`. observed: linears, of which
-    those that are `observable` are; None: all of these.
+    those that are `observable` are; None: all of these. attach: called with the layer before it runs, to add hooks.
     Memory does not grow with the number of tokens beyond `hidden` itself: `KEPT_TOKENS` are kept of each input.
     """
     with torch.device("meta"):
@@ -58,6 +59,7 @@ def run_layer(
 
     for name in kept:
         layer.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: keep(name, args[0][0]))
+    attach(layer)
     for number, states in enumerate(hidden):
         positions = torch.arange(states.shape[0])[None]
         hidden[number] = layer(states[None], *family.layer_arguments(index, positions, torch.float32))[0]

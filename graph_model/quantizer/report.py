@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graph_model.quantization.scheme import ActivationScale
+from graph_model.quantizer.float16_report import Float16Report
 from graph_model.quantizer.ranges import RangeMethod, outlier_ratio
 from graph_model.quantizer.smoothing import quality
 
@@ -28,6 +29,18 @@ class LinearReport:
     outliers_after: float | None = None
     sqnr_before: float | None = None
     strength: float | None = None  # of the migration; None: nothing was moved
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What is shown about a quantized checkpoint."""
+
+    linears: Sequence[LinearReport]
+    float16: Float16Report | None  # None: the scheme is not calibrated, and nothing was computed
+
+    def html(self, title: str) -> str:
+        """All of it as a page."""
+        return html_page(title, linears_section(self.linears), self.float16.html_section() if self.float16 else "")
 
 
 def report_linear(
@@ -75,8 +88,17 @@ def table_rows(reports: Sequence[LinearReport]) -> list[tuple[str, ...]]:
     ]
 
 
-def html_page(title: str, reports: Sequence[LinearReport]) -> str:
-    """A page that needs nothing else: a bar per linear for SQNR before (grey) and after (blue), and the table."""
+def html_page(title: str, *sections: str) -> str:
+    """A page that needs nothing else."""
+    return (
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        "<style>body,text{font:11px sans-serif}td,th{padding:1px 8px;text-align:right}td:first-child{text-align:left}"
+        f"</style><h1>{html.escape(title)}</h1>{''.join(sections)}\n"
+    )
+
+
+def linears_section(reports: Sequence[LinearReport]) -> str:
+    """A bar per linear for SQNR before (grey) and after (blue), and the table."""
     top = max([1.0, *(min(report.sqnr_after, 100.0) for report in reports)])
     bars = []
     for index, report in enumerate(reports):
@@ -91,11 +113,8 @@ def html_page(title: str, reports: Sequence[LinearReport]) -> str:
     )
     head = "".join(f"<th>{column}</th>" for column in COLUMNS)
     return (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        "<style>body,text{font:11px sans-serif}td,th{padding:1px 8px;text-align:right}td:first-child{text-align:left}"
-        f"</style><h1>{html.escape(title)}</h1><p>Signal to quantization noise of each linear's output: as it was "
-        f'(grey), as it is written (blue).</p><svg width="900" height="{18 * len(reports)}">{"".join(bars)}</svg>'
-        f"<table><tr>{head}</tr>{rows}</table>\n"
+        "<p>Signal to quantization noise of each linear's output: as it was (grey), as it is written (blue).</p>"
+        f'<svg width="900" height="{18 * len(reports)}">{"".join(bars)}</svg><table><tr>{head}</tr>{rows}</table>'
     )
 
 

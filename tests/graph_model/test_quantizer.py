@@ -215,19 +215,19 @@ def test_ranges_cover_zero_and_follow_the_formula() -> None:
 @pytest.mark.parametrize("scheme", ["w8a8_dynamic", "w8a16"])
 def test_other_schemes_are_written_without_calibration(scheme: str, tmp_path: Path) -> None:
     source, target = save(tmp_path / "c", torch.bfloat16), tmp_path / "q"
-    reports = quantize_checkpoint(source, target, options(scheme), [])
+    report = quantize_checkpoint(source, target, options(scheme), [])
     with open_checkpoint(target, read_config(target)) as opened:
         assert opened.quantization == options(scheme).quantization
-        assert min(report.sqnr_after for report in reports) > 35
+        assert min(linear.sqnr_after for linear in report.linears) > 35
+        assert report.float16 is None
         assert opened.shape("lm_head.weight" if scheme == "w8a16" else "model.norm.weight")
 
 
 def test_smoothing_recovers_what_outliers_cost(tmp_path: Path) -> None:
-    reports = quantize_checkpoint(
+    done = quantize_checkpoint(
         save(tmp_path / "c", torch.float32, outliers=True), tmp_path / "q", options("w8a8"), SEQUENCES
     )
-    behind_norms = [report for report in reports if report.name.endswith(("q_proj", "gate_proj"))]
-    for report in behind_norms:
+    for report in (each for each in done.linears if each.name.endswith(("q_proj", "gate_proj"))):
         assert report.outliers_before > 10 > 3 > report.outliers_after  # type: ignore[operator]
         assert report.sqnr_after > report.sqnr_before + 10  # type: ignore[operator]
 

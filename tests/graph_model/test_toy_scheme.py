@@ -60,7 +60,7 @@ for rank in range(2):
 checked = check_passes(config, torch.float32, passes(), read, BUCKETS[2:3], how)
 assert "insert_quantization" in {each.graph_pass.name for each in checked}
 
-reports = quantize_checkpoint(source, target, QuantizerOptions(how), [])
+reports = quantize_checkpoint(source, target, QuantizerOptions(how), []).linears
 assert len(reports) == 8 and all(25 < report.sqnr_after < 40 for report in reports), reports
 with open_checkpoint(target, read_config(target)) as opened:
     assert opened.quantization == Quantization("w6a16", how.linears, stored=True)

@@ -166,7 +166,9 @@ def test_a_quantized_demo_answers_and_the_rest_is_refused(
     done = run(quantize, "quantize", f"output_dir={target}", "calibration.samples=4")
     assert done.status == 0, done.stderr
     assert "layers.3.mlp.gate_proj" in done.stdout
-    assert (target / "quantization.html").read_text().count("<tr>") == 1 + 6 * 4
+    assert "The residual stream reaches" in done.stdout
+    # A row for each linear and for each layer, under the heads of two tables.
+    assert (target / "quantization.html").read_text().count("<tr>") == (1 + 6 * 4) + (1 + 4)
     for name in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"):
         assert f"layers.2.{'mlp' if name in ('gate_proj', 'up_proj') else 'self_attn'}.{name} " in done.stdout
     again = run(quantize, "quantize", f"output_dir={target}", "calibration.samples=4")

@@ -29,6 +29,15 @@ def make_overflowing_model(config: GemmaConfig) -> Any:
     return model
 
 
+def make_overflowing_sum(config: GemmaConfig) -> Any:
+    """The same, but each branch is below 65504 and only their sum after layer 1, the residual stream, is beyond it."""
+    model = make_overflowing_model(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[POISON, 0] = 5000.0
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = 8.0
+    return model
+
+
 def save_overflowing_checkpoint(directory: Path, config: GemmaConfig) -> None:
     """The checkpoint of such a model."""
     make_overflowing_model(config).save_pretrained(directory)

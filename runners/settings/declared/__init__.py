@@ -7,6 +7,7 @@ import importlib
 from runners.settings.schema import Settings
 
 COMMANDS = (
+    "activations",
     "benchmark",
     "compare",
     "compile_matrix",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,13 @@ import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from support.models import build_model
-from support.overflow import LAYER, POISON, check_message, make_overflowing_model
+from support.overflow import LAYER, POISON, check_message, make_overflowing_model, make_overflowing_sum
 
 from graph_model.bucket import BucketTable
 from graph_model.errors import NotFiniteError
+from graph_model.families import family_of
+from graph_model.quantizer import Float16Report, largest_values
+from graph_model.residual_scale import DEFAULT_EXPONENT
 from runners.backends.eager import EagerBackend
 from runners.compile import CompiledModel
 from runners.engine import EngineDriver, RequestResult, SamplingParams, ScoreRequest
@@ -68,6 +72,23 @@ def test_a_model_that_goes_on_failing_is_searched_a_few_times(model: CompiledMod
     errors = [str(driver.generate([[POISON, n]])[0].error) for n in range(3, 8)]
     assert [LAYER in error for error in errors] == [True, True, True, False, False]
     assert all("not finite" in error for error in errors)
+
+
+def test_a_sum_that_overflows_is_named_as_the_report_names_it(tmp_path: Path) -> None:
+    """Gemma 1 adds its branches to the residual stream without a norm, so nothing is scaled and the check guards."""
+    reference = make_overflowing_sum(CONFIG)
+    buckets = BucketTable((1,), (1,), (8,), (8,), 8)
+    backend = EagerBackend(torch.device("cpu"))
+    model = build_model(backend, reference, CONFIG, buckets, num_blocks=8, dtype=torch.float16)
+    driver = EngineDriver(model, vocab_size=CONFIG.vocab_size)
+    good, bad = driver.generate([GOOD, [*GOOD, POISON]], SamplingParams(max_new_tokens=2))
+    assert (good.finish_reason, len(good.token_ids)) == ("length", 2)
+    assert (bad.finish_reason, bad.token_ids) == ("error", [])
+    assert "begin in the residual sum that model.layers.2.input_layernorm reads" in str(bad.error)
+    reference.save_pretrained(tmp_path)
+    found = largest_values(tmp_path, [[*GOOD, POISON]])
+    report = "\n".join(Float16Report.of(family_of(CONFIG), found, DEFAULT_EXPONENT).sentences())
+    assert "warning: the residual stream overflows in float16, first in layer 1." in report
 
 
 def test_what_a_fused_kernel_overflows_in_is_said() -> None:
