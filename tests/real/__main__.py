@@ -7,7 +7,7 @@ converts the GGUF file, and checks part by part against transformers, in float32
   tokenizer     ids of stress texts are the real tokenizer's; one id more than the embedding has rows
   logits        200 greedy tokens and their distributions after four prompts, one of 3,000 tokens
   boolq, hellaswag, arc_easy, arc_challenge, lambada, gsm8k     equal choices, sample by sample
-  quantization  every scheme: perplexity, argmax, SQNR by linear (nothing to compare with: it prints the table)
+  quantization  every scheme: perplexity, argmax, accuracy, SQNR by linear (nothing to compare with: it prints tables)
 
 Settings: parts=[tokenizer,logits] (all without it), limit=200 (items per task; 500 without it, all of BoolQ),
 on=[eager,inductor,ranks,atlas_800i_a2,atlas_300i_duo] (of logits), backend=eager (of the tasks; auto without it),

@@ -1,4 +1,4 @@
-"""Every quantization scheme on the real model: perplexity and equal argmax on Wikipedia, and what each linear loses.
+"""Every quantization scheme on the real model: perplexity on Wikipedia, accuracy, and what each linear loses.
 
 Texts are BoolQ's passages; scales are calibrated on others than those that are scored. All in float32.
 """
@@ -20,15 +20,18 @@ from graph_model.checkpoint import open_checkpoint
 from graph_model.config_file import read_config
 from graph_model.families import family_of
 from graph_model.quantization.int8 import quantize_weight
+from graph_model.quantizer import Float16Report, largest_values
 from graph_model.quantizer.layers import embed, run_layer
 from graph_model.quantizer.ranges import activation_scale, outlier_ratio, sqnr
+from graph_model.residual_scale import DEFAULT_EXPONENT
 from runners.engine import ScoreRequest
 from runners.io.tokenizer import load_tokenizer
 from runners.llm import LLM
+from tests.real.choices import MAX_TOKENS, Answers, Item, answer, compared, read_items
 from tests.real.material import Material, run
 from tests.real.report import Lines
 
-NUM_TEXTS = 16
+NUM_TEXTS = 32
 CALIBRATED_ON = 16
 TOKENS = 96  # of a text
 # By name: settings of infer.py, or of quantize.py, which makes a checkpoint first.
@@ -56,32 +59,39 @@ def check(material: Material) -> Lines:
     ids = [found for text in texts if len(found := tokenizer(text).input_ids) >= TOKENS]
     sequences = [one[:TOKENS] for one in ids[: NUM_TEXTS + CALIBRATED_ON]]
     scored, calibration = sequences[:NUM_TEXTS], sequences[NUM_TEXTS:]
-    print(f"\n{NUM_TEXTS} texts of {TOKENS} tokens; perplexity with the 95 % interval of the paired difference\n")
-    print("| scheme | perplexity | difference | equal argmax |\n|---|---|---|---|")
+    items = read_items(material, tokenizer)
+    print(f"\n{NUM_TEXTS} texts of {TOKENS} tokens, {len(items)} items; 95 % intervals of the paired differences\n")
+    columns = ("scheme", "perplexity", "difference", "equal argmax", "accuracy", "difference, points", "equal choices")
+    print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     exact = None
     for name in (*AT_LOAD, *WRITTEN):
         path = material.model if name in AT_LOAD else quantized(material, name, calibration)
-        found = score(path, AT_LOAD.get(name, ()), scored)
+        found = score(path, AT_LOAD.get(name, ()), scored, items)
         exact = exact or found
-        print(f"| {name} | {row(found, exact)} |", flush=True)
+        print(f"| {name} | {row(found, exact)} | {compared(found.answers, exact.answers)} |", flush=True)
     print("\n" + "\n".join(linears_table(material.model, calibration)))
+    family = family_of(read_config(material.model))
+    report = Float16Report.of(family, largest_values(material.model, calibration), DEFAULT_EXPONENT)
+    print("\n" + "\n".join(report.sentences()))
     return [(f"{len(AT_LOAD) + len(WRITTEN)} ways to quantize, tables above", True)]
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model says of the texts: [texts, tokens]."""
+    """What a model says of the texts, [texts, tokens], and of the items."""
 
     logprobs: np.ndarray
     best: np.ndarray
+    answers: Answers
 
 
-def score(path: Path, settings: tuple[str, ...], sequences: list[list[int]]) -> Scored:
+def score(path: Path, settings: tuple[str, ...], sequences: list[list[int]], items: list[Item]) -> Scored:
     requests = [ScoreRequest.continuation(ids[:1], ids[1:]) for ids in sequences]
-    fixed = ("dtype=float32", "backend=eager", f"max_seq_len={2 * TOKENS}")
+    fixed = ("dtype=float32", "backend=eager", f"max_seq_len={max(TOKENS, MAX_TOKENS)}")
     with LLM([f"model.path={path}", *fixed, *settings]) as llm:
         found = llm.score(requests)
-    return Scored(np.stack([one.logprobs for one in found]), np.stack([one.token_ids for one in found]))
+        answers = answer(llm, items)
+    return Scored(np.stack([one.logprobs for one in found]), np.stack([one.token_ids for one in found]), answers)
 
 
 def row(found: Scored, exact: Scored) -> str:
@@ -109,14 +119,12 @@ def linears_table(path: Path, sequences: list[list[int]]) -> list[str]:
     config = read_config(path)
     family = family_of(config)
     measured: dict[str, list[tuple[float, ...]]] = defaultdict(list)
-    stream = []
     with open_checkpoint(path, config) as checkpoint:
         hidden = embed(family, checkpoint.read(family.embedding).float(), sequences)
         for index, layer in enumerate(family.layers):
             prefix = f"{family.layer_path(index)}."
             weights = {name: checkpoint.read(prefix + name).float() for name in layer.tensors}
             inputs = run_layer(family, index, weights, hidden)
-            stream.append(max(states.abs().max().item() for states in hidden))
             for group in layer.groups:
                 for linear in group.linears:
                     measured[linear.path].append(measure(inputs[group.paths[0]], weights[linear.weight]))
@@ -128,8 +136,6 @@ def linears_table(path: Path, sequences: list[list[int]]) -> list[str]:
         largest, outliers, *decibels = zip(*rows, strict=True)
         ranges = [f"{min(values):.3g} to {max(values):.3g}" for values in (largest, outliers)]
         lines.append(f"| {' | '.join([name, *ranges, *(f'{statistics.median(one):.1f}' for one in decibels)])} |")
-    beyond = [index for index, value in enumerate(stream) if value > torch.finfo(torch.float16).max]
-    lines.append(f"\nResidual stream: largest value {max(stream):,.0f}; beyond float16's 65,504 after layers {beyond}")
     return lines
 
 
