@@ -1,6 +1,7 @@
-"""Time Gemma-2B's linear layers by our kernels and by torch's, in turn: ``python -m graph_model.native.measure``.
+"""Time Gemma-2B's linear layers by our kernels and by torch's, in turn.
 
-One thread, and its CPU time: what else runs on the machine disturbs that less than it disturbs wall time.
+``python -m graph_model.native.measure``. One thread, and its CPU time: what else runs on the machine
+disturbs that less than it disturbs wall time.
 """
 
 from __future__ import annotations

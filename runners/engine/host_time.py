@@ -1,6 +1,7 @@
 """Host time (scheduling, sampling set-up, text) per decode step, measured with a model that does nothing.
 
-``python runners/benchmark.py phase=host``; with a profile: ``python -m runners.engine.host_time --profile``.
+``python runners/benchmark.py phase=host``; with a profile:
+``python -m runners.engine.host_time --profile``.
 """
 
 from __future__ import annotations

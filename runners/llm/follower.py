@@ -1,4 +1,4 @@
-"""A rank that follows rank 0 of a program: ``python -m runners.llm.follower``, which runners.llm.llm starts."""
+"""A rank that follows rank 0 of a program: ``python -m runners.llm.follower``, which LLM starts."""
 
 from runners.command_line.parent_process import end_with_parent
 

@@ -51,7 +51,9 @@ GRAPHS = [(case, bucket, shard) for shard in (None, SHARD) for bucket in ("decod
 
 def classes() -> dict[str, type[Pass]]:
     """Every pass of the package, by its name."""
-    modules = [importlib.import_module(each.name) for each in pkgutil.walk_packages(passes.__path__, "passes.")]
+    modules = [
+        importlib.import_module(each.name) for each in pkgutil.walk_packages(passes.__path__, f"{passes.__name__}.")
+    ]
     found = [cls for module in modules for _, cls in inspect.getmembers(module, inspect.isclass)]
     return {cls.name: cls for cls in found if issubclass(cls, Pass) and "name" in vars(cls)}
 

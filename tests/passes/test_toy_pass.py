@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.checkout import ROOT, import_path
 from support.graphs import FLOAT32, LAYERS, find
 from toy_pass import SwapSums
 
@@ -20,7 +21,6 @@ from passes.check import PassChecker
 from passes.framework.contract import PassError
 from passes.framework.manager import run_passes
 
-ROOT = Path(__file__).parents[2]
 TOY = Path(__file__).with_name("toy_pass.py")
 NAME = "swap_sums"
 
@@ -57,7 +57,7 @@ def recipe() -> list[str]:
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources with the toy pass added as the recipe says, this test aside."""
     root = tmp_path_factory.mktemp("copy") / "sources"
-    shutil.copytree(ROOT, root, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    shutil.copytree(ROOT, root, symlinks=True, ignore=shutil.ignore_patterns(".*", "__pycache__"))
     source, pipeline, _ = recipe()
     shutil.copyfile(TOY, root / source)
     text = (root / pipeline).read_text(encoding="utf-8")
@@ -72,7 +72,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(root: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONPATH": import_path(root)}
     command = [sys.executable, *arguments]
     found = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
     assert found.returncode == 0, f"{found.stdout[-3000:]}{found.stderr[-3000:]}"

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chip_processes import A2, ROOT
+from support.checkout import ROOT, import_path
+from support.chip_processes import A2
 from support.standin_commands import PROMPTS, SERVING, TINY, checkpoint, command
 from support.tokenizers import make_tokenizer
 
@@ -97,7 +98,7 @@ def test_the_cpu_and_the_standin_keep_the_rule(tmp_path: Path) -> None:
     run = [sys.executable, str(ROOT / "runners/compare.py"), *sides, *settings, "ignore_eos=true"]
     done = subprocess.run(
         [*run, f"results_dir={tmp_path / 'results'}", "overwrite=true"],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": import_path(), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

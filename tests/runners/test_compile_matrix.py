@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT, import_path
 
 from graph_model.chips.registry import find_soc
 from graph_model.config import GEMMA_7B
@@ -15,7 +16,6 @@ from graph_model.errors import UserError
 from runners.command_line.entry import compose
 from runners.compile_matrix import rows
 
-ROOT = Path(__file__).parents[2]
 SOC = "atlas_800i_a2_910b4"
 SCHEMES = ("none", "w8a8", "w8a16", "w8a8+kv8")
 ARGUMENTS = (f"soc={SOC}", "models=[gemma_7b]", "world_sizes=[1]", "dtypes=[float16]", f"schemes=[{','.join(SCHEMES)}]")
@@ -52,7 +52,7 @@ def test_estimates_in_docs_are_at_least_what_reading_takes() -> None:
 @pytest.mark.slow
 def test_the_estimates_in_docs_are_what_the_command_prints(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "runners" / "compile_matrix.py"), *ARGUMENTS, f"cache_dir={tmp_path}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": import_path(), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3600)
     assert run.returncode == 0, run.stderr
     assert [line for line in run.stdout.splitlines() if line.startswith("|")] == documented()

@@ -10,8 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-INFER = Path(__file__).resolve().parents[2] / "runners" / "infer.py"
-ROOT = INFER.parents[1]
+from support.checkout import ROOT, import_path
+
+INFER = ROOT / "runners" / "infer.py"
 
 
 def arguments(checkpoint: Path, directory: Path, prompts: list[list[int]], *overrides: str) -> list[str]:
@@ -33,7 +34,7 @@ def start(command: list[str], own_group: bool = False) -> subprocess.Popen[str]:
     """own_group: with a process group of its own, as a shell gives a command."""
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests"))),
+        "PYTHONPATH": import_path(ROOT, ROOT / "tests"),
         "OMP_NUM_THREADS": "1",
     }
     return subprocess.Popen(

@@ -1,8 +1,9 @@
 """What quantizing costs the demo model: held-out accuracy and perplexity of every scheme against floating point.
 
-``python -m runners.demo.training.quantization`` prints the table of docs/quantization.md; ``--write FILE`` puts it
-there. Besides the demo itself a variant with outliers is measured: small models have none, large ones do. It computes
-the same function: some channels of its norms are much larger, and the columns of the next weights as much smaller.
+``python -m runners.demo.training.quantization`` prints the table of docs/quantization.md;
+``--write FILE`` puts it there. Besides the demo itself a variant with outliers is measured: small models have none,
+large ones do. It computes the same function: some channels of its norms are much larger, and the columns of the next
+weights as much smaller.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train the demo checkpoint from nothing: tokenizer, model, files, evaluation.
 
-``python -m runners.demo.training.train --output-dir DIR`` does all of it. The texts, their order and the initial
-weights depend on the seed alone; the trained weights also on how the machine rounds, so that another
+``python -m runners.demo.training.train --output-dir DIR`` does all of it. The texts, their order and
+the initial weights depend on the seed alone; the trained weights also on how the machine rounds, so that another
 machine's checkpoint is as good, but not bit-equal.
 """
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.checkout import ROOT, import_path
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 
 from runners.backends.inductor import cpp_compiler
 
-ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = ["backend=inductor", "prompt_token_ids=[[5,6,7]]", "max_new_tokens=1", "max_seq_len=32", "ignore_eos=true"]
 
 
@@ -25,7 +25,7 @@ def answer(checkpoint: Path, cache: Path, output: Path) -> list[int]:
     command = [sys.executable, str(ROOT / "runners" / "infer.py"), *places, *SETTINGS]
     temporary = cache.parent / "tmp"
     temporary.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+    environment = {**os.environ, "PYTHONPATH": import_path(), "TMPDIR": str(temporary)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT, import_path
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 from support.tokenizers import make_tokenizer
 
-ROOT = Path(__file__).resolve().parents[3]
 RUNNERS = ROOT / "runners"
 CONFIG = TINY_CONFIGS["untied_head"]
 needs_hflm = pytest.mark.skipif(
@@ -56,7 +56,7 @@ def run(tmp_path: Path, *arguments: str) -> str:
     (tmp_path / "packages/torch_npu/__init__.py").write_text(
         "raise ImportError('libhccl.so: cannot open shared object file: No such file or directory')\n"
     )
-    path = os.pathsep.join(map(str, (tmp_path / "packages", ROOT, os.environ.get("PYTHONPATH", ""))))
+    path = os.pathsep.join([str(tmp_path / "packages"), import_path(ROOT, os.environ.get("PYTHONPATH", ""))])
     done = subprocess.run(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "data")},

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.checkout import ROOT, import_path
 from support.checkpoints import make_checkpoint
 from support.cli import run_command
 from support.configs import TINY_CONFIGS
@@ -30,7 +31,6 @@ pytestmark = [
         reason="the extra evaluate is missing",
     ),
 ]
-ROOT = Path(__file__).resolve().parents[3]
 COUNT = 30
 Sample = tuple[float, float, float]  # log-probabilities of no and of yes, and whether the answer is right
 
@@ -49,7 +49,7 @@ def harness(tmp_path: Path, model: str, arguments: str) -> tuple[list[Sample], d
     out = tmp_path / model
     command = [sys.executable, str(ROOT / "runners" / "lm_eval_cli.py"), "run", "--model", model, "--device", "cpu"]
     command += ["--model_args", arguments, "--tasks", "demo_comprehension", "--limit", str(COUNT)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": import_path(ROOT, os.environ.get("PYTHONPATH", ""))}
     done = subprocess.run(
         [*command, "--log_samples", "--output_path", str(out)], env=environment, capture_output=True, text=True
     )

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from support import lowered_collectives
-from support.chip_processes import ROOT
+from support.checkout import ROOT, import_path
 
 
 @pytest.mark.ascend
 @pytest.mark.slow
 def test_collectives_of_two_ranks_are_lowered_and_executed(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
+    environment = {**os.environ, "PYTHONPATH": import_path(ROOT, ROOT / "tests")}
     command = [sys.executable, str(Path(lowered_collectives.__file__))]
     ranks = [
         subprocess.Popen(

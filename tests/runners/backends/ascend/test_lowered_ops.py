@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.chip_processes import A2, DUO, ROOT
+from support.checkout import import_path
+from support.chip_processes import A2, DUO
 from support.lowered_modules import compare, compiled, npu, rms
 from torch import Tensor
 
@@ -234,7 +235,7 @@ standin.load(find_soc({A2!r}), cache_directory(None) / "cann_standin")
 import torch
 (torch.ones(3).to("npu") + 1).cpu()
 """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": import_path()}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "RuntimeError" in done.stderr

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.chip_processes import ROOT, on_each_chip
+from support.checkout import ROOT, import_path
+from support.chip_processes import on_each_chip
 
 from graph_model.bucket import Bucket
 from graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
@@ -229,7 +230,7 @@ def test_the_tables_in_docs_are_what_the_command_prints(soc: str, tmp_path: Path
     copy = tmp_path / "page.md"
     copy.write_text(replace_table(page, soc, "to be written"), encoding="utf-8")
     command = [sys.executable, str(ROOT / "runners" / "compile_matrix.py"), f"soc={soc}", f"write={copy}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": import_path(), "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*command, f"cache_dir={tmp_path}"], env=environment, capture_output=True, text=True, timeout=7200
     )

@@ -1,0 +1,1 @@
+"""Gemma inference on Huawei Ascend NPUs as one static graph."""
