@@ -10,7 +10,7 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-from runners.demo.world import demo_prompts, training_stories
+from graph_gemma.runners.demo.world import demo_prompts, training_stories
 
 NUM_STORIES = 5000  # with these, every word of the world has come up
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch._subclasses import FakeTensorMode
 
-from graph_model.bucket import Bucket
-from graph_model.config import GemmaConfig
-from graph_model.families import family_of
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.quantization.linears import Quantization
-from graph_model.quantization.schemes import scheme_of
-from graph_model.weights import CheckpointTensor, Expression
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.quantization.schemes import scheme_of
+from graph_gemma.graph_model.weights import CheckpointTensor, Expression
 
 
 def capture(

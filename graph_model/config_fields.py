@@ -7,9 +7,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from graph_model.config import DTYPES, Gemma2Config, Gemma3Config, GemmaConfig, LayerType, layer_types
-from graph_model.errors import UserError, shown
-from graph_model.stated import LARGEST_ID
+from graph_gemma.graph_model.config import DTYPES, Gemma2Config, Gemma3Config, GemmaConfig, LayerType, layer_types
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.graph_model.stated import LARGEST_ID
 
 # Far above any Gemma's: what is above is a damaged file, and would take the machine's memory before it is found out.
 LARGEST_SIZES = {

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
-from graph_model.config_fields import (
+from graph_gemma.graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
+from graph_gemma.graph_model.config_fields import (
     LARGEST_SIZES,
     FieldReader,
     check_variants,
@@ -16,10 +16,10 @@ from graph_model.config_fields import (
     read_dtype,
     read_quantize,
 )
-from graph_model.errors import UserError, shown
-from graph_model.foreign import CONVERT_GGUF, check_adapter, check_other_files, check_quantization_config
-from graph_model.json_file import read_json_object
-from graph_model.stated import ends_by_file, stated_dtype, token_ids
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.graph_model.foreign import CONVERT_GGUF, check_adapter, check_other_files, check_quantization_config
+from graph_gemma.graph_model.json_file import read_json_object
+from graph_gemma.graph_model.stated import ends_by_file, stated_dtype, token_ids
 
 _CONFIGS: dict[str, type[GemmaConfig]] = {c.model_type: c for c in (GemmaConfig, Gemma2Config, Gemma3Config)}
 

@@ -11,15 +11,15 @@ from math import prod
 
 import torch
 
-from graph_model.capture import plain_weight
-from graph_model.config import GemmaConfig
-from graph_model.families import Linear, Norm, family_of
-from graph_model.graph import KVCacheConfig
-from graph_model.quantization.kv8 import cache_specs
-from graph_model.quantization.linears import Quantization
-from graph_model.quantization.schemes import scheme_of
-from graph_model.tensor_parallel import WHOLE, Shard
-from graph_model.weights import CheckpointTensor, Expression, OnePlus
+from graph_gemma.graph_model.capture import plain_weight
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families import Linear, Norm, family_of
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.quantization.kv8 import cache_specs
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.quantization.schemes import scheme_of
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.graph_model.weights import CheckpointTensor, Expression, OnePlus
 
 
 def rank_weights(

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from graph_model.errors import UserError, shown
-from graph_model.json_file import read_json_object
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.graph_model.json_file import read_json_object
 
 _WAY_OUT = (
     "Give the 16-bit original (of a fine-tune: its adapter merged into the 16-bit base). It can be quantized here: at "

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from graph_model.bucket import Bucket, pool_input
-from graph_model.config import GemmaConfig
-from graph_model.families import Attention, Family, family_of
-from graph_model.quantization.linears import Quantization
-from graph_model.quantization.scheme import Scheme
-from graph_model.quantization.schemes import scheme_of
-from graph_model.tensor_parallel import WHOLE, Shard
-from graph_model.weights import Expression, WeightPlan
+from graph_gemma.graph_model.bucket import Bucket, pool_input
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families import Attention, Family, family_of
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.quantization.scheme import Scheme
+from graph_gemma.graph_model.quantization.schemes import scheme_of
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.graph_model.weights import Expression, WeightPlan
 
 Kind = Literal["weight", "cache", "input"]
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 # Those of real checkpoints have less than 1 MB; parsing can take fifty times the file's size.
 LARGEST_BYTES = 16 << 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from graph_model.errors import UserError, shown
-from graph_model.json_file import read_json_object
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.graph_model.json_file import read_json_object
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 _SAFETENSORS_DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}

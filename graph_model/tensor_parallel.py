@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from graph_model.families import Attention, Family
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import Attention, Family
 
 LARGEST_WORLD_SIZE = 64
 

@@ -9,18 +9,18 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from graph_model import ops
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.config import GemmaConfig
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.numerics import TOLERANCE, difference
-from graph_model.quantization.linears import Quantization
-from graph_model.weights import Expression, Read, evaluate
-from passes.framework.contract import Pass, PassError, Tier
-from passes.framework.integers import IntegerBound, IntegerDifference, Recorder, compare_integers
-from passes.framework.manager import run_passes
-from passes.select_token import SAMPLING_INPUTS
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.numerics import TOLERANCE, difference
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.weights import Expression, Read, evaluate
+from graph_gemma.passes.framework.contract import Pass, PassError, Tier
+from graph_gemma.passes.framework.integers import IntegerBound, IntegerDifference, Recorder, compare_integers
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.select_token import SAMPLING_INPUTS
 
 _KV_CACHE = KVCacheConfig(num_blocks=8, block_size=16)
 _INT8_KV_CACHE = KVCacheConfig(num_blocks=8, block_size=32)  # the smallest that an int8 cache may have on Ascend

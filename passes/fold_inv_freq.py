@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from graph_model.graph import ModelGraph
-from graph_model.weights import InverseFrequencies
-from passes.framework.contract import Matches, NearMiss, sole_user
-from passes.framework.matches import per_model
-from passes.recognize import Recognize
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import InverseFrequencies
+from graph_gemma.passes.framework.contract import Matches, NearMiss, sole_user
+from graph_gemma.passes.framework.matches import per_model
+from graph_gemma.passes.recognize import Recognize
 
 aten = torch.ops.aten
 

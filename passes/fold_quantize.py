@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from torch import fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches, Pass, Tier, operand, require
-from passes.framework.integers import SAME, IntegerBound
-from passes.framework.matches import Counted, is_quantized
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import Matches, Pass, Tier, operand, require
+from graph_gemma.passes.framework.integers import SAME, IntegerBound
+from graph_gemma.passes.framework.matches import Counted, is_quantized
 
 
 @dataclass(frozen=True)

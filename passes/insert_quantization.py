@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.capture import plain_weight
-from graph_model.graph import ModelGraph
-from graph_model.quantization.scheme import Scheme
-from graph_model.weights import Concat, Expression, Slice
-from passes.framework.contract import Matches, NearMiss, Pass, Tier, operand, sole_user
-from passes.framework.matches import Counted, linear_calls, not_quantized
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.capture import plain_weight
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.quantization.scheme import Scheme
+from graph_gemma.graph_model.weights import Concat, Expression, Slice
+from graph_gemma.passes.framework.contract import Matches, NearMiss, Pass, Tier, operand, sole_user
+from graph_gemma.passes.framework.matches import Counted, linear_calls, not_quantized
 
 aten = torch.ops.aten
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches, NearMiss, Pass, Tier, operand
-from passes.framework.matches import ONCE
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import Matches, NearMiss, Pass, Tier, operand
+from graph_gemma.passes.framework.matches import ONCE
 
 aten = torch.ops.aten
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from passes.framework.contract import Expected, Matches, Pass, Tier
-from passes.framework.matches import dequantizes_weights, linear_calls
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import Expected, Matches, Pass, Tier
+from graph_gemma.passes.framework.matches import dequantizes_weights, linear_calls
 
 aten = torch.ops.aten
 

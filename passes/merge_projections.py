@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model.families import LinearGroup, Role
-from graph_model.graph import ModelGraph
-from graph_model.weights import Concat
-from passes.framework.contract import Matches, NearMiss, Pass, Tier, expression
-from passes.framework.matches import Counted
+from graph_gemma.graph_model.families import LinearGroup, Role
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import Concat
+from graph_gemma.passes.framework.contract import Matches, NearMiss, Pass, Tier, expression
+from graph_gemma.passes.framework.matches import Counted
 
 aten = torch.ops.aten
 

@@ -8,15 +8,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from graph_model import ops
-from graph_model.bucket import pool_input
-from graph_model.families import Attention
-from graph_model.families.definition import attend
-from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches, NearMiss, Pass, Tier
-from passes.framework.match import match
-from passes.framework.matches import per_model
-from passes.recognize import Like, replace_match, trace_pattern
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.bucket import pool_input
+from graph_gemma.graph_model.families import Attention
+from graph_gemma.graph_model.families.definition import attend
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import Matches, NearMiss, Pass, Tier
+from graph_gemma.passes.framework.match import match
+from graph_gemma.passes.framework.matches import per_model
+from graph_gemma.passes.recognize import Like, replace_match, trace_pattern
 
 aten = torch.ops.aten
 

@@ -6,28 +6,28 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from graph_model.errors import UserError
-from graph_model.tensor_parallel import Shard
-from passes.add_rms_norm import AddRMSNorm
-from passes.ascend.matmul_all_reduce import AscendMatmulAllReduce
-from passes.canonicalize import Canonicalize
-from passes.fold_dequantize import FoldDequantize
-from passes.fold_inv_freq import FoldInvFreq
-from passes.fold_quantize import FoldQuantize
-from passes.framework.contract import Pass, out_of_order
-from passes.gelu_and_mul import GeluAndMul
-from passes.insert_quantization import InsertQuantization
-from passes.last_token import LastToken
-from passes.merge_projections import MergeGateUp, MergeQKV
-from passes.paged_attention import PagedAttention
-from passes.quantize_cache import QuantizeCache
-from passes.rms_norm import RMSNorm
-from passes.rotary import Rotary
-from passes.scale_residual import ScaleResidual
-from passes.select_token import SelectToken
-from passes.shard_tensor_parallel import ShardTensorParallel
-from passes.shard_token_selection import ShardTokenSelection
-from passes.softcap import Softcap
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.passes.add_rms_norm import AddRMSNorm
+from graph_gemma.passes.ascend.matmul_all_reduce import AscendMatmulAllReduce
+from graph_gemma.passes.canonicalize import Canonicalize
+from graph_gemma.passes.fold_dequantize import FoldDequantize
+from graph_gemma.passes.fold_inv_freq import FoldInvFreq
+from graph_gemma.passes.fold_quantize import FoldQuantize
+from graph_gemma.passes.framework.contract import Pass, out_of_order
+from graph_gemma.passes.gelu_and_mul import GeluAndMul
+from graph_gemma.passes.insert_quantization import InsertQuantization
+from graph_gemma.passes.last_token import LastToken
+from graph_gemma.passes.merge_projections import MergeGateUp, MergeQKV
+from graph_gemma.passes.paged_attention import PagedAttention
+from graph_gemma.passes.quantize_cache import QuantizeCache
+from graph_gemma.passes.rms_norm import RMSNorm
+from graph_gemma.passes.rotary import Rotary
+from graph_gemma.passes.scale_residual import ScaleResidual
+from graph_gemma.passes.select_token import SelectToken
+from graph_gemma.passes.shard_tensor_parallel import ShardTensorParallel
+from graph_gemma.passes.shard_token_selection import ShardTokenSelection
+from graph_gemma.passes.softcap import Softcap
 
 DEFAULT_PASSES: tuple[type[Pass], ...] = (
     Canonicalize,

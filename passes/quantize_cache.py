@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from graph_model.quantization.kv8 import cache_specs, dequantized
-from passes.framework.contract import Matches, Pass, Tier
-from passes.framework.matches import per_model
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.quantization.kv8 import cache_specs, dequantized
+from graph_gemma.passes.framework.contract import Matches, Pass, Tier
+from graph_gemma.passes.framework.matches import per_model
 
 _CACHES = slice(3, 5)  # the arguments of attention that are caches
 

@@ -13,12 +13,12 @@ from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from graph_model.bucket import Bucket
-from graph_model.config import GemmaConfig
-from graph_model.graph import KVCacheConfig, ModelGraph
-from passes.canonicalize import Canonicalize
-from passes.framework.contract import Pass, Tier
-from passes.framework.match import Match, match
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.passes.canonicalize import Canonicalize
+from graph_gemma.passes.framework.contract import Pass, Tier
+from graph_gemma.passes.framework.match import Match, match
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from graph_model.weights import CheckpointTensor, OnePlus
-from passes.framework.contract import Matches, NearMiss
-from passes.framework.matches import per_model
-from passes.recognize import Recognize
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import CheckpointTensor, OnePlus
+from graph_gemma.passes.framework.contract import Matches, NearMiss
+from graph_gemma.passes.framework.matches import per_model
+from graph_gemma.passes.recognize import Recognize
 
 aten = torch.ops.aten
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from graph_model import ops
-from passes.framework.contract import Matches
-from passes.framework.matches import per_model
-from passes.recognize import Recognize
+from graph_gemma.graph_model import ops
+from graph_gemma.passes.framework.contract import Matches
+from graph_gemma.passes.framework.matches import per_model
+from graph_gemma.passes.recognize import Recognize
 
 aten = torch.ops.aten
 

@@ -8,14 +8,14 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.errors import UserError
-from graph_model.graph import ModelGraph
-from graph_model.residual_scale import DEFAULT_EXPONENT, MOST_EXPONENT
-from graph_model.weights import OnePlus
-from passes.framework.attributes import embedding_scale
-from passes.framework.contract import Matches, Pass, Tier, expression, require
-from passes.framework.matches import Counted
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.residual_scale import DEFAULT_EXPONENT, MOST_EXPONENT
+from graph_gemma.graph_model.weights import OnePlus
+from graph_gemma.passes.framework.attributes import embedding_scale
+from graph_gemma.passes.framework.contract import Matches, Pass, Tier, expression, require
+from graph_gemma.passes.framework.matches import Counted
 
 
 @dataclass(frozen=True)

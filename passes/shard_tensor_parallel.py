@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from graph_model.tensor_parallel import Shard, check_world_size
-from graph_model.weights import Constant
-from passes.framework.contract import Matches, NearMiss, Outcome, Pass, Tier, expression, operand
-from passes.framework.matches import per_model
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.tensor_parallel import Shard, check_world_size
+from graph_gemma.graph_model.weights import Constant
+from graph_gemma.passes.framework.contract import Matches, NearMiss, Outcome, Pass, Tier, expression, operand
+from graph_gemma.passes.framework.matches import per_model
 
 aten = torch.ops.aten
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from graph_model.weights import PaddingMask
-from passes.framework.contract import Matches, Pass, Tier, operand, require
-from passes.framework.matches import Counted
-from passes.shard_tensor_parallel import rank_weight
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import PaddingMask
+from graph_gemma.passes.framework.contract import Matches, Pass, Tier, operand, require
+from graph_gemma.passes.framework.matches import Counted
+from graph_gemma.passes.shard_tensor_parallel import rank_weight
 
 aten = torch.ops.aten
 

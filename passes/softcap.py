@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import torch
 
-from graph_model import ops
-from graph_model.families import definition
-from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches
-from passes.framework.matches import ONCE
-from passes.recognize import Recognize
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.families import definition
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import Matches
+from graph_gemma.passes.framework.matches import ONCE
+from graph_gemma.passes.recognize import Recognize
 
 aten = torch.ops.aten
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runners.command_line.entry import main
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.settings.declared.activations import ActivationsSettings
+    from graph_gemma.runners.settings.declared.activations import ActivationsSettings
 
 
 def activations(settings: ActivationsSettings) -> None:
@@ -15,16 +15,16 @@ def activations(settings: ActivationsSettings) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from tqdm import tqdm
 
-    from graph_model.errors import UserError
-    from graph_model.families import family_of
-    from graph_model.quantizer import Float16Report, largest_values
-    from graph_model.quantizer.report import html_page
-    from graph_model.quantizer.source import read_float_config
-    from graph_model.whole_files import write_file
-    from runners.io.calibration import calibration_sequences
-    from runners.io.files import output_file
-    from runners.io.table import print_table
-    from runners.settings.model_settings import model_directory
+    from graph_gemma.graph_model.errors import UserError
+    from graph_gemma.graph_model.families import family_of
+    from graph_gemma.graph_model.quantizer import Float16Report, largest_values
+    from graph_gemma.graph_model.quantizer.report import html_page
+    from graph_gemma.graph_model.quantizer.source import read_float_config
+    from graph_gemma.graph_model.whole_files import write_file
+    from graph_gemma.runners.io.calibration import calibration_sequences
+    from graph_gemma.runners.io.files import output_file
+    from graph_gemma.runners.io.table import print_table
+    from graph_gemma.runners.settings.model_settings import model_directory
 
     source = model_directory(settings.model)
     if source is None:

@@ -7,12 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graph_model.errors import UserError, shown
-from runners.command_line.entry import main
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.comparison.side import Side
-    from runners.settings.declared.compare import CompareSettings
+    from graph_gemma.runners.comparison.side import Side
+    from graph_gemma.runners.settings.declared.compare import CompareSettings
 
 
 def compare(settings: CompareSettings) -> None:
@@ -20,10 +20,10 @@ def compare(settings: CompareSettings) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     import numpy as np
 
-    from runners.comparison import divergence, report, side
-    from runners.engine.sampling_params import SamplingParams
-    from runners.io.inputs import read_inputs
-    from runners.settings.model_settings import resolve_settings, writable_directory
+    from graph_gemma.runners.comparison import divergence, report, side
+    from graph_gemma.runners.engine.sampling_params import SamplingParams
+    from graph_gemma.runners.io.inputs import read_inputs
+    from graph_gemma.runners.settings.model_settings import resolve_settings, writable_directory
 
     common = [text for text in settings.given if text.partition("=")[0] not in ("a", "b", "results_dir")]
     sides = [_side(name, getattr(settings, name), common) for name in ("a", "b")]
@@ -54,7 +54,7 @@ def compare(settings: CompareSettings) -> None:
 
 
 def _side(name: str, entries: tuple[str, ...], common: list[str]) -> Side:
-    from runners.comparison.side import TRANSFORMERS, Side
+    from graph_gemma.runners.comparison.side import TRANSFORMERS, Side
 
     overrides = [entry for entry in entries if entry != TRANSFORMERS]
     wrong = next((entry for entry in overrides if "=" not in entry), None)

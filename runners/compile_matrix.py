@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graph_model.errors import UserError, shown
-from graph_model.whole_files import write_file
-from runners.command_line.entry import main
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.graph_model.whole_files import write_file
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.backends.ascend.rank_graph import RankSummary
-    from runners.settings.declared.compile_matrix import CompileMatrixSettings
+    from graph_gemma.runners.backends.ascend.rank_graph import RankSummary
+    from graph_gemma.runners.settings.declared.compile_matrix import CompileMatrixSettings
 
 _FLOAT, _INT8_CACHE = "none", "kv8"
 _HEADER = (
@@ -28,10 +28,10 @@ def compile_matrix(settings: CompileMatrixSettings) -> None:
 
     Raises UserError.
     """
-    from graph_model.chips.registry import find_soc
-    from runners.backends.ascend import standin
-    from runners.backends.ascend.register import register_kernels
-    from runners.settings.model_settings import cache_directory
+    from graph_gemma.graph_model.chips.registry import find_soc
+    from graph_gemma.runners.backends.ascend import standin
+    from graph_gemma.runners.backends.ascend.register import register_kernels
+    from graph_gemma.runners.settings.model_settings import cache_directory
 
     soc = find_soc(settings.soc)
     target = None if settings.write is None else Path(settings.write).expanduser()
@@ -68,7 +68,7 @@ def replace_table(path: Path, chip: str, table: str) -> str:
 
 def statement() -> str:
     """What the table's figures are, and what torch_npu was loaded over, once it is."""
-    from runners.backends.ascend import standin
+    from graph_gemma.runners.backends.ascend import standin
 
     over = "the CANN stand-in: no NPU is used" if standin.is_standin() else "CANN"
     return f"Graphs are lowered and not run; times are estimates, not measured. torch_npu was loaded over {over}."
@@ -82,9 +82,9 @@ def _lines(settings: CompileMatrixSettings) -> Iterator[str]:
 
 def rows(settings: CompileMatrixSettings) -> Iterator[str]:
     """The table's rows. The last rank stands for all: their graphs are the same."""
-    from graph_model.chips.registry import find_soc
-    from graph_model.quantization.linears import SCHEMES
-    from runners.backends.ascend.rank_graph import collective_counts
+    from graph_gemma.graph_model.chips.registry import find_soc
+    from graph_gemma.graph_model.quantization.linears import SCHEMES
+    from graph_gemma.runners.backends.ascend.rank_graph import collective_counts
 
     soc = find_soc(settings.soc)
     with_int8_cache = (f"{scheme}+{_INT8_CACHE}" for scheme in SCHEMES)
@@ -110,18 +110,18 @@ def summarize(
     """What the step of the last rank costs."""
     import torch
 
-    from graph_model.ascend.legality import check_quantization
-    from graph_model.bucket import Bucket
-    from graph_model.chips.registry import find_soc
-    from graph_model.families import family_of
-    from graph_model.graph import KVCacheConfig
-    from graph_model.quantization.linears import Quantization, select_linears
-    from graph_model.quantization.schemes import find_scheme
-    from graph_model.tensor_parallel import Shard, check_world_size
-    from passes.pipeline import build_kernel_options, build_passes
-    from runners.backends.ascend.rank_graph import RankCase
-    from runners.backends.torchair import AscendOptions, kernel_passes
-    from runners.settings.model_settings import NAMED_CONFIGS
+    from graph_gemma.graph_model.ascend.legality import check_quantization
+    from graph_gemma.graph_model.bucket import Bucket
+    from graph_gemma.graph_model.chips.registry import find_soc
+    from graph_gemma.graph_model.families import family_of
+    from graph_gemma.graph_model.graph import KVCacheConfig
+    from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+    from graph_gemma.graph_model.quantization.schemes import find_scheme
+    from graph_gemma.graph_model.tensor_parallel import Shard, check_world_size
+    from graph_gemma.passes.pipeline import build_kernel_options, build_passes
+    from graph_gemma.runners.backends.ascend.rank_graph import RankCase
+    from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
+    from graph_gemma.runners.settings.model_settings import NAMED_CONFIGS
 
     soc, config = find_soc(settings.soc), NAMED_CONFIGS[model]
     check_world_size(config, world_size)
@@ -155,7 +155,7 @@ def summarize(
 
 def _keep_float(settings: CompileMatrixSettings, scheme: str) -> list[str]:
     """Linear layers that stay in floating point: as quant=SCHEME has it, unless the setting says otherwise."""
-    from runners.settings.declared.model import Quant
+    from graph_gemma.runners.settings.declared.model import Quant
 
     given = settings.keep_float
     return list(Quant.options[scheme].values.get("keep_float", ()) if given is None else given)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graph_model.errors import UserError
-from runners.command_line.entry import main
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.settings.declared.convert import ConvertSettings
+    from graph_gemma.runners.settings.declared.convert import ConvertSettings
 
 
 def convert(settings: ConvertSettings) -> None:
@@ -21,7 +21,7 @@ def convert(settings: ConvertSettings) -> None:
 
 
 def _convert_gguf(path: Path, settings: ConvertSettings) -> list[Path]:
-    from graph_model.gguf import convert_gguf
+    from graph_gemma.graph_model.gguf import convert_gguf
 
     if settings.output_dir is None:
         raise UserError(
@@ -42,7 +42,7 @@ def _convert_gguf(path: Path, settings: ConvertSettings) -> list[Path]:
 
 def _convert_directory(directory: Path, settings: ConvertSettings) -> list[Path]:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
-    from graph_model.checkpoint.convert import convert_checkpoint
+    from graph_gemma.graph_model.checkpoint.convert import convert_checkpoint
 
     for name in ("output_dir", "dtype"):
         if getattr(settings, name) is not None:

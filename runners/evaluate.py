@@ -7,21 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graph_model.errors import UserError
-from runners.command_line.entry import main
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.evaluation.report import TaskReport
-    from runners.settings.declared.evaluate import EvaluateSettings
-    from runners.settings.model_settings import ModelSettings
+    from graph_gemma.runners.evaluation.report import TaskReport
+    from graph_gemma.runners.settings.declared.evaluate import EvaluateSettings
+    from graph_gemma.runners.settings.model_settings import ModelSettings
 
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Run the tasks, the dataset and the text that the settings name; print and write the reports."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
-    from runners.evaluation.harness import check_installed
-    from runners.llm.ranks import on_ranks
-    from runners.settings.model_settings import resolve_settings, writable_directory
+    from graph_gemma.runners.evaluation.harness import check_installed
+    from graph_gemma.runners.llm.ranks import on_ranks
+    from graph_gemma.runners.settings.model_settings import resolve_settings, writable_directory
 
     tasks, limit = list(settings.tasks), settings.limit
     if tasks:
@@ -39,15 +39,15 @@ def _measure(
     limit: int | None,
     directory: Path,
 ) -> None:
-    from runners.evaluation.report import print_reports, write_reports
-    from runners.llm import LLM
+    from graph_gemma.runners.evaluation.report import print_reports, write_reports
+    from graph_gemma.runners.llm import LLM
 
     with LLM(model) as llm:
         if llm.tokenizer is None:
             raise UserError("evaluate.py scores texts, and without model.path there is no tokenizer. Give model.path.")
         reports = [report for job in jobs for report in _timed(llm, job)]
         if tasks:
-            from runners.evaluation.harness import run_tasks
+            from graph_gemma.runners.evaluation.harness import run_tasks
 
             reports += _timed(llm, lambda llm: run_tasks(llm, tasks, limit))
         backend = llm.loaded.backend
@@ -61,8 +61,8 @@ def _local_jobs(
     settings: EvaluateSettings, limit: int | None, default: bool
 ) -> list[Callable[[Any], list[TaskReport]]]:
     """What is asked for besides the harness's tasks; its data is read here. The demo's items if nothing else is."""
-    from runners.evaluation.items import demo_items, read_items
-    from runners.evaluation.local import boolq, perplexity
+    from graph_gemma.runners.evaluation.items import demo_items, read_items
+    from graph_gemma.runners.evaluation.local import boolq, perplexity
 
     jobs: list[Callable[[Any], list[TaskReport]]] = []
     if settings.dataset is not None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runners.command_line.entry import main
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.settings.declared.export import ExportSettings
+    from graph_gemma.runners.settings.declared.export import ExportSettings
 
 
 def export(settings: ExportSettings) -> None:
@@ -15,9 +15,9 @@ def export(settings: ExportSettings) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from pathlib import Path
 
-    from graph_model.checkpoint.writer import check_target
-    from runners.llm.exporting import export_model
-    from runners.settings.model_settings import require_torchair, resolve_settings
+    from graph_gemma.graph_model.checkpoint.writer import check_target
+    from graph_gemma.runners.llm.exporting import export_model
+    from graph_gemma.runners.settings.model_settings import require_torchair, resolve_settings
 
     directory, overwrite = Path(settings.export_dir).expanduser(), settings.overwrite
     model_settings = resolve_settings(settings)

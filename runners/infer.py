@@ -5,32 +5,32 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from runners.command_line.entry import main
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.settings.declared.infer import InferSettings
-    from runners.settings.model_settings import ModelSettings
+    from graph_gemma.runners.settings.declared.infer import InferSettings
+    from graph_gemma.runners.settings.model_settings import ModelSettings
 
 
 def infer(settings: InferSettings) -> None:
     """Load the model, answer the prompts, report speed and memory. Ends with status 1 if a request failed."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
-    from runners.llm.ranks import on_ranks
-    from runners.settings.model_settings import resolve_settings
+    from graph_gemma.runners.llm.ranks import on_ranks
+    from graph_gemma.runners.settings.model_settings import resolve_settings
 
     model_settings = resolve_settings(settings)
     on_ranks(model_settings, lambda: _answer(settings, model_settings))
 
 
 def _answer(settings: InferSettings, model_settings: ModelSettings) -> None:
-    from runners.backends.base import Check
-    from runners.io.files import output_file
-    from runners.io.inputs import read_inputs
-    from runners.io.output import OutputFile
-    from runners.llm import LLM
-    from runners.llm.answer import answer, name_failures
-    from runners.llm.check import check_answers, check_model_passes, report_checked_steps
-    from runners.llm.report import print_report
+    from graph_gemma.runners.backends.base import Check
+    from graph_gemma.runners.io.files import output_file
+    from graph_gemma.runners.io.inputs import read_inputs
+    from graph_gemma.runners.io.output import OutputFile
+    from graph_gemma.runners.llm import LLM
+    from graph_gemma.runners.llm.answer import answer, name_failures
+    from graph_gemma.runners.llm.check import check_answers, check_model_passes, report_checked_steps
+    from graph_gemma.runners.llm.report import print_report
 
     inputs = read_inputs(settings, model_settings)
     checking: Check = "stop" if settings.check else "no"

@@ -7,24 +7,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graph_model.errors import UserError
-from runners.command_line.entry import main
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.settings.declared.inspect_graph import InspectGraphSettings
+    from graph_gemma.runners.settings.declared.inspect_graph import InspectGraphSettings
 
 
 def inspect_graph(settings: InspectGraphSettings) -> None:
     """Print the figures of dumped graphs, or of one that is lowered now, and write the page; or the comparison."""
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
-    from graph_model.whole_files import write_file
-    from runners.inspection.findings import find
-    from runners.inspection.live import dump_step
-    from runners.inspection.page import as_page
-    from runners.inspection.plots import plots
-    from runners.inspection.source import damage_named, read_dumps
-    from runners.inspection.text import as_text
-    from runners.io.files import output_file
+    from graph_gemma.graph_model.whole_files import write_file
+    from graph_gemma.runners.inspection.findings import find
+    from graph_gemma.runners.inspection.live import dump_step
+    from graph_gemma.runners.inspection.page import as_page
+    from graph_gemma.runners.inspection.plots import plots
+    from graph_gemma.runners.inspection.source import damage_named, read_dumps
+    from graph_gemma.runners.inspection.text import as_text
+    from graph_gemma.runners.io.files import output_file
 
     context_length = settings.context_length
     if settings.compare is not None:
@@ -49,7 +49,7 @@ def _comparison(settings: InspectGraphSettings, context_length: int | None) -> s
     for name in ("graph", "page", "picture"):
         if getattr(settings, name) is not None:
             raise UserError(f"{name} has no meaning with compare=naive, which lowers a model and prints a table.")
-    from runners.inspection.naive import compare_with_naive
+    from graph_gemma.runners.inspection.naive import compare_with_naive
 
     return compare_with_naive(settings, context_length)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 
 def main() -> None:
@@ -17,16 +17,16 @@ def main() -> None:
 
     An --include_path of the user's takes the place of ours, which holds the demo's tasks.
     """
-    from runners.evaluation.harness import TASKS_DIR, check_installed
+    from graph_gemma.runners.evaluation.harness import TASKS_DIR, check_installed
 
     try:
         check_installed()
-        from runners.backends.transformers_import import import_transformers
+        from graph_gemma.runners.backends.transformers_import import import_transformers
 
         import_transformers()  # for --model hf
         from lm_eval.__main__ import cli_evaluate
 
-        import runners.evaluation.lm  # noqa: F401 (registers the model)
+        import graph_gemma.runners.evaluation.lm  # noqa: F401 (registers the model)
 
         given = {argument.partition("=")[0] for argument in sys.argv[1:]}
         if given & {"--tasks", "-t"} and "--include_path" not in given:

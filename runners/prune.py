@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runners.command_line.entry import main
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.settings.declared.prune import PruneSettings
+    from graph_gemma.runners.settings.declared.prune import PruneSettings
 
 
 def prune_cache(settings: PruneSettings) -> None:
     """Remove files until the cache is as small as the settings say, and print what was removed."""
-    from runners.cache import private_directory, prune
-    from runners.settings.model_settings import cache_directory, cache_limit
+    from graph_gemma.runners.cache import private_directory, prune
+    from graph_gemma.runners.settings.model_settings import cache_directory, cache_limit
 
     root = cache_directory(settings.cache_dir)
     limit = cache_limit(settings.cache_limit_gb)

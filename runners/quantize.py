@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from runners.command_line.entry import main
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.settings.declared.quantize import QuantizeSettings
+    from graph_gemma.runners.settings.declared.quantize import QuantizeSettings
 
 
 def quantize(settings: QuantizeSettings) -> None:
@@ -16,18 +16,18 @@ def quantize(settings: QuantizeSettings) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from tqdm import tqdm
 
-    from graph_model.checkpoint.writer import check_target
-    from graph_model.config_file import read_config
-    from graph_model.errors import UserError
-    from graph_model.families import family_of
-    from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
-    from graph_model.quantization.schemes import find_scheme
-    from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
-    from graph_model.quantizer.checkpoint import REPORT_NAME
-    from graph_model.quantizer.report import COLUMNS, table_rows
-    from runners.io.calibration import calibration_sequences
-    from runners.io.table import print_table
-    from runners.settings.model_settings import model_directory
+    from graph_gemma.graph_model.checkpoint.writer import check_target
+    from graph_gemma.graph_model.config_file import read_config
+    from graph_gemma.graph_model.errors import UserError
+    from graph_gemma.graph_model.families import family_of
+    from graph_gemma.graph_model.quantization.linears import SCHEMES, Quantization, select_linears
+    from graph_gemma.graph_model.quantization.schemes import find_scheme
+    from graph_gemma.graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+    from graph_gemma.graph_model.quantizer.checkpoint import REPORT_NAME
+    from graph_gemma.graph_model.quantizer.report import COLUMNS, table_rows
+    from graph_gemma.runners.io.calibration import calibration_sequences
+    from graph_gemma.runners.io.table import print_table
+    from graph_gemma.runners.settings.model_settings import model_directory
 
     target, overwrite = Path(settings.output_dir).expanduser(), settings.overwrite
     quant = settings.quant

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from runners.command_line.entry import main
+from graph_gemma.runners.command_line.entry import main
 
 if TYPE_CHECKING:
-    from runners.settings.declared.verify import VerifySettings
+    from graph_gemma.runners.settings.declared.verify import VerifySettings
 
 
 def verify(settings: VerifySettings) -> None:
@@ -16,14 +16,14 @@ def verify(settings: VerifySettings) -> None:
     # Importing torch takes seconds, which --help and a mistyped setting need not wait for.
     from pathlib import Path
 
-    from runners.command_line.checkout import require_checkout
+    from graph_gemma.runners.command_line.checkout import require_checkout
 
-    require_checkout("runners.verification", "verify: what checks the ops")
+    require_checkout("graph_gemma.runners.verification", "verify: what checks the ops")
 
-    from runners.io.files import check_not_there
-    from runners.settings.model_settings import require_torchair, resolve_settings
-    from runners.verification.report import make_directory, write_report
-    from runners.verification.run import run_verification
+    from graph_gemma.runners.io.files import check_not_there
+    from graph_gemma.runners.settings.model_settings import require_torchair, resolve_settings
+    from graph_gemma.runners.verification.report import make_directory, write_report
+    from graph_gemma.runners.verification.run import run_verification
 
     directory = Path(settings.report_dir).expanduser()
     model_settings = resolve_settings(settings)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import graph_model  # noqa: F401 (before torch, which would load an installed torch_npu)
+import graph_gemma.graph_model  # noqa: F401 (before torch, which would load an installed torch_npu)
 
 from support.token_rule import TieCounter  # isort: skip
 

@@ -41,14 +41,14 @@ from support.checkpoint_fields import (
 from support.checkpoints import write_random_checkpoint
 from support.modelslim_formulas import formula_logprobs
 
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantization.scheme import Dialect
-from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
-from runners.engine.scoring import ScoreRequest
-from runners.io.tokenizer import load_tokenizer
-from runners.llm import LLM
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantization.scheme import Dialect
+from graph_gemma.graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+from graph_gemma.runners.engine.scoring import ScoreRequest
+from graph_gemma.runners.io.tokenizer import load_tokenizer
+from graph_gemma.runners.llm import LLM
 
 DEMO = ROOT / "runners" / "demo" / "checkpoint"
 PACKAGES = ("torch==2.13.0", "transformers==5.24.0", "msmodelslim==26.1.0")

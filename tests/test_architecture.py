@@ -109,22 +109,25 @@ def test_the_root_of_runners_holds_commands_only() -> None:
 
 def test_the_plain_definition_imports_descriptions_only() -> None:
     families = ROOT / "graph_model" / "families"
-    assert own_imports(families / "definition.py") == {"graph_model.config", "graph_model.families.layer"}
+    assert own_imports(families / "definition.py") == {
+        "graph_gemma.graph_model.config",
+        "graph_gemma.graph_model.families.layer",
+    }
     assert own_imports(families / "layer.py") == set()
 
 
 def test_config_and_canonical_ops_stand_alone() -> None:
     assert own_imports(ROOT / "graph_model" / "config.py") == set()
-    below = {"graph_model.config", "graph_model.errors", "graph_model.stated"}
+    below = {"graph_gemma.graph_model.config", "graph_gemma.graph_model.errors", "graph_gemma.graph_model.stated"}
     assert own_imports(ROOT / "graph_model" / "config_fields.py") == below
-    for path in sources("graph_model.ops"):
-        assert all(within(name, "graph_model.ops") for name in own_imports(path)), path
+    for path in sources("graph_gemma.graph_model.ops"):
+        assert all(within(name, "graph_gemma.graph_model.ops") for name in own_imports(path)), path
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_torch_npu_is_imported_in_the_ascend_parts_only(path: Path) -> None:
     """Op families say how torchair lowers their ops; all else that needs torch_npu is in the backend."""
-    if not within(module_name(path), "graph_model.ascend.ops", "runners.backends.ascend"):
+    if not within(module_name(path), "graph_gemma.graph_model.ascend.ops", "graph_gemma.runners.backends.ascend"):
         assert not [name for name in imports(path) if within(name, "torch_npu", "torchair")]
 
 

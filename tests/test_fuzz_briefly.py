@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.fuzz_targets import TARGETS, TooSlowError, attempt
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 
 @pytest.mark.parametrize("name", TARGETS)

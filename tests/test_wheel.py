@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 from test_architecture import ROOT, is_module, module_name, own_imports, top_level_imports, within
 
-LEFT_OUT = ("runners.demo.training", "runners.benchmarking.peers", "runners.verification")
+LEFT_OUT = (
+    "graph_gemma.runners.demo.training",
+    "graph_gemma.runners.benchmarking.peers",
+    "graph_gemma.runners.verification",
+)
 # An editable install finds modules of the repository that the wheel has not.
 RUN = """
 import runpy, sys
@@ -68,8 +72,11 @@ def test_no_module_of_the_wheel_needs_what_is_left_out(installed: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["runners.benchmark", "peers=[transformers]"], "peers is [transformers], but what builds other engines"),
-        (["runners.verify", "report_dir=report"], "verify: what checks the ops"),
+        (
+            ["graph_gemma.runners.benchmark", "peers=[transformers]"],
+            "peers is [transformers], but what builds other engines",
+        ),
+        (["graph_gemma.runners.verify", "report_dir=report"], "verify: what checks the ops"),
     ],
 )
 def test_commands_say_what_needs_a_checkout(installed: Path, tmp_path: Path, arguments: list[str], what: str) -> None:
@@ -81,6 +88,6 @@ def test_commands_say_what_needs_a_checkout(installed: Path, tmp_path: Path, arg
 @pytest.mark.slow
 def test_a_benchmark_without_peers_runs_when_installed(installed: Path, tmp_path: Path) -> None:
     settings = ["backend=eager", f"cache_dir={tmp_path / 'cache'}", "lengths=[[8,4]]", "batch_sizes=[1]", "repeats=1"]
-    result = run(installed, tmp_path, "runners.benchmark", *settings, f"results_dir={tmp_path}")
+    result = run(installed, tmp_path, "graph_gemma.runners.benchmark", *settings, f"results_dir={tmp_path}")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "benchmark.csv").is_file()

@@ -9,7 +9,7 @@ import functools
 from types import SimpleNamespace
 from typing import Any
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 # Message: field=number type. A leading * marks a repeated field, a leading | a member of the oneof "value"; map is a
 # map from text to AttrDef; other types are messages of this table.

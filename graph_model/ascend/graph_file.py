@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from graph_model.ascend.ge_graph import GeGraph, GeGraphError, iter_edges, read_graph
-from graph_model.ascend.ge_proto import messages
-from graph_model.errors import UserError
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, GeGraphError, iter_edges, read_graph
+from graph_gemma.graph_model.ascend.ge_proto import messages
+from graph_gemma.graph_model.errors import UserError
 
 
 def read_graph_file(path: Path) -> GeGraph:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node
-from graph_model.ascend.ops import BY_GE_TYPE
-from graph_model.ascend.ops.attention import (
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node
+from graph_gemma.graph_model.ascend.ops import BY_GE_TYPE
+from graph_gemma.graph_model.ascend.ops.attention import (
     HEAD_DIM_ALIGNMENT,
     INT8_HEAD_DIM_ALIGNMENT,
     check_block_size,
     max_head_dim,
 )
-from graph_model.chips.chip import Chip
-from graph_model.errors import UserError
-from graph_model.families import Family
-from graph_model.quantization import kv8
-from graph_model.quantization.linears import SCHEMES, Quantization
-from graph_model.quantization.schemes import find_scheme, scheme_of
-from graph_model.tensor_parallel import Shard
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import Family
+from graph_gemma.graph_model.quantization import kv8
+from graph_gemma.graph_model.quantization.linears import SCHEMES, Quantization
+from graph_gemma.graph_model.quantization.schemes import find_scheme, scheme_of
+from graph_gemma.graph_model.tensor_parallel import Shard
 
 
 def check_model(chip: Chip, dtype: str, head_dim: int, heads: int, kv_heads: int, block_size: int) -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 
-from graph_model.ascend.ge_graph import FREE, Node, element_count
-from graph_model.ascend.ops import BY_GE_TYPE
-from graph_model.ascend.ops.collective import collective_work
-from graph_model.ascend.work import (
+from graph_gemma.graph_model.ascend.ge_graph import FREE, Node, element_count
+from graph_gemma.graph_model.ascend.ops import BY_GE_TYPE
+from graph_gemma.graph_model.ascend.ops.collective import collective_work
+from graph_gemma.graph_model.ascend.work import (
     FUNCTION,
     SOFTMAX,
     Operands,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from graph_model.ascend.ge_graph import Node, TensorDesc, TensorKey, byte_count, element_count
+from graph_gemma.graph_model.ascend.ge_graph import Node, TensorDesc, TensorKey, byte_count, element_count
 
 FUNCTION = 10  # operations of exp, cos, ...: a polynomial
 SOFTMAX = FUNCTION + 4  # operations per score: scale, maximum, subtract, exp, sum

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 # Steps of a recipe that change norms or what they write; others (linear_quant, group, load, saver) do not.
 _STEPS = (

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from graph_model.checkpoint.expected import (
+from graph_gemma.graph_model.checkpoint.expected import (
     EMBEDDING,
     FLOAT_DTYPES,
     HEAD,
@@ -18,13 +18,13 @@ from graph_model.checkpoint.expected import (
     check_tensors,
     head_differs_message,
 )
-from graph_model.checkpoint.layout import find_pytorch_bin, index_files
-from graph_model.checkpoint.reader import open_checkpoint
-from graph_model.checkpoint.writer import MAX_SHARD_BYTES, write_shards
-from graph_model.config import GemmaConfig
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
-from graph_model.whole_files import replace_files, staging_directory
+from graph_gemma.graph_model.checkpoint.layout import find_pytorch_bin, index_files
+from graph_gemma.graph_model.checkpoint.reader import open_checkpoint
+from graph_gemma.graph_model.checkpoint.writer import MAX_SHARD_BYTES, write_shards
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.whole_files import replace_files, staging_directory
 
 _SAFETENSORS_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from graph_model.families import Family, family_of
-from graph_model.foreign import foreign_advice, some
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import Family, family_of
+from graph_gemma.graph_model.foreign import foreign_advice, some
 
 EMBEDDING = Family.embedding
 HEAD = f"{Family.head_path}.weight"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from graph_model.checkpoint.layout import find_safetensors
-from graph_model.errors import UserError
+from graph_gemma.graph_model.checkpoint.layout import find_safetensors
+from graph_gemma.graph_model.errors import UserError
 
 _LENGTH_BYTES = 8  # in front of the header: its length, little-endian
 

@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph_model.errors import UserError, shown
-from graph_model.foreign import check_other_files, some
-from graph_model.json_file import read_json_object
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.graph_model.foreign import check_other_files, some
+from graph_gemma.graph_model.json_file import read_json_object
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d+-of-\d+(?P<suffix>\.[a-z]+)")
 

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.checkpoint.anti_outlier import NORM_BIAS, check_description_of_norms, check_recipe
-from graph_model.checkpoint.expected import FLOAT_DTYPES, HEAD, TensorHeader
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from graph_model.families import family_of
-from graph_model.foreign import some
-from graph_model.json_file import read_json_object
-from graph_model.quantization.linears import SCHEMES, Quantization, linear_paths, split_group
-from graph_model.quantization.scheme import Scheme, check_scale
-from graph_model.quantization.schemes import find_scheme, scheme_of
+from graph_gemma.graph_model.checkpoint.anti_outlier import NORM_BIAS, check_description_of_norms, check_recipe
+from graph_gemma.graph_model.checkpoint.expected import FLOAT_DTYPES, HEAD, TensorHeader
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.foreign import some
+from graph_gemma.graph_model.json_file import read_json_object
+from graph_gemma.graph_model.quantization.linears import SCHEMES, Quantization, linear_paths, split_group
+from graph_gemma.graph_model.quantization.scheme import Scheme, check_scale
+from graph_gemma.graph_model.quantization.schemes import find_scheme, scheme_of
 
 FLOAT = "FLOAT"
 _MODELSLIM_NAMES = {name: find_scheme(name).modelslim for name in SCHEMES}

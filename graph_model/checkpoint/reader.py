@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from graph_model.checkpoint.anti_outlier import wrapped_norms
-from graph_model.checkpoint.expected import (
+from graph_gemma.graph_model.checkpoint.anti_outlier import wrapped_norms
+from graph_gemma.graph_model.checkpoint.expected import (
     EMBEDDING,
     HEAD,
     TensorHeader,
@@ -26,8 +26,8 @@ from graph_model.checkpoint.expected import (
     head_differs_message,
     plain_names,
 )
-from graph_model.checkpoint.layout import WeightFiles, find_safetensors
-from graph_model.checkpoint.quantized import (
+from graph_gemma.graph_model.checkpoint.layout import WeightFiles, find_safetensors
+from graph_gemma.graph_model.checkpoint.quantized import (
     check_description,
     check_dtypes,
     check_norm_biases,
@@ -36,10 +36,10 @@ from graph_model.checkpoint.quantized import (
     read_quantization,
     stored_dtype,
 )
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from graph_model.foreign import some
-from graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.foreign import some
+from graph_gemma.graph_model.quantization.linears import Quantization
 
 _READ_AHEAD = 1 << 17  # as much as every system reads at one request
 

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from graph_model.errors import UserError
-from graph_model.whole_files import publish_directory, remove_leftovers, staging_directory
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.whole_files import publish_directory, remove_leftovers, staging_directory
 
 # In a directory that was written here: the names of all files in it. Nothing else is ever replaced.
 FILE_LIST = "graph_gemma_files.json"

@@ -5,7 +5,7 @@ Sources: the op documents of ops-transformer and ops-nn; for rates vendor docume
 
 from __future__ import annotations
 
-from graph_model.chips.chip import Chip, Limits, Rates
+from graph_gemma.graph_model.chips.chip import Chip, Limits, Rates
 
 ATLAS_300I_DUO = Chip(
     name="atlas_300i_duo",

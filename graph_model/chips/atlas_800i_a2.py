@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graph_model.chips.chip import Chip, Limits, Rates
+from graph_gemma.graph_model.chips.chip import Chip, Limits, Rates
 
 ATLAS_800I_A2 = Chip(
     name="atlas_800i_a2",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
-from graph_model.families.family import Counts, Family
-from graph_model.families.gemma1 import Gemma1
-from graph_model.families.gemma2 import Gemma2
-from graph_model.families.gemma3 import Gemma3
-from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm, Role
+from graph_gemma.graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
+from graph_gemma.graph_model.families.family import Counts, Family
+from graph_gemma.graph_model.families.gemma1 import Gemma1
+from graph_gemma.graph_model.families.gemma2 import Gemma2
+from graph_gemma.graph_model.families.gemma3 import Gemma3
+from graph_gemma.graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm, Role
 
 # The family of each type of config; a family is added by an entry here.
 FAMILIES: dict[type[GemmaConfig], type[Family]] = {

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graph_model.config import GemmaConfig
-from graph_model.families.layer import Attention, Layer, Norm, Rotary
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families.layer import Attention, Layer, Norm, Rotary
 
 
 class GemmaForCausalLM(nn.Module):

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
-from graph_model.config import GemmaConfig
-from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm
 
 if TYPE_CHECKING:  # settings know families, and need not wait for torch
     import torch

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from graph_model.config import GemmaConfig
-from graph_model.families.family import Family
-from graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm, Rotary, Upstream
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families.family import Family
+from graph_gemma.graph_model.families.layer import Attention, Layer, Linear, LinearGroup, Norm, Rotary, Upstream
 
 if TYPE_CHECKING:
     import torch
@@ -18,22 +18,22 @@ class GemmaFamily(Family):
     """A family that `graph_model/families/definition.py` defines; it adds `describe_layers`."""
 
     def embedding_scale(self, dtype: torch.dtype) -> float:
-        from graph_model.families.definition import round_to_dtype
+        from graph_gemma.graph_model.families.definition import round_to_dtype
 
         return round_to_dtype(self.config.embedding_scale, dtype)
 
     def model(self) -> nn.Module:
-        from graph_model.families.definition import GemmaForCausalLM
+        from graph_gemma.graph_model.families.definition import GemmaForCausalLM
 
         return GemmaForCausalLM(self.config, self.layers)
 
     def decoder_layer(self, index: int) -> nn.Module:
-        from graph_model.families.definition import GemmaDecoderLayer
+        from graph_gemma.graph_model.families.definition import GemmaDecoderLayer
 
         return GemmaDecoderLayer(self.config, self.layers[index])
 
     def layer_arguments(self, index: int, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        from graph_model.families.definition import rotary_tables
+        from graph_gemma.graph_model.families.definition import rotary_tables
 
         return rotary_tables(positions, self.layers[index].attention.rotary, dtype)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
-from graph_model.families.layer import Layer, Rotary
+from graph_gemma.graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
+from graph_gemma.graph_model.families.layer import Layer, Rotary
 
 
 class Gemma1(GemmaFamily):

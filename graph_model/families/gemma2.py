@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from graph_model.config import Gemma2Config
-from graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
-from graph_model.families.layer import Layer, Rotary
+from graph_gemma.graph_model.config import Gemma2Config
+from graph_gemma.graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
+from graph_gemma.graph_model.families.layer import Layer, Rotary
 
 
 class Gemma2(GemmaFamily):

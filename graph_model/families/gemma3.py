@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from graph_model.config import Gemma3Config
-from graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
-from graph_model.families.layer import Layer, Rotary
+from graph_gemma.graph_model.config import Gemma3Config
+from graph_gemma.graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
+from graph_gemma.graph_model.families.layer import Layer, Rotary
 
 
 class Gemma3(GemmaFamily):

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, LayerType
-from graph_model.config_file import from_json
-from graph_model.errors import UserError, shown
-from graph_model.gguf.header import Header
+from graph_gemma.graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, LayerType
+from graph_gemma.graph_model.config_file import from_json
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.graph_model.gguf.header import Header
 
 # What llama.cpp calls a family -> what config.json calls it.
 MODEL_TYPES = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3_text"}

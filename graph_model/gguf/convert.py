@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from graph_model.checkpoint.writer import MAX_SHARD_BYTES, check_target, save_checkpoint
-from graph_model.gguf.config import assumed, read_config
-from graph_model.gguf.header import read_header
-from graph_model.gguf.tensors import check_package, check_tensors, read_tensors
-from graph_model.gguf.tokenizer import tokenizer_files
+from graph_gemma.graph_model.checkpoint.writer import MAX_SHARD_BYTES, check_target, save_checkpoint
+from graph_gemma.graph_model.gguf.config import assumed, read_config
+from graph_gemma.graph_model.gguf.header import read_header
+from graph_gemma.graph_model.gguf.tensors import check_package, check_tensors, read_tensors
+from graph_gemma.graph_model.gguf.tokenizer import tokenizer_files
 
 
 def convert_gguf(

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from graph_model.errors import UserError, shown
+from graph_gemma.graph_model.errors import UserError, shown
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

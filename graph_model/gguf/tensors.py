@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError, shown
-from graph_model.families import Family, family_of
-from graph_model.foreign import some
-from graph_model.gguf.header import Header, TensorPlace
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.graph_model.families import Family, family_of
+from graph_gemma.graph_model.foreign import some
+from graph_gemma.graph_model.gguf.header import Header, TensorPlace
 
 _OUTSIDE = {
     Family.embedding: "token_embd.weight",

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from graph_model.errors import UserError, shown
-from graph_model.gguf.header import Header
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.graph_model.gguf.header import Header
 
 # llama.cpp's types of pieces.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)

@@ -1,3 +1,3 @@
 """C++ kernels of our own, compiled once per machine."""
 
-from graph_model.native.build import NativeBuildError, load_kernels
+from graph_gemma.graph_model.native.build import NativeBuildError, load_kernels

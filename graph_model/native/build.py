@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from graph_model import ops
+from graph_gemma.graph_model import ops
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("linear.cpp", "int8_linear.cpp", "int8_weight_linear.cpp"))
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("product.h", "byte_product.h"))

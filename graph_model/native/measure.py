@@ -1,6 +1,6 @@
 """Time Gemma-2B's linear layers by our kernels and by torch's, in turn.
 
-``python -m graph_model.native.measure``. One thread, and its CPU time: what else runs on the machine
+``python -m graph_gemma.graph_model.native.measure``. One thread, and its CPU time: what else runs on the machine
 disturbs that less than it disturbs wall time.
 """
 
@@ -17,9 +17,9 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 
-from graph_model import ops
-from graph_model.config import GEMMA_2B
-from graph_model.native.build import load_kernels
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.config import GEMMA_2B
+from graph_gemma.graph_model.native.build import load_kernels
 
 _ROUNDS = 5
 Run = Callable[[], object]

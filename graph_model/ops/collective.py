@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graph_model.ops.registry import canonical_op
+from graph_gemma.graph_model.ops.registry import canonical_op
 
 _c10d = torch.ops._c10d_functional
 _UNINITIALIZED = "0"  # the name that torch gives the first group: for graphs made where there is none yet

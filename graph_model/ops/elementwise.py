@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graph_model.ops.registry import canonical_op
+from graph_gemma.graph_model.ops.registry import canonical_op
 
 
 @canonical_op("rotary(Tensor x, Tensor cos, Tensor sin) -> Tensor")

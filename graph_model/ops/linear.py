@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graph_model.ops.registry import canonical_op, kernel_op
+from graph_gemma.graph_model.ops.registry import canonical_op, kernel_op
 
 _TILE_BYTES = 8 << 20
 

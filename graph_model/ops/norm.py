@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graph_model.ops.registry import canonical_op
+from graph_gemma.graph_model.ops.registry import canonical_op
 
 
 @canonical_op("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor")

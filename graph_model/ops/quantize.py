@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graph_model.ops.registry import canonical_op
+from graph_gemma.graph_model.ops.registry import canonical_op
 
 # Products of int8 are at most 2**14: float32 holds the sum of as many as these exactly, in any order.
 _EXACT_TERMS = 1024

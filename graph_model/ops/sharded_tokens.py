@@ -13,9 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graph_model.ops.collective import all_gather, all_reduce, stack_ranks
-from graph_model.ops.registry import canonical_op
-from graph_model.ops.tokens import NOT_FINITE, best_ids, log_probabilities, lowest, sample_token, token_logprobs
+from graph_gemma.graph_model.ops.collective import all_gather, all_reduce, stack_ranks
+from graph_gemma.graph_model.ops.registry import canonical_op
+from graph_gemma.graph_model.ops.tokens import (
+    NOT_FINITE,
+    best_ids,
+    log_probabilities,
+    lowest,
+    sample_token,
+    token_logprobs,
+)
 
 
 @canonical_op("sharded_embedding(Tensor table, Tensor ids, Tensor rank) -> Tensor")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graph_model.ops.registry import canonical_op
+from graph_gemma.graph_model.ops.registry import canonical_op
 
 NOT_FINITE = -1  # in place of a token id: the logits that it would be chosen by hold NaN, or their largest is infinite
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from graph_model.weights import CheckpointTensor, Expression, Read, RowwiseExpression
+from graph_gemma.graph_model.weights import CheckpointTensor, Expression, Read, RowwiseExpression
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from graph_model.families import Family, family_of
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import Family, family_of
 
 # Each is a file of this package (`graph_model.quantization.schemes`).
 SCHEMES = ("w8a8", "w8a8_dynamic", "w8a16")

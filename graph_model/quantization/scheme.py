@@ -11,10 +11,10 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, fx
 
-from graph_model import ops
-from graph_model.errors import UserError
-from graph_model.quantization.int8 import decode_scale
-from graph_model.weights import Expression
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.quantization.int8 import decode_scale
+from graph_gemma.graph_model.weights import Expression
 
 Dialect = Literal["atb", "vllm_ascend"]
 ReadTensor = Callable[[str], Tensor]

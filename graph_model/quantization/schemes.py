@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from graph_model.quantization.linears import SCHEMES, Quantization
-from graph_model.quantization.scheme import Scheme
+from graph_gemma.graph_model.quantization.linears import SCHEMES, Quantization
+from graph_gemma.graph_model.quantization.scheme import Scheme
 
 # By name, as settings must know the names without what the files import: torch, which takes seconds.
-_SCHEMES: dict[str, Scheme] = {name: import_module(f"graph_model.quantization.{name}").SCHEME for name in SCHEMES}
+_SCHEMES: dict[str, Scheme] = {
+    name: import_module(f"graph_gemma.graph_model.quantization.{name}").SCHEME for name in SCHEMES
+}
 
 
 def find_scheme(name: str) -> Scheme:

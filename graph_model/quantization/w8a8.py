@@ -14,10 +14,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, fx
 
-from graph_model import ops
-from graph_model.errors import UserError
-from graph_model.quantization.int8 import Dequantized, decode_scale, int8_weight, quantize_weight
-from graph_model.quantization.scheme import (
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.quantization.int8 import Dequantized, decode_scale, int8_weight, quantize_weight
+from graph_gemma.graph_model.quantization.scheme import (
     FLOATS,
     RANDOM_STD,
     ActivationScale,
@@ -27,7 +27,7 @@ from graph_model.quantization.scheme import (
     Scheme,
     StoredTensor,
 )
-from graph_model.weights import CheckpointTensor, Expression, Read, RowwiseExpression, row_blocks
+from graph_gemma.graph_model.weights import CheckpointTensor, Expression, Read, RowwiseExpression, row_blocks
 
 
 class W8A8(Scheme):

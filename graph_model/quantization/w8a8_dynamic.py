@@ -7,9 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import fx
 
-from graph_model import ops
-from graph_model.quantization.scheme import LinearSite
-from graph_model.quantization.weight_scaled import WeightScaledScheme
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.quantization.scheme import LinearSite
+from graph_gemma.graph_model.quantization.weight_scaled import WeightScaledScheme
 
 
 class W8A8Dynamic(WeightScaledScheme):

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from graph_model.quantization.int8 import Dequantized, int8_weight, quantize_weight, weight_scale
-from graph_model.quantization.scheme import FLOATS, ActivationScale, Dialect, Scheme, StoredTensor
-from graph_model.weights import CheckpointTensor, Expression
+from graph_gemma.graph_model.quantization.int8 import Dequantized, int8_weight, quantize_weight, weight_scale
+from graph_gemma.graph_model.quantization.scheme import FLOATS, ActivationScale, Dialect, Scheme, StoredTensor
+from graph_gemma.graph_model.weights import CheckpointTensor, Expression
 
 
 class WeightScaledScheme(Scheme):

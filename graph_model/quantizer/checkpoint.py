@@ -11,27 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.checkpoint import open_checkpoint, save_checkpoint
-from graph_model.checkpoint.expected import EMBEDDING
-from graph_model.checkpoint.layout import check_link
-from graph_model.checkpoint.quantized import FLOAT
-from graph_model.checkpoint.reader import Checkpoint
-from graph_model.checkpoint.writer import MAX_SHARD_BYTES, check_target
-from graph_model.config import GemmaConfig
-from graph_model.families import family_of
-from graph_model.json_file import read_json_object
-from graph_model.quantization.linears import HEAD, Quantization
-from graph_model.quantization.scheme import Dialect, Scheme
-from graph_model.quantization.schemes import scheme_of
-from graph_model.quantizer.float16_report import Float16Report
-from graph_model.quantizer.largest_values import LargestValues, Watch
-from graph_model.quantizer.layers import embed, kept_tokens, run_layer
-from graph_model.quantizer.ranges import RangeMethod, activation_scale, sqnr
-from graph_model.quantizer.report import LinearReport, QuantizationReport, report_linear
-from graph_model.quantizer.smooth_layer import SmoothedLayer, smooth_layer
-from graph_model.quantizer.source import read_finite, read_float_config
-from graph_model.residual_scale import DEFAULT_EXPONENT
-from graph_model.weights import Part, evaluate, take_part
+from graph_gemma.graph_model.checkpoint import open_checkpoint, save_checkpoint
+from graph_gemma.graph_model.checkpoint.expected import EMBEDDING
+from graph_gemma.graph_model.checkpoint.layout import check_link
+from graph_gemma.graph_model.checkpoint.quantized import FLOAT
+from graph_gemma.graph_model.checkpoint.reader import Checkpoint
+from graph_gemma.graph_model.checkpoint.writer import MAX_SHARD_BYTES, check_target
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.json_file import read_json_object
+from graph_gemma.graph_model.quantization.linears import HEAD, Quantization
+from graph_gemma.graph_model.quantization.scheme import Dialect, Scheme
+from graph_gemma.graph_model.quantization.schemes import scheme_of
+from graph_gemma.graph_model.quantizer.float16_report import Float16Report
+from graph_gemma.graph_model.quantizer.largest_values import LargestValues, Watch
+from graph_gemma.graph_model.quantizer.layers import embed, kept_tokens, run_layer
+from graph_gemma.graph_model.quantizer.ranges import RangeMethod, activation_scale, sqnr
+from graph_gemma.graph_model.quantizer.report import LinearReport, QuantizationReport, report_linear
+from graph_gemma.graph_model.quantizer.smooth_layer import SmoothedLayer, smooth_layer
+from graph_gemma.graph_model.quantizer.source import read_finite, read_float_config
+from graph_gemma.graph_model.residual_scale import DEFAULT_EXPONENT
+from graph_gemma.graph_model.weights import Part, evaluate, take_part
 
 REPORT_NAME = "quantization.html"
 # Files that are copied if they are there; others, but for weights and config, are not.

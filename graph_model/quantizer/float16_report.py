@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graph_model.families import Family
-from graph_model.quantizer.largest_values import LargestValues
-from graph_model.residual_scale import FLOAT16_MAX, recommended_exponent
+from graph_gemma.graph_model.families import Family
+from graph_gemma.graph_model.quantizer.largest_values import LargestValues
+from graph_gemma.graph_model.residual_scale import FLOAT16_MAX, recommended_exponent
 
 _SETTING = "passes.scale_residual.exponent"
 _OTHER_DTYPES = "dtype=bfloat16 or dtype=float32"

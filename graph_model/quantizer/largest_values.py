@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from graph_model.checkpoint import open_checkpoint
-from graph_model.families import Layer, family_of
-from graph_model.quantizer.layers import embed, run_layer
-from graph_model.quantizer.source import read_finite, read_float_config
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.families import Layer, family_of
+from graph_gemma.graph_model.quantizer.layers import embed, run_layer
+from graph_gemma.graph_model.quantizer.source import read_finite, read_float_config
 
 
 @dataclass(frozen=True)

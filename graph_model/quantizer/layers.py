@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from graph_model.families import Family, Layer
+from graph_gemma.graph_model.families import Family, Layer
 
 # Most tokens whose inputs are kept, evenly taken from all.
 KEPT_TOKENS = 8192

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from graph_model.quantization.scheme import ActivationScale
+from graph_gemma.graph_model.quantization.scheme import ActivationScale
 
 RangeMethod = Literal["minmax", "percentile", "mse"]
 _PERCENTILE = 0.9999

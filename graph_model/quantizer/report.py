@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graph_model.quantization.scheme import ActivationScale
-from graph_model.quantizer.float16_report import Float16Report
-from graph_model.quantizer.ranges import RangeMethod, outlier_ratio
-from graph_model.quantizer.smoothing import quality
+from graph_gemma.graph_model.quantization.scheme import ActivationScale
+from graph_gemma.graph_model.quantizer.float16_report import Float16Report
+from graph_gemma.graph_model.quantizer.ranges import RangeMethod, outlier_ratio
+from graph_gemma.graph_model.quantizer.smoothing import quality
 
 _TOKENS = 512  # most that products are compared on
 

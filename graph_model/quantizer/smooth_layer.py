@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graph_model.families import Layer
-from graph_model.quantizer.ranges import RangeMethod
-from graph_model.quantizer.smoothing import migrate_norm, norm_limit, search_migration
+from graph_gemma.graph_model.families import Layer
+from graph_gemma.graph_model.quantizer.ranges import RangeMethod
+from graph_gemma.graph_model.quantizer.smoothing import migrate_norm, norm_limit, search_migration
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graph_model.quantization.int8 import quantize_weight
-from graph_model.quantizer.ranges import RangeMethod, activation_scale, sqnr
+from graph_gemma.graph_model.quantization.int8 import quantize_weight
+from graph_gemma.graph_model.quantizer.ranges import RangeMethod, activation_scale, sqnr
 
 STRENGTHS = tuple(0.1 * step for step in range(1, 10))
 _SEARCH_TOKENS = 512

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from graph_model.checkpoint.reader import Checkpoint
-from graph_model.config import GemmaConfig
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
-from graph_model.numerics import is_finite
+from graph_gemma.graph_model.checkpoint.reader import Checkpoint
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.numerics import is_finite
 
 
 def read_float_config(source: Path) -> GemmaConfig:

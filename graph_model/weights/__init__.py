@@ -1,6 +1,6 @@
 """Weights as expressions over the tensors of a checkpoint."""
 
-from graph_model.weights.expressions import (
+from graph_gemma.graph_model.weights.expressions import (
     CausalMask,
     CheckpointTensor,
     Concat,
@@ -19,4 +19,4 @@ from graph_model.weights.expressions import (
     rows_of,
     to_json,
 )
-from graph_model.weights.read import Part, Read, take_part
+from graph_gemma.graph_model.weights.read import Part, Read, take_part

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from graph_model.errors import UserError
-from graph_model.numerics import is_finite
-from graph_model.weights.read import Read
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.numerics import is_finite
+from graph_gemma.graph_model.weights.read import Read
 
 _ROWS_AT_A_TIME = 1024
 _TYPES: dict[str, type[Expression]] = {}

@@ -9,17 +9,17 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.ascend.ops.attention import BAND, CAUSAL
-from graph_model.ascend.ops.attention_choice import AttentionChoice, choose_attention
-from graph_model.chips.chip import Chip
-from graph_model.graph import ModelGraph
-from graph_model.weights import CausalMask
-from passes.ascend.operands import Attention
-from passes.ascend.unfused_attention import UNFUSED_OPS, gathered_tokens, unfused_attention
-from passes.ascend.visible_keys import VISIBLE_KEYS_OPS, hidden_in_blocks, int32_table, visible_blocks
-from passes.framework.contract import Matches, Pass, Tier
-from passes.framework.matches import per_model
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.ascend.ops.attention import BAND, CAUSAL
+from graph_gemma.graph_model.ascend.ops.attention_choice import AttentionChoice, choose_attention
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import CausalMask
+from graph_gemma.passes.ascend.operands import Attention
+from graph_gemma.passes.ascend.unfused_attention import UNFUSED_OPS, gathered_tokens, unfused_attention
+from graph_gemma.passes.ascend.visible_keys import VISIBLE_KEYS_OPS, hidden_in_blocks, int32_table, visible_blocks
+from graph_gemma.passes.framework.contract import Matches, Pass, Tier
+from graph_gemma.passes.framework.matches import per_model
 
 aten = torch.ops.aten
 

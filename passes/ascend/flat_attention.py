@@ -8,11 +8,17 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model.ascend.ops.attention_choice import AttentionChoice
-from passes.ascend.attention import AscendAttention
-from passes.ascend.operands import Attention
-from passes.ascend.unfused_attention import UNFUSED_OPS, gathered_tokens, unfused_attention
-from passes.ascend.visible_keys import VISIBLE_KEYS_OPS, as_int32, hidden_in_blocks, hidden_keys, visible_blocks
+from graph_gemma.graph_model.ascend.ops.attention_choice import AttentionChoice
+from graph_gemma.passes.ascend.attention import AscendAttention
+from graph_gemma.passes.ascend.operands import Attention
+from graph_gemma.passes.ascend.unfused_attention import UNFUSED_OPS, gathered_tokens, unfused_attention
+from graph_gemma.passes.ascend.visible_keys import (
+    VISIBLE_KEYS_OPS,
+    as_int32,
+    hidden_in_blocks,
+    hidden_keys,
+    visible_blocks,
+)
 
 aten = torch.ops.aten
 _UNLIMITED = 2147483647

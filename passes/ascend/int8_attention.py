@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.ascend.ops.attention_choice import AttentionChoice
-from graph_model.graph import ModelGraph
-from passes.ascend.attention import AscendAttention, fused_infer_attention
-from passes.ascend.operands import Attention
-from passes.ascend.unfused_attention import UNFUSED_OPS, unfused_attention
-from passes.ascend.visible_keys import VISIBLE_KEYS_OPS, token_places, visible_blocks
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.ascend.ops.attention_choice import AttentionChoice
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.ascend.attention import AscendAttention, fused_infer_attention
+from graph_gemma.passes.ascend.operands import Attention
+from graph_gemma.passes.ascend.unfused_attention import UNFUSED_OPS, unfused_attention
+from graph_gemma.passes.ascend.visible_keys import VISIBLE_KEYS_OPS, token_places, visible_blocks
 
 aten = torch.ops.aten
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches, Pass, Tier, operand
-from passes.framework.matches import EveryCandidate
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import Matches, Pass, Tier, operand
+from graph_gemma.passes.framework.matches import EveryCandidate
 
 aten = torch.ops.aten
 

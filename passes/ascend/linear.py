@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.chips.chip import Chip
-from graph_model.graph import ModelGraph
-from graph_model.weights import Constant
-from passes.framework.contract import operand, require, sole_user
-from passes.linear_kernel import LinearKernel, as_rows, shaped_like
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import Constant
+from graph_gemma.passes.framework.contract import operand, require, sole_user
+from graph_gemma.passes.linear_kernel import LinearKernel, as_rows, shaped_like
 
 aten = torch.ops.aten
 

@@ -9,12 +9,12 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.chips.chip import Chip
-from graph_model.graph import ModelGraph
-from graph_model.weights import OnePlus, Rounded
-from passes.framework.contract import Matches, NearMiss, Pass, Tier, describe_target, expression, operand
-from passes.framework.matches import Counted
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import OnePlus, Rounded
+from graph_gemma.passes.framework.contract import Matches, NearMiss, Pass, Tier, describe_target, expression, operand
+from graph_gemma.passes.framework.matches import Counted
 
 aten = torch.ops.aten
 

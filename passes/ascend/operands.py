@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from graph_model.graph import ModelGraph
-from passes.framework.contract import operand
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import operand
 
 aten = torch.ops.aten
 

@@ -11,16 +11,16 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.ascend.ops.quant_matmul import MAX_SIZE, sums_integers
-from graph_model.chips.chip import Chip
-from graph_model.graph import ModelGraph
-from graph_model.weights import CheckpointTensor, Concat, Constant, Expression, Slice, rows_of
-from passes.ascend.norm import rounded_factor
-from passes.framework.contract import Matches, NearMiss, Pass, Tier, operand
-from passes.framework.integers import IntegerBound
-from passes.framework.matches import EveryCandidate, linear_calls, not_quantized
-from passes.linear_kernel import as_rows, shaped_like
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.ascend.ops.quant_matmul import MAX_SIZE, sums_integers
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import CheckpointTensor, Concat, Constant, Expression, Slice, rows_of
+from graph_gemma.passes.ascend.norm import rounded_factor
+from graph_gemma.passes.framework.contract import Matches, NearMiss, Pass, Tier, operand
+from graph_gemma.passes.framework.integers import IntegerBound
+from graph_gemma.passes.framework.matches import EveryCandidate, linear_calls, not_quantized
+from graph_gemma.passes.linear_kernel import as_rows, shaped_like
 
 aten = torch.ops.aten
 

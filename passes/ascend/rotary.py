@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.ascend.ops.rotary import fused_rotary
-from graph_model.chips.chip import Chip
-from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches, Pass, Tier, operand
-from passes.framework.matches import per_model
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.ascend.ops.rotary import fused_rotary
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import Matches, Pass, Tier, operand
+from graph_gemma.passes.framework.matches import per_model
 
 aten = torch.ops.aten
 

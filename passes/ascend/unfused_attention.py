@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import fx
 
-from passes.ascend.operands import Attention
-from passes.ascend.softcap import write_softcap
-from passes.ascend.visible_keys import hidden_keys, is_cut, key_count, token_places
+from graph_gemma.passes.ascend.operands import Attention
+from graph_gemma.passes.ascend.softcap import write_softcap
+from graph_gemma.passes.ascend.visible_keys import hidden_keys, is_cut, key_count, token_places
 
 aten = torch.ops.aten
 

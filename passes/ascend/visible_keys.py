@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from graph_model.graph import ModelGraph
-from passes.ascend.operands import Attention
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.ascend.operands import Attention
 
 aten = torch.ops.aten
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from passes.framework.contract import Matches, Pass, Tier, operand
-from passes.framework.matches import Counted, dequantizes_weights, linear_calls, not_quantized
-from passes.linear_kernel import is_skinny
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import Matches, Pass, Tier, operand
+from graph_gemma.passes.framework.matches import Counted, dequantizes_weights, linear_calls, not_quantized
+from graph_gemma.passes.linear_kernel import is_skinny
 
 aten = torch.ops.aten
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from passes.linear_kernel import LinearKernel
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.linear_kernel import LinearKernel
 
 aten = torch.ops.aten
 

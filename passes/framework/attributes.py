@@ -13,15 +13,15 @@ from typing import TypeGuard
 import torch
 from torch import fx
 
-from graph_model import ops
-from graph_model.ascend.ops import BY_TORCH_NAME, AscendOp
-from graph_model.ascend.ops.attention import BAND
-from graph_model.families import Attention, Family
-from graph_model.families.family import Attribute
-from graph_model.families.layer import Rotary
-from graph_model.graph import ModelGraph
-from graph_model.weights import InverseFrequencies, OnePlus, Rounded
-from passes.framework.contract import PassError
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.ascend.ops import BY_TORCH_NAME, AscendOp
+from graph_gemma.graph_model.ascend.ops.attention import BAND
+from graph_gemma.graph_model.families import Attention, Family
+from graph_gemma.graph_model.families.family import Attribute
+from graph_gemma.graph_model.families.layer import Rotary
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import InverseFrequencies, OnePlus, Rounded
+from graph_gemma.passes.framework.contract import PassError
 
 aten = torch.ops.aten
 

@@ -11,8 +11,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import fx
 
-from graph_model.graph import ModelGraph
-from graph_model.weights import Expression
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import Expression
 
 
 class Tier(Enum):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from graph_model.graph import Kind, ModelGraph
-from passes.framework.contract import describe_target
+from graph_gemma.graph_model.graph import Kind, ModelGraph
+from graph_gemma.passes.framework.contract import describe_target
 
 _DTYPES = {
     torch.float32: "f32",

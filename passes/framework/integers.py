@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graph_model.graph import ModelGraph
+from graph_gemma.graph_model.graph import ModelGraph
 
 aten = torch.ops.aten
 

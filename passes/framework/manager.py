@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from passes.framework.attributes import check_attributes
-from passes.framework.contract import Expected, Outcome, Pass, PassError, describe_target, out_of_order
-from passes.framework.dump import dump
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.attributes import check_attributes
+from graph_gemma.passes.framework.contract import Expected, Outcome, Pass, PassError, describe_target, out_of_order
+from graph_gemma.passes.framework.dump import dump
 
 aten = torch.ops.aten
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from graph_model.graph import ModelGraph
-from passes.framework.contract import NearMiss, describe, describe_target, require, sole_user
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import NearMiss, describe, describe_target, require, sole_user
 
 aten = torch.ops.aten
 

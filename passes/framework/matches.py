@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from graph_model.families import Counts, LinearGroup
-from graph_model.graph import ModelGraph
-from passes.framework.contract import Expected, Pass, PassError, describe_target
+from graph_gemma.graph_model.families import Counts, LinearGroup
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import Expected, Pass, PassError, describe_target
 
 
 @dataclass(frozen=True)

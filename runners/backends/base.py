@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from graph_model.graph import ModelGraph
-from graph_model.quantization.scheme import Scheme
-from passes.framework.contract import Pass
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.quantization.scheme import Scheme
+from graph_gemma.passes.framework.contract import Pass
 
 StepFunction = Callable[..., Sequence[Tensor]]
 Check = Literal["no", "stop", "record"]  # what to do about a step that differs from the graph that it was made from

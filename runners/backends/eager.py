@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from graph_model.graph import ModelGraph
-from graph_model.quantization.scheme import Scheme
-from passes.framework.contract import Pass
-from runners.backends.base import StepFunction
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.quantization.scheme import Scheme
+from graph_gemma.passes.framework.contract import Pass
+from graph_gemma.runners.backends.base import StepFunction
 
 
 class EagerBackend:

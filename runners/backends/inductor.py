@@ -19,19 +19,19 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from graph_model import ops
-from graph_model.errors import UserError
-from graph_model.graph import ModelGraph
-from graph_model.native import NativeBuildError, load_kernels
-from graph_model.quantization.scheme import Scheme
-from passes.cpu.native_int8_linear import NativeInt8Linear
-from passes.cpu.onednn_linear import OneDNNLinear
-from passes.cpu.skinny_linear import SkinnyLinear
-from passes.cpu.tiled_linear import TiledLinear
-from passes.framework.contract import Pass
-from runners.backends.base import StepFunction
-from runners.cache import FileStore
-from runners.cache.store import unwritable
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.native import NativeBuildError, load_kernels
+from graph_gemma.graph_model.quantization.scheme import Scheme
+from graph_gemma.passes.cpu.native_int8_linear import NativeInt8Linear
+from graph_gemma.passes.cpu.onednn_linear import OneDNNLinear
+from graph_gemma.passes.cpu.skinny_linear import SkinnyLinear
+from graph_gemma.passes.cpu.tiled_linear import TiledLinear
+from graph_gemma.passes.framework.contract import Pass
+from graph_gemma.runners.backends.base import StepFunction
+from graph_gemma.runners.cache import FileStore
+from graph_gemma.runners.cache.store import unwritable
 
 _SMALLEST_ROOM = 1 << 20  # bytes; with less a disk is full
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend import standin
 
 
 def free_memory(device: torch.device, processes: int = 1) -> int:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from graph_model.chips.chip import Chip
-from graph_model.errors import UserError
-from runners.backends.base import Backend, Check
-from runners.backends.eager import EagerBackend
-from runners.backends.inductor import InductorBackend, cpp_compiler
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.base import Backend, Check
+from graph_gemma.runners.backends.eager import EagerBackend
+from graph_gemma.runners.backends.inductor import InductorBackend, cpp_compiler
 
 NAMES = ("auto", "eager", "inductor", "torchair")
 
@@ -33,7 +33,7 @@ def select_backend(
         raise UserError(f"backend: {name!r} is unknown; it must be one of {', '.join(NAMES)}.")
     if name == "torchair":
         # torch_npu is an extra; nothing else needs it.
-        from runners.backends.torchair import AscendOptions, TorchairBackend
+        from graph_gemma.runners.backends.torchair import AscendOptions, TorchairBackend
 
         assert soc is not None
         torchair = TorchairBackend(AscendOptions(soc, norm, dump_dir, check), cache_dir)

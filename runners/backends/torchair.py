@@ -11,28 +11,28 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from graph_model.chips.chip import Chip
-from graph_model.graph import ModelGraph
-from graph_model.quantization.scheme import Scheme
-from passes.ascend.attention import AscendFusedAttention, attention_choice
-from passes.ascend.flat_attention import AscendFlatAttention
-from passes.ascend.geglu import AscendGeGlu
-from passes.ascend.int8_attention import AscendInt8Attention
-from passes.ascend.last_token import AscendLastToken
-from passes.ascend.linear import AscendLinear
-from passes.ascend.norm import AscendNormExact, AscendNormFused
-from passes.ascend.quant import AscendQuant
-from passes.ascend.rotary import AscendRotary
-from passes.ascend.softcap import AscendSoftcap
-from passes.framework.contract import Pass
-from runners.backends.ascend import standin
-from runners.backends.ascend.checked_step import CheckedStep
-from runners.backends.ascend.lower import LoweredStep, lower
-from runners.backends.ascend.printer import list_graph
-from runners.backends.ascend.register import register_kernels
-from runners.backends.ascend.roofline import gathered_bytes
-from runners.backends.ascend.stored_step import StoredStep
-from runners.backends.base import Check, StepFunction
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.quantization.scheme import Scheme
+from graph_gemma.passes.ascend.attention import AscendFusedAttention, attention_choice
+from graph_gemma.passes.ascend.flat_attention import AscendFlatAttention
+from graph_gemma.passes.ascend.geglu import AscendGeGlu
+from graph_gemma.passes.ascend.int8_attention import AscendInt8Attention
+from graph_gemma.passes.ascend.last_token import AscendLastToken
+from graph_gemma.passes.ascend.linear import AscendLinear
+from graph_gemma.passes.ascend.norm import AscendNormExact, AscendNormFused
+from graph_gemma.passes.ascend.quant import AscendQuant
+from graph_gemma.passes.ascend.rotary import AscendRotary
+from graph_gemma.passes.ascend.softcap import AscendSoftcap
+from graph_gemma.passes.framework.contract import Pass
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.checked_step import CheckedStep
+from graph_gemma.runners.backends.ascend.lower import LoweredStep, lower
+from graph_gemma.runners.backends.ascend.printer import list_graph
+from graph_gemma.runners.backends.ascend.register import register_kernels
+from graph_gemma.runners.backends.ascend.roofline import gathered_bytes
+from graph_gemma.runners.backends.ascend.stored_step import StoredStep
+from graph_gemma.runners.backends.base import Check, StepFunction
 
 
 @dataclass(frozen=True)

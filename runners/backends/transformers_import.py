@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from graph_model.errors import UserError
-from runners.backends.ascend.standin.loader import cann_is_present
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend.standin.loader import cann_is_present
 
 
 def import_transformers() -> Any:

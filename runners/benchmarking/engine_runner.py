@@ -8,21 +8,21 @@ from contextlib import ExitStack
 
 import torch
 
-from graph_model.quantization.linears import HEAD, Quantization
-from runners.backends.memory import peak_memory
-from runners.benchmarking.runner import Facts, window_token_bytes
-from runners.benchmarking.timing import Case, Timing, random_prompts
-from runners.compile import CompiledModel
-from runners.engine.engine import Engine
-from runners.engine.null_model import NullModel
-from runners.engine.sampling_params import SamplingParams
-from runners.llm import LLM
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.quantization.linears import HEAD, Quantization
+from graph_gemma.runners.backends.memory import peak_memory
+from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.timing import Case, Timing, random_prompts
+from graph_gemma.runners.compile import CompiledModel
+from graph_gemma.runners.engine.engine import Engine
+from graph_gemma.runners.engine.null_model import NullModel
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.llm import LLM
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 
 def start(settings: ModelSettings, cases: Sequence[Case]) -> EngineRunner:
     """Load the model and compile what the cases need. Under torchrun this process becomes rank 0. Raises UserError."""
-    from runners.distributed.group import find_place, join
+    from graph_gemma.runners.distributed.group import find_place, join
 
     with ExitStack() as resources:
         place = find_place()

@@ -8,7 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from graph_model.whole_files import write_file
+from graph_gemma.graph_model.whole_files import write_file
 
 Cells = Mapping[str, str]
 

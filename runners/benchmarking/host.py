@@ -8,11 +8,11 @@ from statistics import median
 
 import numpy as np
 
-from runners.benchmarking.engine_runner import exactly, warm_up
-from runners.benchmarking.request import Request
-from runners.benchmarking.timed_backend import timed_recipe
-from runners.benchmarking.timing import Case, random_prompts
-from runners.llm import LLM
+from graph_gemma.runners.benchmarking.engine_runner import exactly, warm_up
+from graph_gemma.runners.benchmarking.request import Request
+from graph_gemma.runners.benchmarking.timed_backend import timed_recipe
+from graph_gemma.runners.benchmarking.timing import Case, random_prompts
+from graph_gemma.runners.llm import LLM
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from runners.benchmarking.request import Request
+from graph_gemma.runners.benchmarking.request import Request
 
 
 def environment(request: Request) -> dict[str, str]:

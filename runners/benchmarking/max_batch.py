@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from graph_model.errors import NoMemoryError
-from runners.benchmarking import engine_runner
-from runners.benchmarking.bandwidth import ReadProbe
-from runners.benchmarking.request import Request
-from runners.benchmarking.results import Row
-from runners.benchmarking.speed import OURS, SpeedTest
-from runners.benchmarking.timing import Case
-from runners.benchmarking.worker import Worker, WorkerError
+from graph_gemma.graph_model.errors import NoMemoryError
+from graph_gemma.runners.benchmarking import engine_runner
+from graph_gemma.runners.benchmarking.bandwidth import ReadProbe
+from graph_gemma.runners.benchmarking.request import Request
+from graph_gemma.runners.benchmarking.results import Row
+from graph_gemma.runners.benchmarking.speed import OURS, SpeedTest
+from graph_gemma.runners.benchmarking.timing import Case
+from graph_gemma.runners.benchmarking.worker import Worker, WorkerError
 
 _NO_MEMORY = ("SIGKILL", "MemoryError", "OutOfMemory", "can't allocate memory")
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
-from graph_model.errors import UserError
-from graph_model.gguf.config import MODEL_TYPES
-from runners.benchmarking.runner import Runner
-from runners.benchmarking.timing import Case
-from runners.command_line.checkout import require_checkout
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.gguf.config import MODEL_TYPES
+from graph_gemma.runners.benchmarking.runner import Runner
+from graph_gemma.runners.benchmarking.timing import Case
+from graph_gemma.runners.command_line.checkout import require_checkout
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
-_PACKAGE = "runners.benchmarking.peers"  # a module for each peer
+_PACKAGE = "graph_gemma.runners.benchmarking.peers"  # a module for each peer
 
 
 @dataclass(frozen=True)

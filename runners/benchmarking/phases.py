@@ -7,17 +7,17 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
-from runners.benchmarking.files import write_csv, write_page
-from runners.benchmarking.host import measure_host
-from runners.benchmarking.machine import environment
-from runners.benchmarking.max_batch import Trial, search
-from runners.benchmarking.request import PHASES, Request
-from runners.benchmarking.results import STEP_RATE, Row, cells_of
-from runners.benchmarking.speed import SpeedTest
-from runners.benchmarking.standin import on_standin, print_estimates
-from runners.benchmarking.start_up import cold_and_warm
-from runners.benchmarking.worker import WorkerError, in_new_process
-from runners.engine.host_time import print_host_time
+from graph_gemma.runners.benchmarking.files import write_csv, write_page
+from graph_gemma.runners.benchmarking.host import measure_host
+from graph_gemma.runners.benchmarking.machine import environment
+from graph_gemma.runners.benchmarking.max_batch import Trial, search
+from graph_gemma.runners.benchmarking.request import PHASES, Request
+from graph_gemma.runners.benchmarking.results import STEP_RATE, Row, cells_of
+from graph_gemma.runners.benchmarking.speed import SpeedTest
+from graph_gemma.runners.benchmarking.standin import on_standin, print_estimates
+from graph_gemma.runners.benchmarking.start_up import cold_and_warm
+from graph_gemma.runners.benchmarking.worker import WorkerError, in_new_process
+from graph_gemma.runners.engine.host_time import print_host_time
 
 
 def run_phase(request: Request) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from graph_model.errors import UserError
-from runners.benchmarking.peer_registry import check_names
-from runners.benchmarking.timing import Case
-from runners.io.files import check_not_there
-from runners.settings.declared.benchmark import BenchmarkSettings
-from runners.settings.model_settings import ModelSettings, resolve_settings, writable_directory
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.benchmarking.peer_registry import check_names
+from graph_gemma.runners.benchmarking.timing import Case
+from graph_gemma.runners.io.files import check_not_there
+from graph_gemma.runners.settings.declared.benchmark import BenchmarkSettings
+from graph_gemma.runners.settings.model_settings import ModelSettings, resolve_settings, writable_directory
 
 # The phases, and the files that each writes to results_dir.
 PHASES = {

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from runners.benchmarking.runner import Facts
-from runners.benchmarking.timing import Summary
+from graph_gemma.runners.benchmarking.runner import Facts
+from graph_gemma.runners.benchmarking.timing import Summary
 
 STEP_RATE = "Non-first token Throughput(Tokens/s)"
 RATE = "Throughput(Tokens/s)"

@@ -8,12 +8,12 @@ from typing import Protocol
 
 import torch
 
-from graph_model.config import GemmaConfig
-from graph_model.families import family_of
-from graph_model.footprint import cache_token_bytes
-from graph_model.quantization.linears import Quantization
-from graph_model.tensor_parallel import WHOLE, Shard
-from runners.benchmarking.timing import Case, Timing
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.footprint import cache_token_bytes
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.runners.benchmarking.timing import Case, Timing
 
 
 @dataclass(frozen=True)

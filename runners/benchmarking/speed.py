@@ -14,14 +14,14 @@ from statistics import mean
 
 from tqdm import tqdm
 
-from graph_model.errors import UserError
-from runners.benchmarking import engine_runner
-from runners.benchmarking import peer_registry as peers
-from runners.benchmarking.bandwidth import ReadProbe, spread
-from runners.benchmarking.request import Request
-from runners.benchmarking.results import Row
-from runners.benchmarking.timing import Case, Timing, equal_share, random_prompts, summarize
-from runners.benchmarking.worker import Worker, WorkerError, in_new_process
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.benchmarking import engine_runner
+from graph_gemma.runners.benchmarking import peer_registry as peers
+from graph_gemma.runners.benchmarking.bandwidth import ReadProbe, spread
+from graph_gemma.runners.benchmarking.request import Request
+from graph_gemma.runners.benchmarking.results import Row
+from graph_gemma.runners.benchmarking.timing import Case, Timing, equal_share, random_prompts, summarize
+from graph_gemma.runners.benchmarking.worker import Worker, WorkerError, in_new_process
 
 OURS = "ours"
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from graph_model.bucket import Bucket
-from graph_model.chips.chip import Chip
-from runners.backends.ascend import standin
-from runners.backends.ascend.lower import lower
-from runners.backends.ascend.roofline import estimate
-from runners.benchmarking.request import Request
-from runners.compile import CompiledModel
-from runners.llm import LLM
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.lower import lower
+from graph_gemma.runners.backends.ascend.roofline import estimate
+from graph_gemma.runners.benchmarking.request import Request
+from graph_gemma.runners.compile import CompiledModel
+from graph_gemma.runners.llm import LLM
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 
 def on_standin(settings: ModelSettings) -> bool:

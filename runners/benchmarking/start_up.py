@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from runners.benchmarking.engine_runner import warm_up
-from runners.benchmarking.request import Request
-from runners.benchmarking.timed_backend import timed_recipe
-from runners.benchmarking.timing import Case
-from runners.benchmarking.worker import in_new_process
-from runners.llm import LLM
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.runners.benchmarking.engine_runner import warm_up
+from graph_gemma.runners.benchmarking.request import Request
+from graph_gemma.runners.benchmarking.timed_backend import timed_recipe
+from graph_gemma.runners.benchmarking.timing import Case
+from graph_gemma.runners.benchmarking.worker import in_new_process
+from graph_gemma.runners.llm import LLM
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 
 @dataclass(frozen=True)

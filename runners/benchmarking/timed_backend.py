@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.graph import ModelGraph
-from graph_model.quantization.scheme import Scheme
-from passes.framework.contract import Pass
-from passes.framework.manager import run_passes
-from runners.backends.base import Backend, StepFunction
-from runners.compile import Recipe
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.quantization.scheme import Scheme
+from graph_gemma.passes.framework.contract import Pass
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.runners.backends.base import Backend, StepFunction
+from graph_gemma.runners.compile import Recipe
 
 
 class TimedBackend:

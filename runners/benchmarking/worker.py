@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 Result = TypeVar("Result")
 _PATIENCE_S = 5.0  # from being told to end to SIGTERM, from there to SIGKILL

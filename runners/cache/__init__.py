@@ -1,4 +1,4 @@
 """The cache directory: compiled code on disk, writable by its owner only and checked before it is used."""
 
-from runners.cache.directory import private_directory, prune
-from runners.cache.store import FileStore
+from graph_gemma.runners.cache.directory import private_directory, prune
+from graph_gemma.runners.cache.store import FileStore

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from graph_model.errors import UserError
-from graph_model.whole_files import is_staging, remove_leftovers
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.whole_files import is_staging, remove_leftovers
 
 
 @cache

@@ -12,9 +12,9 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from graph_model.errors import UserError
-from graph_model.whole_files import staging_directory, write_file
-from runners.cache.directory import private_directory
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.whole_files import staging_directory, write_file
+from graph_gemma.runners.cache.directory import private_directory
 
 
 class FileStore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 
 def require_checkout(package: str, what: str) -> None:

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from graph_model.errors import UserError, shown
-from runners.command_line.parent_process import end_with_parent, is_rank
-from runners.settings.declared import settings_of
-from runners.settings.schema import Settings
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.runners.command_line.parent_process import end_with_parent, is_rank
+from graph_gemma.runners.settings.declared import settings_of
+from graph_gemma.runners.settings.schema import Settings
 
 # Errors of a file or disk and not of the program: no permission; the disk is full, read-only or broken.
 _PLACES = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -39,13 +39,13 @@ def run_command(run: Callable[[_S], None], settings: type[_S], config_name: str,
     given = sys.argv[1:]
     try:
         if "--help" in given or "-h" in given:
-            from runners.command_line.help_text import help_text
+            from graph_gemma.runners.command_line.help_text import help_text
 
             with _errors_reported():
                 print(help_text(settings, config_name), flush=True)
             return
         # --help need not wait for this.
-        from runners.settings.overrides import read
+        from graph_gemma.runners.settings.overrides import read
 
         with _errors_reported():
             arguments = read(settings, given).as_hydra()
@@ -104,7 +104,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> Any:
     import hydra
     from hydra.errors import HydraException
 
-    from runners.settings.overrides import read
+    from graph_gemma.runners.settings.overrides import read
 
     if isinstance(overrides, str):
         raise UserError(f"The settings are {shown(overrides)}; they must be a list of texts like 'dtype=bfloat16'.")
@@ -123,7 +123,7 @@ def _typed(settings: type[_S], config: Any, given: Sequence[str]) -> _S:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from runners.settings.checking import typed
+    from graph_gemma.runners.settings.checking import typed
 
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from runners.settings.schema import Group, Settings, Switches, literal, members, unquoted
+from graph_gemma.runners.settings.schema import Group, Settings, Switches, literal, members, unquoted
 
 _WIDTH = 100
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 MAX_KL = 1e-3
 SMALL_KL = 1e-4

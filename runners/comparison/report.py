@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from graph_model.whole_files import write_file
-from runners.comparison.divergence import MAX_KL, MAX_SHARE, SMALL_KL, Divergence
-from runners.comparison.side import Outcome, Side, Texts
-from runners.io.files import time_stamp
+from graph_gemma.graph_model.whole_files import write_file
+from graph_gemma.runners.comparison.divergence import MAX_KL, MAX_SHARE, SMALL_KL, Divergence
+from graph_gemma.runners.comparison.side import Outcome, Side, Texts
+from graph_gemma.runners.io.files import time_stamp
 
 Rule = Literal["holds", "broken", "none"]
 _CONTEXT = 16  # tokens shown before a divergence

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from graph_model.errors import NoMemoryError, NotFiniteError, UserError
-from runners.backends.memory import free_memory
+from graph_gemma.graph_model.errors import NoMemoryError, NotFiniteError, UserError
+from graph_gemma.runners.backends.memory import free_memory
 
 if TYPE_CHECKING:
-    from runners.engine import SamplingParams, TokenEvent
-    from runners.settings.model_settings import ModelSettings
+    from graph_gemma.runners.engine import SamplingParams, TokenEvent
+    from graph_gemma.runners.settings.model_settings import ModelSettings
 
 TRANSFORMERS = "transformers"
 
@@ -74,8 +74,8 @@ def run_side(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> 
 
 def compute(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> tuple[Texts, Outcome]:
     """As `run_side`, in this process."""
-    from runners.command_line.entry import compose
-    from runners.settings.model_settings import resolve_settings
+    from graph_gemma.runners.command_line.entry import compose
+    from graph_gemma.runners.settings.model_settings import resolve_settings
 
     # The error of a side must not look like the other's.
     try:
@@ -92,8 +92,8 @@ def compute(side: Side, texts: Texts, sampling: SamplingParams, path: Path) -> t
 def _with_engine(
     settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str, folder: Path
 ) -> tuple[Texts, list[list[int]], list[np.ndarray], str]:
-    from runners.engine import ScoreRequest, raise_errors
-    from runners.llm import LLM
+    from graph_gemma.runners.engine import ScoreRequest, raise_errors
+    from graph_gemma.runners.llm import LLM
 
     def bar_of(what: str) -> tuple[tqdm[Any], Callable[[int, TokenEvent], None]]:
         bar = tqdm(total=len(texts.token_ids), desc=f"{name}: {what}", unit="prompt")
@@ -125,8 +125,8 @@ def _with_engine(
 def _with_transformers(
     settings: ModelSettings, texts: Texts, sampling: SamplingParams, name: str, folder: Path
 ) -> tuple[Texts, list[list[int]], list[np.ndarray], str]:
-    from runners.backends.transformers_import import import_transformers
-    from runners.io.tokenizer import end_of_answers, find_tokenizer
+    from graph_gemma.runners.backends.transformers_import import import_transformers
+    from graph_gemma.runners.io.tokenizer import end_of_answers, find_tokenizer
 
     if settings.checkpoint_dir is None or settings.random_weights:
         raise UserError("transformers needs a checkpoint: give model.path, without weights=random.")

@@ -10,10 +10,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from graph_model.errors import UserError
-from graph_model.whole_files import staging_directory, write_file
-from runners.cache.directory import private_directory, prune
-from runners.cache.store import mark_used, unwritable
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.whole_files import staging_directory, write_file
+from graph_gemma.runners.cache.directory import private_directory, prune
+from graph_gemma.runners.cache.store import mark_used, unwritable
 
 _COMPILING = ("graph_model", "passes", "runners/backends", "runners/compile")
 

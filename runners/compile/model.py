@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graph_model import ops
-from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
-from graph_model.errors import NotFiniteError
-from graph_model.families import family_of
-from graph_model.weights import Expression, Read, evaluate
-from runners.backends.base import StepFunction
-from runners.compile.not_finite import first_not_finite
-from runners.compile.step import Recipe, Step, prepare_step
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
+from graph_gemma.graph_model.errors import NotFiniteError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.weights import Expression, Read, evaluate
+from graph_gemma.runners.backends.base import StepFunction
+from graph_gemma.runners.compile.not_finite import first_not_finite
+from graph_gemma.runners.compile.step import Recipe, Step, prepare_step
 
 _MOST_SEARCHES = 3
 _NOT_SEARCHED = "Where they begin was searched for earlier requests only; see their errors."

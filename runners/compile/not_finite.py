@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graph_model.graph import ModelGraph
+from graph_gemma.graph_model.graph import ModelGraph
 
 
 def first_not_finite(graph: ModelGraph, arguments: Sequence[Tensor], rows: Sequence[int]) -> list[str]:

@@ -12,19 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model import weights
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.quantization.linears import Quantization
-from graph_model.tensor_parallel import WHOLE, Shard
-from graph_model.weights import WeightPlan
-from passes.framework.contract import Pass
-from passes.framework.manager import Observer, run_passes
-from runners.backends.base import Backend, StepFunction
-from runners.compile.cache import CompileCache, cache_key, source_digest
+from graph_gemma.graph_model import weights
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.graph_model.weights import WeightPlan
+from graph_gemma.passes.framework.contract import Pass
+from graph_gemma.passes.framework.manager import Observer, run_passes
+from graph_gemma.runners.backends.base import Backend, StepFunction
+from graph_gemma.runners.compile.cache import CompileCache, cache_key, source_digest
 
 
 @dataclass(frozen=True)

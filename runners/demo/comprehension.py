@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from runners.demo.facts import BOYS, KINDS, PEOPLE, Combination, Fact
+from graph_gemma.runners.demo.facts import BOYS, KINDS, PEOPLE, Combination, Fact
 
 Allowed = Callable[[Combination], bool]
 

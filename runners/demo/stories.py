@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from runners.demo.facts import BOYS, COLOURS, PEOPLE, PLACES, THINGS, Combination
+from graph_gemma.runners.demo.facts import BOYS, COLOURS, PEOPLE, PLACES, THINGS, Combination
 
 ANIMALS = ("dog", "cat", "horse", "duck", "rabbit", "goat", "hen", "mouse")
 FOODS = ("bread", "cake", "soup", "honey", "cheese", "milk")

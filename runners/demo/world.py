@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from itertools import count, islice
 from random import Random
 
-from runners.demo.comprehension import TITLES, Allowed, Item, draw_facts, draw_word
-from runners.demo.facts import KINDS, Combination, is_held_out
-from runners.demo.stories import Story, draw_story
+from graph_gemma.runners.demo.comprehension import TITLES, Allowed, Item, draw_facts, draw_word
+from graph_gemma.runners.demo.facts import KINDS, Combination, is_held_out
+from graph_gemma.runners.demo.stories import Story, draw_story
 
 
 def held_out_items(n: int = 2000) -> list[Item]:

@@ -14,12 +14,18 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from graph_model.errors import UserError
-from runners.command_line.parent_process import PARENT
-from runners.distributed.group import READY, Place, find_place, form_group, is_lost_contact
-from runners.distributed.heartbeat import Heartbeat, describe_silence
-from runners.distributed.launch import describe_end, gloo_environment, meeting_place, serve_store, threads_per_rank
-from runners.settings.model_settings import ModelSettings, check_devices
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.parent_process import PARENT
+from graph_gemma.runners.distributed.group import READY, Place, find_place, form_group, is_lost_contact
+from graph_gemma.runners.distributed.heartbeat import Heartbeat, describe_silence
+from graph_gemma.runners.distributed.launch import (
+    describe_end,
+    gloo_environment,
+    meeting_place,
+    serve_store,
+    threads_per_rank,
+)
+from graph_gemma.runners.settings.model_settings import ModelSettings, check_devices
 
 _SHUTDOWN_S = 5.0  # from the end of the program to SIGTERM, from there to SIGKILL
 _POLL_S = 0.05

@@ -15,12 +15,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from graph_model.checkpoint.identity import checkpoint_identity
-from graph_model.errors import UserError
-from runners.command_line.parent_process import is_rank
-from runners.compile.cache import source_digest
-from runners.distributed.heartbeat import Heartbeat, OnSilent, end_this_rank
-from runners.settings.model_settings import ModelSettings, check_devices
+from graph_gemma.graph_model.checkpoint.identity import checkpoint_identity
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.parent_process import is_rank
+from graph_gemma.runners.compile.cache import source_digest
+from graph_gemma.runners.distributed.heartbeat import Heartbeat, OnSilent, end_this_rank
+from graph_gemma.runners.settings.model_settings import ModelSettings, check_devices
 
 # A rank that fails, or that sees another one gone, waits this long: the launcher stops it sooner if the fault is not
 # its own, and one message is printed, not one per rank.
@@ -141,7 +141,7 @@ def _prepare_device(settings: ModelSettings, place: Place) -> str:
     check_devices(settings, place.local_world_size)
     if settings.backend == "torchair":
         assert settings.soc is not None
-        from runners.backends.ascend import standin
+        from graph_gemma.runners.backends.ascend import standin
 
         if standin.load(settings.soc, settings.cache_dir):
             return "gloo"  # the stand-in's device is the host, and there is one per process

@@ -20,9 +20,9 @@ from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvou
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from graph_model.errors import UserError
-from runners.command_line.parent_process import PARENT
-from runners.settings.model_settings import ModelSettings, check_devices
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.parent_process import PARENT
+from graph_gemma.runners.settings.model_settings import ModelSettings, check_devices
 
 _MEETING = "graph_gemma"  # the name of our rendezvous among torch's
 _SHUTDOWN_S = 5  # from SIGTERM to SIGKILL

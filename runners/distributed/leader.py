@@ -11,9 +11,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from graph_model.bucket import Bucket, Phase, Selection, StepInputs, StepOutput
-from runners.compile import CompiledModel
-from runners.distributed.group import steps_group
+from graph_gemma.graph_model.bucket import Bucket, Phase, Selection, StepInputs, StepOutput
+from graph_gemma.runners.compile import CompiledModel
+from graph_gemma.runners.distributed.group import steps_group
 
 # A bucket is sent as a number per field; of these fields it is the place among the names.
 _NAMES: dict[str, tuple[str, ...]] = {"phase": get_args(Phase), "selection": get_args(Selection)}

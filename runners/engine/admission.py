@@ -5,9 +5,9 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 
-from graph_model.errors import UserError
-from runners.engine.block_manager import BlockManager
-from runners.engine.sampling_params import SamplingParams
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine.block_manager import BlockManager
+from graph_gemma.runners.engine.sampling_params import SamplingParams
 
 
 def check_prompt(prompt: Iterable[int], max_seq_len: int, vocab_size: int | None) -> array[int]:

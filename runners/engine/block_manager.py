@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from runners.engine.block_pool import BlockPool
+from graph_gemma.runners.engine.block_pool import BlockPool
 
 ROOT = 0  # the content before the first block
 

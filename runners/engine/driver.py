@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 
-from graph_model.errors import UserError
-from runners.engine.engine import Engine
-from runners.engine.model import StepModel
-from runners.engine.result import RequestResult, Scores, TokenEvent, of_request, raise_errors
-from runners.engine.sampling_params import SamplingParams
-from runners.engine.scoring import ScoreRequest
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine.engine import Engine
+from graph_gemma.runners.engine.model import StepModel
+from graph_gemma.runners.engine.result import RequestResult, Scores, TokenEvent, of_request, raise_errors
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.engine.scoring import ScoreRequest
 
 Prompt = str | list[int]
 Sink = Callable[[TokenEvent], None]

@@ -9,21 +9,21 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from graph_model.bucket import Bucket, StepOutput
-from graph_model.errors import UserError
-from runners.engine.admission import check_prompt, check_room
-from runners.engine.block_manager import BlockManager
-from runners.engine.detokenizer import Detokenizer, make_decode, special_tokens
-from runners.engine.input_batch import InputBatch
-from runners.engine.model import StepModel, check_model
-from runners.engine.result import FinishReason, RequestResult, TokenEvent, TokenLogprobs, of_request
-from runners.engine.sampling_params import SamplingParams
-from runners.engine.scheduler import Plan, Scheduler
-from runners.engine.scoring import ScoreRequest, Scoring, make_scoring
-from runners.engine.sequence import Sequence
-from runners.engine.statistics import Statistics
-from runners.engine.step import StepPreparation
-from runners.engine.stop_matcher import StopMatcher
+from graph_gemma.graph_model.bucket import Bucket, StepOutput
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine.admission import check_prompt, check_room
+from graph_gemma.runners.engine.block_manager import BlockManager
+from graph_gemma.runners.engine.detokenizer import Detokenizer, make_decode, special_tokens
+from graph_gemma.runners.engine.input_batch import InputBatch
+from graph_gemma.runners.engine.model import StepModel, check_model
+from graph_gemma.runners.engine.result import FinishReason, RequestResult, TokenEvent, TokenLogprobs, of_request
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.engine.scheduler import Plan, Scheduler
+from graph_gemma.runners.engine.scoring import ScoreRequest, Scoring, make_scoring
+from graph_gemma.runners.engine.sequence import Sequence
+from graph_gemma.runners.engine.statistics import Statistics
+from graph_gemma.runners.engine.step import StepPreparation
+from graph_gemma.runners.engine.stop_matcher import StopMatcher
 
 
 class Engine:

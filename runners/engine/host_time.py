@@ -1,7 +1,7 @@
 """Host time (scheduling, sampling set-up, text) per decode step, measured with a model that does nothing.
 
 ``python runners/benchmark.py phase=host``; with a profile:
-``python -m runners.engine.host_time --profile``.
+``python -m graph_gemma.runners.engine.host_time --profile``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Iterator
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from graph_model.bucket import BucketTable, powers_of_two
-from runners.engine.engine import Engine
-from runners.engine.null_model import NullModel
-from runners.engine.sampling_params import SamplingParams
+from graph_gemma.graph_model.bucket import BucketTable, powers_of_two
+from graph_gemma.runners.engine.engine import Engine
+from graph_gemma.runners.engine.null_model import NullModel
+from graph_gemma.runners.engine.sampling_params import SamplingParams
 
 _BLOCK_SIZE = 64
 _MAX_SEQ_LEN = 8192

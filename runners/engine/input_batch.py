@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from runners.engine.block_manager import Growth
-from runners.engine.sequence import Sequence
-from runners.engine.uniforms import CHUNK, uniform_chunk
+from graph_gemma.runners.engine.block_manager import Growth
+from graph_gemma.runners.engine.sequence import Sequence
+from graph_gemma.runners.engine.uniforms import CHUNK, uniform_chunk
 
 
 class InputBatch:

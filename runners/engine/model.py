@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput
+from graph_gemma.graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput
 
 
 class StepModel(Protocol):

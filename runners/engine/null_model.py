@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
-from runners.engine.model import StepModel
+from graph_gemma.graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
+from graph_gemma.runners.engine.model import StepModel
 
 _TOKEN = 65
 

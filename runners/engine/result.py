@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from graph_model.bucket import StepOutput
+from graph_gemma.graph_model.bucket import StepOutput
 
 FinishReason = Literal["stop", "length", "scored", "abort", "error"]
 

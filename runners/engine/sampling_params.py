@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from graph_model.errors import UserError, shown
+from graph_gemma.graph_model.errors import UserError, shown
 
 MAX_LOGPROBS = 20
 GREEDY_BELOW = 1e-5  # a temperature below this would overflow float32 logits; it means greedy

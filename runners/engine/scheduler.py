@@ -7,11 +7,11 @@ from collections import deque
 from dataclasses import dataclass
 from operator import attrgetter
 
-from graph_model.bucket import BucketTable, round_up
-from runners.engine.block_manager import BlockManager, HeldBlocks
-from runners.engine.input_batch import InputBatch
-from runners.engine.sequence import Sequence
-from runners.engine.statistics import Statistics
+from graph_gemma.graph_model.bucket import BucketTable, round_up
+from graph_gemma.runners.engine.block_manager import BlockManager, HeldBlocks
+from graph_gemma.runners.engine.input_batch import InputBatch
+from graph_gemma.runners.engine.sequence import Sequence
+from graph_gemma.runners.engine.statistics import Statistics
 
 _STEP_COST = 64  # what a step costs beyond its tokens (reading the weights), in tokens; steers batching of prompts
 _arrival = attrgetter("request_id")

@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from graph_model.bucket import StepInputs, StepOutput
-from graph_model.errors import UserError
-from runners.engine.result import Scores
+from graph_gemma.graph_model.bucket import StepInputs, StepOutput
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine.result import Scores
 
 Kind = Literal["score", "distribution"]
 

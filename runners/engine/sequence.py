@@ -6,12 +6,12 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from runners.engine.block_manager import HeldBlocks
-from runners.engine.detokenizer import Detokenizer
-from runners.engine.result import TokenEvent, TokenLogprobs
-from runners.engine.sampling_params import SamplingParams
-from runners.engine.scoring import Scoring
-from runners.engine.stop_matcher import StopMatcher
+from graph_gemma.runners.engine.block_manager import HeldBlocks
+from graph_gemma.runners.engine.detokenizer import Detokenizer
+from graph_gemma.runners.engine.result import TokenEvent, TokenLogprobs
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.engine.scoring import Scoring
+from graph_gemma.runners.engine.stop_matcher import StopMatcher
 
 
 @dataclass(eq=False)

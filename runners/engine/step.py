@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from graph_model.bucket import Bucket, BucketTable, Phase, Selection, StepInputs
-from runners.engine.input_batch import InputBatch
-from runners.engine.scheduler import Plan
+from graph_gemma.graph_model.bucket import Bucket, BucketTable, Phase, Selection, StepInputs
+from graph_gemma.runners.engine.input_batch import InputBatch
+from graph_gemma.runners.engine.scheduler import Plan
 
 
 class StepPreparation:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from graph_model.errors import UserError
-from runners.evaluation.report import TaskReport
-from runners.evaluation.task_data import data_of, offline_if_unreachable, unreachable
-from runners.llm import LLM
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.evaluation.report import TaskReport
+from graph_gemma.runners.evaluation.task_data import data_of, offline_if_unreachable, unreachable
+from graph_gemma.runners.llm import LLM
 
 TASKS_DIR = Path(__file__).resolve().parent / "tasks"  # tasks that come with this package
 
@@ -34,7 +34,7 @@ def run_tasks(llm: LLM, names: Sequence[str], limit: int | None) -> list[TaskRep
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from runners.evaluation.lm import GraphGemmaLM
+    from graph_gemma.runners.evaluation.lm import GraphGemmaLM
 
     manager = TaskManager(include_path=str(TASKS_DIR))
     known = set(manager.all_tasks)

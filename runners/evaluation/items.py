@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from graph_model.errors import UserError
-from runners.demo.world import held_out_items
-from runners.io.json_lines import read_json_lines
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.demo.world import held_out_items
+from graph_gemma.runners.io.json_lines import read_json_lines
 
 _FORM = 'A line is {"title": TEXT, "passage": TEXT, "question": TEXT, "answer": true or false}.'
 NUM_DEMO_ITEMS = 2000

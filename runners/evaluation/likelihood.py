@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from graph_model.errors import UserError
-from runners.engine import EngineDriver, ScoreRequest, TokenEvent
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine import EngineDriver, ScoreRequest, TokenEvent
 
 Pair = tuple[list[int], list[int]]  # token ids: context (at least one), continuation (at least one)
 

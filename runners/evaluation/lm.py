@@ -10,11 +10,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
-from graph_model.errors import UserError
-from runners.engine import SamplingParams, TokenEvent, raise_errors
-from runners.evaluation.likelihood import Pair, loglikelihoods, windows
-from runners.io.tokenizer import chat_prompt
-from runners.llm import LLM
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine import SamplingParams, TokenEvent, raise_errors
+from graph_gemma.runners.evaluation.likelihood import Pair, loglikelihoods, windows
+from graph_gemma.runners.io.tokenizer import chat_prompt
+from graph_gemma.runners.llm import LLM
 
 
 @register_model("graph_gemma")

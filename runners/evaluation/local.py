@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from graph_model.errors import UserError
-from runners.evaluation.items import BoolQItem
-from runners.evaluation.likelihood import loglikelihoods, windows
-from runners.evaluation.report import TaskReport
-from runners.llm import LLM
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.evaluation.items import BoolQItem
+from graph_gemma.runners.evaluation.likelihood import loglikelihoods, windows
+from graph_gemma.runners.evaluation.report import TaskReport
+from graph_gemma.runners.llm import LLM
 
 ANSWERS = (" no", " yes")
 

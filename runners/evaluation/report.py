@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graph_model.whole_files import write_file
-from runners.io.files import time_stamp
+from graph_gemma.graph_model.whole_files import write_file
+from graph_gemma.runners.io.files import time_stamp
 
 
 @dataclass

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 Data = tuple[str, str | None]  # a data set of huggingface.co, as owner/name, and its configuration
 _PROBE_SECONDS = 5.0

@@ -6,14 +6,14 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from graph_model.ascend.ge_graph import FREE, GeGraph, Node, TensorDesc, TensorKey, byte_count
-from runners.backends.ascend.interpreter.registry import OPS
-from runners.backends.ascend.liveness import MemoryProfile, profile_memory
-from runners.backends.ascend.printer import count_nodes, writers
-from runners.backends.ascend.provenance import Carrier, find_carriers, origin_of
-from runners.backends.ascend.roofline import CostEstimate, NodeCost, estimate
-from runners.backends.ascend.tensors import tensor_descs
-from runners.inspection.source import Dump
+from graph_gemma.graph_model.ascend.ge_graph import FREE, GeGraph, Node, TensorDesc, TensorKey, byte_count
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.runners.backends.ascend.liveness import MemoryProfile, profile_memory
+from graph_gemma.runners.backends.ascend.printer import count_nodes, writers
+from graph_gemma.runners.backends.ascend.provenance import Carrier, find_carriers, origin_of
+from graph_gemma.runners.backends.ascend.roofline import CostEstimate, NodeCost, estimate
+from graph_gemma.runners.backends.ascend.tensors import tensor_descs
+from graph_gemma.runners.inspection.source import Dump
 
 _DECODER_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 OUTSIDE = "outside the layers"

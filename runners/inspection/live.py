@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 
-from graph_model.bucket import Bucket, BucketTable
-from graph_model.errors import UserError
-from graph_model.footprint import weight_bytes
-from runners.backends.torchair import TorchairBackend
-from runners.compile import Recipe
-from runners.llm.load import load_model
-from runners.llm.sizes import bucket_table
-from runners.settings.declared.inspect_graph import InspectGraphSettings
-from runners.settings.model_settings import ModelSettings, resolve_settings
+from graph_gemma.graph_model.bucket import Bucket, BucketTable
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.footprint import weight_bytes
+from graph_gemma.runners.backends.torchair import TorchairBackend
+from graph_gemma.runners.compile import Recipe
+from graph_gemma.runners.llm.load import load_model
+from graph_gemma.runners.llm.sizes import bucket_table
+from graph_gemma.runners.settings.declared.inspect_graph import InspectGraphSettings
+from graph_gemma.runners.settings.model_settings import ModelSettings, resolve_settings
 
 
 def dump_step(settings: InspectGraphSettings, context_length: int | None, folder: Path) -> Path:

@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from graph_model.ascend.ge_graph import GeGraph
-from graph_model.bucket import Bucket
-from graph_model.chips.chip import Chip
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from graph_model.families import family_of
-from runners.backends.ascend import standin
-from runners.backends.ascend.baseline import naive_graph
-from runners.backends.ascend.printer import count_nodes
-from runners.backends.ascend.roofline import estimate
-from runners.backends.torchair import TorchairBackend
-from runners.inspection.live import recipe_of
-from runners.inspection.text import ESTIMATE, quantity, table
-from runners.settings.declared.infer import InferSettings
-from runners.settings.model_settings import ModelSettings, require_torchair, resolve_settings
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.baseline import naive_graph
+from graph_gemma.runners.backends.ascend.printer import count_nodes
+from graph_gemma.runners.backends.ascend.roofline import estimate
+from graph_gemma.runners.backends.torchair import TorchairBackend
+from graph_gemma.runners.inspection.live import recipe_of
+from graph_gemma.runners.inspection.text import ESTIMATE, quantity, table
+from graph_gemma.runners.settings.declared.infer import InferSettings
+from graph_gemma.runners.settings.model_settings import ModelSettings, require_torchair, resolve_settings
 
 _TOKENS = 512
 

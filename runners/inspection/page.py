@@ -6,12 +6,21 @@ import difflib
 from collections.abc import Sequence
 from html import escape
 
-from runners.backends.ascend.printer import list_graph
-from runners.backends.ascend.provenance import origin_of
-from runners.backends.ascend.tensors import tensor_descs
-from runners.inspection.findings import Findings, is_kernel
-from runners.inspection.plots import plots
-from runners.inspection.text import ESTIMATE, carrier_rows, duration, input_rows, op_rows, quantity, unknown, views
+from graph_gemma.runners.backends.ascend.printer import list_graph
+from graph_gemma.runners.backends.ascend.provenance import origin_of
+from graph_gemma.runners.backends.ascend.tensors import tensor_descs
+from graph_gemma.runners.inspection.findings import Findings, is_kernel
+from graph_gemma.runners.inspection.plots import plots
+from graph_gemma.runners.inspection.text import (
+    ESTIMATE,
+    carrier_rows,
+    duration,
+    input_rows,
+    op_rows,
+    quantity,
+    unknown,
+    views,
+)
 
 _STYLE = """
 body { font: 14px/1.45 sans-serif; color: #24292f; max-width: 1100px; margin: 2em auto; padding: 0 1em }

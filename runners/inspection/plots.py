@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
-from runners.backends.ascend.roofline import NodeCost
-from runners.inspection.findings import Findings, is_kernel
-from runners.inspection.text import duration, quantity
+from graph_gemma.runners.backends.ascend.roofline import NodeCost
+from graph_gemma.runners.inspection.findings import Findings, is_kernel
+from graph_gemma.runners.inspection.text import duration, quantity
 
 COLOURS = {"memory": "#3572b0", "matrix": "#c8553d", "vector": "#d9a13b", "link": "#7b5aa6"}
 _WIDTH, _LEFT, _RIGHT = 960, 80, 16

@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph_model.ascend.ge_graph import GeGraph
-from graph_model.ascend.graph_file import read_graph_file
-from graph_model.chips.chip import Chip
-from graph_model.chips.registry import CHIPS, find_soc
-from graph_model.errors import UserError
-from runners.backends.ascend.provenance import target_of
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph
+from graph_gemma.graph_model.ascend.graph_file import read_graph_file
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.chips.registry import CHIPS, find_soc
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend.provenance import target_of
 
 _LISTING = "lowered.txt"
 _GRAPH = "lowered.pbtxt"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from graph_model.ascend.ge_graph import FREE
-from runners.backends.ascend.printer import COPIES
-from runners.backends.ascend.provenance import origin_of
-from runners.inspection.findings import Findings, slowest
+from graph_gemma.graph_model.ascend.ge_graph import FREE
+from graph_gemma.runners.backends.ascend.printer import COPIES
+from graph_gemma.runners.backends.ascend.provenance import origin_of
+from graph_gemma.runners.inspection.findings import Findings, slowest
 
 ESTIMATE = "estimates by peak rates (a roofline): a lower bound, not a measurement"
 _UNITS = ("B", "kB", "MB", "GB", "TB")

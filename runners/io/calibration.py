@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from graph_model.config import GemmaConfig
-from graph_model.errors import NoMemoryError, UserError
-from runners.backends.memory import free_memory
-from runners.demo.world import calibration_texts
-from runners.io.json_lines import read_json_lines
-from runners.io.tokenizer import load_tokenizer
-from runners.settings.declared.quantize import Calibration
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import NoMemoryError, UserError
+from graph_gemma.runners.backends.memory import free_memory
+from graph_gemma.runners.demo.world import calibration_texts
+from graph_gemma.runners.io.json_lines import read_json_lines
+from graph_gemma.runners.io.tokenizer import load_tokenizer
+from graph_gemma.runners.settings.declared.quantize import Calibration
 
 # Longer texts are cut: ranges are found long before.
 MAX_TOKENS = 512

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from graph_model.errors import UserError
-from runners.settings.schema import Settings, inputs
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.settings.schema import Settings, inputs
 
 
 def output_file(settings: Settings, name: str, *, replaced: bool = False) -> Path | None:

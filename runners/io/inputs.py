@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from graph_model.errors import UserError
-from runners import demo
-from runners.engine.sampling_params import SamplingParams
-from runners.io.prompts import Prompt, read_prompts
-from runners.io.tokenizer import has_tokenizer, load_tokenizer
-from runners.settings.declared.infer import InferSettings
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners import demo
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.io.prompts import Prompt, read_prompts
+from graph_gemma.runners.io.tokenizer import has_tokenizer, load_tokenizer
+from graph_gemma.runners.settings.declared.infer import InferSettings
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,7 +50,7 @@ def read_inputs(settings: InferSettings, model: ModelSettings) -> Inputs:
 def _prompts(settings: InferSettings, model: ModelSettings) -> Sequence[str] | None:
     sources = (settings.prompts, settings.prompts_file, settings.prompt_token_ids)
     if model.checkpoint_dir == demo.CHECKPOINT_DIR and all(source is None for source in sources):
-        from runners.demo.world import demo_prompts
+        from graph_gemma.runners.demo.world import demo_prompts
 
         return demo_prompts()
     return settings.prompts

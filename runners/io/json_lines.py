@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 
 def read_json_lines(setting: str, path: Path, form: str) -> list[tuple[str, Any]]:

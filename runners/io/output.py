@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from graph_model.errors import UserError
-from runners.engine.result import RequestResult
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine.result import RequestResult
 
 
 class OutputFile:

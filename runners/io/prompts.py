@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError, shown
-from runners.io.tokenizer import chat_prompt
-from runners.settings.checking import check
-from runners.settings.declared.infer import InferSettings, Sampling
-from runners.settings.schema import Setting, members
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.runners.io.tokenizer import chat_prompt
+from graph_gemma.runners.settings.checking import check
+from graph_gemma.runners.settings.declared.infer import InferSettings, Sampling
+from graph_gemma.runners.settings.schema import Setting, members
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,9 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graph_model.errors import UserError
-from graph_model.json_file import read_json_object
-from runners.io.bounded import run_bounded
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.json_file import read_json_object
+from graph_gemma.runners.io.bounded import run_bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

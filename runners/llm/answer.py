@@ -6,10 +6,10 @@ import sys
 
 from tqdm import tqdm
 
-from runners.engine.result import RequestResult, TokenEvent
-from runners.io.inputs import Inputs
-from runners.io.output import OutputFile
-from runners.llm import LLM
+from graph_gemma.runners.engine.result import RequestResult, TokenEvent
+from graph_gemma.runners.io.inputs import Inputs
+from graph_gemma.runners.io.output import OutputFile
+from graph_gemma.runners.llm import LLM
 
 
 def answer(llm: LLM, inputs: Inputs, output: OutputFile) -> list[RequestResult]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from graph_model.capture import plain_weight
-from graph_model.errors import UserError
-from graph_model.families import family_of
-from graph_model.numerics import FEW_TIES, most_ties
-from graph_model.weights import evaluate
-from passes.check import check_passes
-from passes.framework.contract import PassError
-from runners.backends.torchair import TorchairBackend
-from runners.distributed.leader import LeadingModel, Message
-from runners.engine.result import RequestResult
-from runners.io.inputs import Inputs
-from runners.llm.load import LoadedModel
+from graph_gemma.graph_model.capture import plain_weight
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.numerics import FEW_TIES, most_ties
+from graph_gemma.graph_model.weights import evaluate
+from graph_gemma.passes.check import check_passes
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.runners.backends.torchair import TorchairBackend
+from graph_gemma.runners.distributed.leader import LeadingModel, Message
+from graph_gemma.runners.engine.result import RequestResult
+from graph_gemma.runners.io.inputs import Inputs
+from graph_gemma.runners.llm.load import LoadedModel
 
 
 def check_model_passes(loaded: LoadedModel) -> None:

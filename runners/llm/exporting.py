@@ -12,19 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from graph_model.bucket import Bucket
-from graph_model.checkpoint.writer import save_checkpoint
-from graph_model.graph import ModelGraph
-from graph_model.weights import Expression, Read, evaluate
-from runners.backends.ascend import bundle as bundles
-from runners.backends.ascend.bundle import BundleInput, BundleStep
-from runners.backends.ascend.lower import LoweredStep, lower, views_shape
-from runners.backends.ascend.printer import writers
-from runners.engine.sampling_params import SamplingParams
-from runners.io.tokenizer import end_of_answers, find_tokenizer
-from runners.llm.load import LoadedModel, load_model
-from runners.llm.warm_up import reachable_buckets
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.checkpoint.writer import save_checkpoint
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import Expression, Read, evaluate
+from graph_gemma.runners.backends.ascend import bundle as bundles
+from graph_gemma.runners.backends.ascend.bundle import BundleInput, BundleStep
+from graph_gemma.runners.backends.ascend.lower import LoweredStep, lower, views_shape
+from graph_gemma.runners.backends.ascend.printer import writers
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.io.tokenizer import end_of_answers, find_tokenizer
+from graph_gemma.runners.llm.load import LoadedModel, load_model
+from graph_gemma.runners.llm.warm_up import reachable_buckets
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 
 def export_model(
@@ -111,6 +111,6 @@ def _header(settings: ModelSettings, loaded: LoadedModel) -> dict[str, object]:
 
 
 def _descriptor() -> bytes:
-    from runners.backends.ascend.engine import model_def
+    from graph_gemma.runners.backends.ascend.engine import model_def
 
     return bytes(model_def().DESCRIPTOR.file.serialized_pb)

@@ -10,12 +10,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from graph_model.errors import UserError
-from runners.distributed.group import join, steps_group
-from runners.distributed.leader import BUCKET_SIZE, Message, decode_bucket, receive
-from runners.llm.check import check_model_passes
-from runners.llm.load import load_model
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.distributed.group import join, steps_group
+from graph_gemma.runners.distributed.leader import BUCKET_SIZE, Message, decode_bucket, receive
+from graph_gemma.runners.llm.check import check_model_passes
+from graph_gemma.runners.llm.load import load_model
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 
 def follow(settings: ModelSettings) -> None:

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from runners.backends.base import Check
-from runners.command_line.entry import compose
-from runners.distributed.followers import lead_followers, needs_followers
-from runners.engine.driver import EngineDriver
-from runners.engine.sampling_params import SamplingParams
-from runners.io.tokenizer import end_of_answers, find_tokenizer
-from runners.llm.load import load_model
-from runners.llm.warm_up import reachable_buckets
-from runners.settings.model_settings import ModelSettings, resolve_settings
+from graph_gemma.runners.backends.base import Check
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.distributed.followers import lead_followers, needs_followers
+from graph_gemma.runners.engine.driver import EngineDriver
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.io.tokenizer import end_of_answers, find_tokenizer
+from graph_gemma.runners.llm.load import load_model
+from graph_gemma.runners.llm.warm_up import reachable_buckets
+from graph_gemma.runners.settings.model_settings import ModelSettings, resolve_settings
 
 
 class LLM(EngineDriver):
@@ -41,7 +41,7 @@ class LLM(EngineDriver):
         ends = (*config.eos_token_ids, *end_of_answers(tokenizer))
         with ExitStack() as resources:
             if needs_followers(settings):
-                resources.enter_context(lead_followers(settings, "runners.llm.follower"))
+                resources.enter_context(lead_followers(settings, "graph_gemma.runners.llm.follower"))
             self.loaded = load_model(settings, resources, check)
             super().__init__(self.loaded.model, tokenizer, ends, config.vocab_size)
             # Also at the end of the program, before what the other ranks' end needs is torn down.

@@ -10,20 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graph_model.checkpoint import Checkpoint, open_checkpoint
-from graph_model.errors import UserError
-from graph_model.numerics import is_finite
-from graph_model.quantization.schemes import scheme_of
-from graph_model.tensor_parallel import WHOLE, Shard
-from graph_model.weights import Part, Read
-from passes.pipeline import build_kernel_options, build_passes
-from runners.backends.base import Check
-from runners.backends.select import select_backend
-from runners.compile import CompileCache, CompiledModel, Recipe
-from runners.distributed.leader import LeadingModel, Message
-from runners.llm.random_weights import random_weights
-from runners.llm.sizes import bucket_table, size_cache
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.checkpoint import Checkpoint, open_checkpoint
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.numerics import is_finite
+from graph_gemma.graph_model.quantization.schemes import scheme_of
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.graph_model.weights import Part, Read
+from graph_gemma.passes.pipeline import build_kernel_options, build_passes
+from graph_gemma.runners.backends.base import Check
+from graph_gemma.runners.backends.select import select_backend
+from graph_gemma.runners.compile import CompileCache, CompiledModel, Recipe
+from graph_gemma.runners.distributed.leader import LeadingModel, Message
+from graph_gemma.runners.llm.random_weights import random_weights
+from graph_gemma.runners.llm.sizes import bucket_table, size_cache
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 
 @dataclass

@@ -7,13 +7,13 @@ import zlib
 import torch
 from torch import Tensor
 
-from graph_model.checkpoint import expected_tensors
-from graph_model.checkpoint.expected import EMBEDDING
-from graph_model.config import GemmaConfig
-from graph_model.quantization.linears import Quantization
-from graph_model.quantization.scheme import RANDOM_STD
-from graph_model.quantization.schemes import scheme_of
-from graph_model.weights import Part, Read, take_part
+from graph_gemma.graph_model.checkpoint import expected_tensors
+from graph_gemma.graph_model.checkpoint.expected import EMBEDDING
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.quantization.scheme import RANDOM_STD
+from graph_gemma.graph_model.quantization.schemes import scheme_of
+from graph_gemma.graph_model.weights import Part, Read, take_part
 
 _PATTERN_SIZE = 1 << 20
 

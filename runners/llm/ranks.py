@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runners.settings.model_settings import ModelSettings
+    from graph_gemma.runners.settings.model_settings import ModelSettings
 
 
 def on_ranks(settings: ModelSettings, lead: Callable[[], None]) -> None:
@@ -17,8 +17,8 @@ def on_ranks(settings: ModelSettings, lead: Callable[[], None]) -> None:
     Raises UserError; ends with status 1, naming the rank, if a rank fails.
     """
     # Importing torch takes seconds, which the check of the settings need not wait for.
-    from runners.distributed.group import find_place, join
-    from runners.settings.model_settings import check_place
+    from graph_gemma.runners.distributed.group import find_place, join
+    from graph_gemma.runners.settings.model_settings import check_place
 
     place = find_place()
     if place is not None:
@@ -26,11 +26,11 @@ def on_ranks(settings: ModelSettings, lead: Callable[[], None]) -> None:
     if settings.world_size == 1:
         lead()
     elif place is None:
-        from runners.distributed.launch import start_ranks
+        from graph_gemma.runners.distributed.launch import start_ranks
 
         start_ranks(settings)
     else:
-        from runners.llm.follow import follow
+        from graph_gemma.runners.llm.follow import follow
 
         with join(settings, place):
             if place.rank == 0:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from statistics import mean
 
-from graph_model.footprint import pool_token_bytes
-from graph_model.stated import ends_by_file, stated_dtype
-from runners.backends.memory import peak_memory
-from runners.engine.model import window_blocks
-from runners.engine.result import RequestResult
-from runners.io.tokenizer import end_of_answers
-from runners.llm import LLM
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.footprint import pool_token_bytes
+from graph_gemma.graph_model.stated import ends_by_file, stated_dtype
+from graph_gemma.runners.backends.memory import peak_memory
+from graph_gemma.runners.engine.model import window_blocks
+from graph_gemma.runners.engine.result import RequestResult
+from graph_gemma.runners.io.tokenizer import end_of_answers
+from graph_gemma.runners.llm import LLM
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 
 def print_report(llm: LLM, results: list[RequestResult]) -> None:

@@ -7,18 +7,18 @@ import math
 import torch
 import torch.distributed as dist
 
-from graph_model.bucket import BucketTable, powers_of_two, round_up
-from graph_model.errors import NoMemoryError
-from graph_model.families import family_of
-from graph_model.footprint import pool_token_bytes, weight_bytes
-from graph_model.graph import KVCacheConfig
-from graph_model.tensor_parallel import Shard
-from runners.backends.memory import free_memory
-from runners.compile import num_scratch_blocks
-from runners.engine.model import window_blocks
-from runners.llm.step_memory import check_step_sizes, step_bytes
-from runners.settings.declared.infer import SMALLEST_CHUNK
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.bucket import BucketTable, powers_of_two, round_up
+from graph_gemma.graph_model.errors import NoMemoryError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.footprint import pool_token_bytes, weight_bytes
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.runners.backends.memory import free_memory
+from graph_gemma.runners.compile import num_scratch_blocks
+from graph_gemma.runners.engine.model import window_blocks
+from graph_gemma.runners.llm.step_memory import check_step_sizes, step_bytes
+from graph_gemma.runners.settings.declared.infer import SMALLEST_CHUNK
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 # Block tables are not made narrower than this many tokens: attention over them costs nothing next to the weights.
 _NARROWEST_TABLE_TOKENS = 256

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from graph_model.bucket import Bucket, BucketTable, make_inputs
-from graph_model.errors import NoMemoryError
-from runners.engine.input_batch import InputBatch
-from runners.settings.declared.infer import SMALLEST_CHUNK
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.bucket import Bucket, BucketTable, make_inputs
+from graph_gemma.graph_model.errors import NoMemoryError
+from graph_gemma.runners.engine.input_batch import InputBatch
+from graph_gemma.runners.settings.declared.infer import SMALLEST_CHUNK
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 # The settings that decide how large steps are: their smallest values, of which all others are multiples.
 _SMALLEST: dict[str, Any] = {"max_batch_size": 1, "max_prefill_batch_size": 1, "max_prefill_tokens": SMALLEST_CHUNK}

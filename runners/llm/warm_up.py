@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graph_model.bucket import Bucket, Selection, round_up
-from runners.engine.model import StepModel, window_blocks
-from runners.engine.sampling_params import SamplingParams
+from graph_gemma.graph_model.bucket import Bucket, Selection, round_up
+from graph_gemma.runners.engine.model import StepModel, window_blocks
+from graph_gemma.runners.engine.sampling_params import SamplingParams
 
 Kind = tuple[Selection, int]  # how a step chooses tokens, and how many log-probabilities it returns (see Bucket)
 _NO_TOKEN: Kind = ("greedy", -1)  # of a step in which no prompt ends

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from graph_model.errors import UserError, shown
-from runners.settings.schema import Group, Rule, Setting, Settings, Switches, literal, members, names
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.runners.settings.schema import Group, Rule, Setting, Settings, Switches, literal, members, names
 
 _LARGEST_INTEGER = 2**63 - 1  # what a tensor can have
 _TYPES = {

@@ -1,4 +1,4 @@
-"""Writing the files of conf/ from what is declared: python -m runners.settings.conf_files."""
+"""Writing the files of conf/ from what is declared: python -m graph_gemma.runners.settings.conf_files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from runners.settings.declared import COMMANDS, settings_of
-from runners.settings.schema import Group, Settings, Switches, literal, members, unquoted
+from graph_gemma.runners.settings.declared import COMMANDS, settings_of
+from graph_gemma.runners.settings.schema import Group, Settings, Switches, literal, members, unquoted
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 _WIDTH = 120
@@ -72,7 +72,7 @@ def _option(name: str, group: Group, option: str) -> str:
 
 
 def _switches(help: str) -> str:
-    from passes.pipeline import described
+    from graph_gemma.passes.pipeline import described
 
     lines = [*_comment(help), ""]
     for name, (about, defaults) in described().items():

@@ -7,22 +7,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from graph_model.ascend.legality import check_layers
-from graph_model.ascend.ops.collective import check_matmul_all_reduce
-from graph_model.checkpoint.quantized import read_quantization
-from graph_model.chips.chip import Chip
-from graph_model.chips.registry import find_soc
-from graph_model.config import NAMED_CONFIGS, GemmaConfig
-from graph_model.config_file import read_config
-from graph_model.errors import UserError, shown
-from graph_model.families import family_of
-from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
-from graph_model.quantization.schemes import find_scheme, scheme_of
-from graph_model.tensor_parallel import Shard, check_world_size
-from runners import demo
-from runners.settings.checking import typed
-from runners.settings.declared.infer import InferSettings
-from runners.settings.declared.model import Model, Ranks
+from graph_gemma.graph_model.ascend.legality import check_layers
+from graph_gemma.graph_model.ascend.ops.collective import check_matmul_all_reduce
+from graph_gemma.graph_model.checkpoint.quantized import read_quantization
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import NAMED_CONFIGS, GemmaConfig
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.quantization.linears import SCHEMES, Quantization, select_linears
+from graph_gemma.graph_model.quantization.schemes import find_scheme, scheme_of
+from graph_gemma.graph_model.tensor_parallel import Shard, check_world_size
+from graph_gemma.runners import demo
+from graph_gemma.runners.settings.checking import typed
+from graph_gemma.runners.settings.declared.infer import InferSettings
+from graph_gemma.runners.settings.declared.model import Model, Ranks
 
 _DEFAULT_MAX_SEQ_LEN = 4096
 _DEFAULT_SOC = "atlas_800i_a2"

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from graph_model.errors import UserError, shown
-from runners.settings.checking import check, check_option, unknown
-from runners.settings.mindie import FLAGS
-from runners.settings.schema import Declared, Group, Setting, Settings, Switches, literal, members
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.runners.settings.checking import check, check_option, unknown
+from graph_gemma.runners.settings.mindie import FLAGS
+from graph_gemma.runners.settings.schema import Declared, Group, Setting, Settings, Switches, literal, members
 
 # Hydra's own options and, where they take one, whether a value follows.
 _HYDRA_FLAGS = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from graph_model.errors import shown
+from graph_gemma.graph_model.errors import shown
 
 _S = TypeVar("_S", bound="Settings")
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.ascend.graph_file import read_model
-from graph_model.numerics import OP_TOLERANCE, relative_difference
-from runners.backends.ascend import standin
-from runners.backends.ascend.engine import EngineGraph
-from runners.backends.ascend.interpreter import Program
-from runners.verification.oracle import FORMULAS
-from runners.verification.single_ops import SingleOp
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.graph_model.ascend.graph_file import read_model
+from graph_gemma.graph_model.numerics import OP_TOLERANCE, relative_difference
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.engine import EngineGraph
+from graph_gemma.runners.backends.ascend.interpreter import Program
+from graph_gemma.runners.verification.oracle import FORMULAS
+from graph_gemma.runners.verification.single_ops import SingleOp
 
 # A number this near to a tie, relative to itself, may be rounded to either side: fp32 cannot tell.
 _NEAR_TIE = 2e-6

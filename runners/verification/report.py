@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from graph_model.errors import UserError
-from graph_model.whole_files import write_file
-from runners.backends.ascend.checked_step import Findings
-from runners.verification.acceptance import OpResult
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.whole_files import write_file
+from graph_gemma.runners.backends.ascend.checked_step import Findings
+from graph_gemma.runners.verification.acceptance import OpResult
 
 _ON_DEVICE = (
     "Each op ran alone, and each step whole, on the device; both are compared with the interpreter, and the "

@@ -10,26 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.ascend.legality import check_layers
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.chips.chip import Chip
-from graph_model.config import NAMED_CONFIGS, GemmaConfig
-from graph_model.errors import UserError
-from graph_model.families import family_of
-from graph_model.graph import KVCacheConfig
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantization.schemes import find_scheme
-from graph_model.tensor_parallel import WHOLE, Shard
-from graph_model.weights import Part, Read, evaluate, take_part
-from passes.check import example_inputs, random_caches
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES, build_passes
-from runners.backends.ascend.lower import lower
-from runners.backends.ascend.rank_graph import fake_group
-from runners.backends.torchair import AscendOptions, kernel_passes
-from runners.llm.random_weights import random_weights
-from runners.verification.single_ops import SingleOp, cut_out_ops
+from graph_gemma.graph_model.ascend.legality import check_layers
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.config import NAMED_CONFIGS, GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantization.schemes import find_scheme
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.graph_model.weights import Part, Read, evaluate, take_part
+from graph_gemma.passes.check import example_inputs, random_caches
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, build_passes
+from graph_gemma.runners.backends.ascend.lower import lower
+from graph_gemma.runners.backends.ascend.rank_graph import fake_group
+from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
+from graph_gemma.runners.llm.random_weights import random_weights
+from graph_gemma.runners.verification.single_ops import SingleOp, cut_out_ops
 
 _NUM_BLOCKS = 8
 _LIMITS = {torch.int32: 1000, torch.float32: 8}  # of the numbers in place of zeros

@@ -5,20 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Callable
 
-from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.errors import UserError
-from runners.backends.ascend import standin
-from runners.backends.ascend.engine import describe_device
-from runners.backends.torchair import TorchairBackend
-from runners.engine.sampling_params import SamplingParams
-from runners.engine.scoring import ScoreRequest
-from runners.llm import LLM
-from runners.settings.declared.infer import SMALLEST_CHUNK
-from runners.settings.model_settings import ModelSettings
-from runners.verification.acceptance import verify_ops
-from runners.verification.report import Report, StepResult
-from runners.verification.representative_steps import representative_steps
-from runners.verification.single_ops import SingleOp, cut_out_ops
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.engine import describe_device
+from graph_gemma.runners.backends.torchair import TorchairBackend
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.engine.scoring import ScoreRequest
+from graph_gemma.runners.llm import LLM
+from graph_gemma.runners.settings.declared.infer import SMALLEST_CHUNK
+from graph_gemma.runners.settings.model_settings import ModelSettings
+from graph_gemma.runners.verification.acceptance import verify_ops
+from graph_gemma.runners.verification.report import Report, StepResult
+from graph_gemma.runners.verification.representative_steps import representative_steps
+from graph_gemma.runners.verification.single_ops import SingleOp, cut_out_ops
 
 # The second prompt takes two chunks, the third finds the second's first chunk in the cache.
 _PROMPT_LENGTHS = (7, 2 * SMALLEST_CHUNK - 2, SMALLEST_CHUNK + 5)

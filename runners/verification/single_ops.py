@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GE_DTYPES, PROTO_DTYPES, Node, read_graph
-from runners.backends.ascend.interpreter import Program
-from runners.backends.ascend.interpreter.registry import OPS
-from runners.backends.ascend.lower import LoweredStep
-from runners.backends.ascend.printer import is_collective, writers
+from graph_gemma.graph_model.ascend.ge_graph import GE_DTYPES, PROTO_DTYPES, Node, read_graph
+from graph_gemma.runners.backends.ascend.interpreter import Program
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.runners.backends.ascend.lower import LoweredStep
+from graph_gemma.runners.backends.ascend.printer import is_collective, writers
 
 _PROTO = {dtype: number for number, dtype in PROTO_DTYPES.items()}
 _GE = {dtype: number for number, dtype in GE_DTYPES.items()}

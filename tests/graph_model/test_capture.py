@@ -11,12 +11,12 @@ import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.families import family_of
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.quantization.linears import HEAD, SCHEMES, Quantization
-from graph_model.weights import CheckpointTensor, evaluate
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.quantization.linears import HEAD, SCHEMES, Quantization
+from graph_gemma.graph_model.weights import CheckpointTensor, evaluate
 
 aten = torch.ops.aten
 KV_CACHE = KVCacheConfig(num_blocks=8, block_size=16)
@@ -119,13 +119,13 @@ def test_the_graph_computes_the_logits_of_transformers(name: str) -> None:
 FULL_SIZE = """
 import json, resource, sys
 import torch
-from graph_model import ops
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.config import GEMMA_2B, GEMMA_7B
-from graph_model.graph import KVCacheConfig
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.config import GEMMA_2B, GEMMA_7B
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
 
 def peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from support.chips import with_limits, without
 
-from graph_model.ascend.legality import check_model, check_quantization
-from graph_model.ascend.ops.attention_choice import choose_attention
-from graph_model.ascend.ops.collective import check_matmul_all_reduce
-from graph_model.ascend.ops.rotary import fused_rotary
-from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
-from graph_model.chips.chip import Limits, Rates
-from graph_model.chips.registry import CHIPS, find_soc
-from graph_model.errors import UserError
-from graph_model.quantization.linears import Quantization
-from passes.ascend.attention import AscendFusedAttention
-from passes.ascend.flat_attention import AscendFlatAttention
-from runners.backends.torchair import AscendOptions, kernel_passes
+from graph_gemma.graph_model.ascend.legality import check_model, check_quantization
+from graph_gemma.graph_model.ascend.ops.attention_choice import choose_attention
+from graph_gemma.graph_model.ascend.ops.collective import check_matmul_all_reduce
+from graph_gemma.graph_model.ascend.ops.rotary import fused_rotary
+from graph_gemma.graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
+from graph_gemma.graph_model.chips.chip import Limits, Rates
+from graph_gemma.graph_model.chips.registry import CHIPS, find_soc
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.passes.ascend.attention import AscendFusedAttention
+from graph_gemma.passes.ascend.flat_attention import AscendFlatAttention
+from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
 
 ROOT = Path(__file__).parents[2]
 FUSED = "FusedInferAttentionScore"
@@ -48,7 +48,7 @@ def test_every_file_of_a_chip_is_registered() -> None:
     registry = ast.parse((ROOT / "graph_model" / "chips" / "registry.py").read_text(encoding="utf-8"))
     imported = {node.module for node in ast.walk(registry) if isinstance(node, ast.ImportFrom)}
     assert files
-    assert {f"graph_model.chips.{file}" for file in files} <= imported
+    assert {f"graph_gemma.graph_model.chips.{file}" for file in files} <= imported
 
 
 def test_the_recipe_for_a_chip(monkeypatch: pytest.MonkeyPatch) -> None:

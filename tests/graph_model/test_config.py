@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.configs import TINY_CONFIGS
 
-from graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig
-from graph_model.config_file import from_json, read_config
-from graph_model.errors import UserError
+from graph_gemma.graph_model.config import DTYPES, GEMMA_2B, GEMMA_7B, GemmaConfig
+from graph_gemma.graph_model.config_file import from_json, read_config
+from graph_gemma.graph_model.errors import UserError
 
 # As transformers 4 wrote the checkpoints of Gemma.
 TRANSFORMERS_4: dict[str, Any] = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from graph_model.errors import shown
+from graph_gemma.graph_model.errors import shown
 
 
 @pytest.mark.parametrize("value", [None, True, 7, -1.5, "a'b", [1, "x"], {"a": [1, 2]}, b"\x00", (1, 2)])

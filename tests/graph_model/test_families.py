@@ -10,8 +10,8 @@ import torch
 from support.configs import TINY_CONFIGS
 from support.graphs import CASES, FLOAT32, Case
 
-from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
-from graph_model.families import family_of
+from graph_gemma.graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
+from graph_gemma.graph_model.families import family_of
 
 aten = torch.ops.aten
 CONFIGS = {**TINY_CONFIGS, "2b": GEMMA_2B, "7b": GEMMA_7B}

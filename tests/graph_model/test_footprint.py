@@ -11,17 +11,17 @@ import pytest
 import torch
 from support.configs import TINY_CONFIGS
 
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.config import GemmaConfig
-from graph_model.footprint import cache_token_bytes, num_parameters, rank_weights, weight_bytes
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.quantization.linears import SCHEMES, Quantization, select_linears
-from graph_model.quantization.schemes import find_scheme
-from graph_model.tensor_parallel import WHOLE, Shard
-from graph_model.weights import CausalMask, Concat, Constant, Expression, InverseFrequencies
-from passes.framework.manager import run_passes
-from passes.pipeline import PASSES, build_passes
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.footprint import cache_token_bytes, num_parameters, rank_weights, weight_bytes
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.quantization.linears import SCHEMES, Quantization, select_linears
+from graph_gemma.graph_model.quantization.schemes import find_scheme
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.graph_model.weights import CausalMask, Concat, Constant, Expression, InverseFrequencies
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import PASSES, build_passes
 
 DTYPE = torch.bfloat16
 CONFIG = replace(TINY_CONFIGS["grouped_kv_heads"], num_hidden_layers=1, attention_bias=True)

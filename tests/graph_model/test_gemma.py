@@ -12,10 +12,10 @@ from support.checkpoints import is_known, make_model
 from support.configs import LATER_CONFIGS, TINY_CONFIGS
 from support.token_rule import ROUNDS_ONCE, count_ties
 
-from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
-from graph_model.families import family_of
-from graph_model.families.definition import GemmaRMSNorm, rotary_tables, round_to_dtype
-from graph_model.families.layer import Rotary
+from graph_gemma.graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.families.definition import GemmaRMSNorm, rotary_tables, round_to_dtype
+from graph_gemma.graph_model.families.layer import Rotary
 
 CONFIGS = {**TINY_CONFIGS, **LATER_CONFIGS}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import make_checkpoint, make_model
 from support.configs import LATER_CONFIGS, TINY_CONFIGS
 
-from graph_model.errors import UserError
-from graph_model.families import family_of
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantizer import Float16Report, QuantizerOptions, largest_values, quantize_checkpoint
-from graph_model.quantizer.largest_values import LargestValues
-from graph_model.residual_scale import DEFAULT_EXPONENT, HEADROOM, MOST_EXPONENT, recommended_exponent
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantizer import Float16Report, QuantizerOptions, largest_values, quantize_checkpoint
+from graph_gemma.graph_model.quantizer.largest_values import LargestValues
+from graph_gemma.graph_model.residual_scale import DEFAULT_EXPONENT, HEADROOM, MOST_EXPONENT, recommended_exponent
 
 CONFIGS = {"gemma": TINY_CONFIGS["attention_bias"], **LATER_CONFIGS}
 SEQUENCES = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (20, 33, 7)]

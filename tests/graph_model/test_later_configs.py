@@ -9,11 +9,11 @@ import pytest
 import torch
 from support.configs import LATER_CONFIGS
 
-from graph_model.config import NAMED_CONFIGS, Gemma2Config, Gemma3Config, GemmaConfig, layer_types
-from graph_model.config_file import from_json
-from graph_model.errors import UserError
-from graph_model.families import family_of
-from runners.backends.transformers_import import import_transformers
+from graph_gemma.graph_model.config import NAMED_CONFIGS, Gemma2Config, Gemma3Config, GemmaConfig, layer_types
+from graph_gemma.graph_model.config_file import from_json
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.runners.backends.transformers_import import import_transformers
 
 GEMMA2 = {"model_type": "gemma2", "num_hidden_layers": 4}
 GEMMA3 = {"model_type": "gemma3_text", "num_hidden_layers": 4}

@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import make_checkpoint, make_model, write_random_checkpoint
 from support.configs import LATER_CONFIGS, TINY_CONFIGS
 
-from graph_model.checkpoint import open_checkpoint
-from graph_model.config import GemmaConfig
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
-from graph_model.families import family_of
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantizer import QuantizerOptions, layers, quantize_checkpoint
-from graph_model.quantizer.layers import embed, run_layer
-from graph_model.quantizer.ranges import activation_scale, scale_of_range
-from graph_model.quantizer.smooth_layer import smooth_layer
-from graph_model.quantizer.smoothing import migrate_norm, norm_limit
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantizer import QuantizerOptions, layers, quantize_checkpoint
+from graph_gemma.graph_model.quantizer.layers import embed, run_layer
+from graph_gemma.graph_model.quantizer.ranges import activation_scale, scale_of_range
+from graph_gemma.graph_model.quantizer.smooth_layer import smooth_layer
+from graph_gemma.graph_model.quantizer.smoothing import migrate_norm, norm_limit
 
 CONFIG = replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2)
 FAMILY = family_of(CONFIG)
@@ -271,9 +271,9 @@ QUANTIZE = """
 import sys
 from pathlib import Path
 
-from graph_model.config_file import read_config
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantizer import QuantizerOptions, quantize_checkpoint
 
 
 def status(field):

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from support.configs import TINY_CONFIGS
 
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
-from graph_model.stated import ends_by_file, stated_dtype
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.stated import ends_by_file, stated_dtype
 
 RAW = TINY_CONFIGS["wide_heads"].to_json()
 

@@ -12,15 +12,15 @@ from support.configs import TINY_CONFIGS
 from support.graphs import BUCKETS, KV_CACHE
 from toy_family import Toy, ToyConfig, ToyForCausalLM
 
-from graph_model import ops
-from graph_model.capture import capture
-from graph_model.checkpoint import expected_tensors
-from graph_model.families import FAMILIES, family_of
-from graph_model.quantization.linears import linear_paths
-from passes.check import check_passes
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.checkpoint import expected_tensors
+from graph_gemma.graph_model.families import FAMILIES, family_of
+from graph_gemma.graph_model.quantization.linears import linear_paths
+from graph_gemma.passes.check import check_passes
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
 
 LAYERS = 2
 CONFIG = ToyConfig(**{**asdict(TINY_CONFIGS["grouped_kv_heads"]), "num_hidden_layers": LAYERS})

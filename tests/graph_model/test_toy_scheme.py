@@ -20,22 +20,22 @@ WALK = """
 import sys
 from pathlib import Path
 
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.checkpoint import expected_tensors, open_checkpoint, save_checkpoint
-from graph_model.config import GemmaConfig
-from graph_model.config_file import read_config
-from graph_model.footprint import rank_weights
-from graph_model.graph import KVCacheConfig
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
-from graph_model.tensor_parallel import Shard
-from passes.check import BUCKETS, check_passes
-from passes.framework.manager import run_passes
-from passes.pipeline import PASSES, build_passes
-from runners.llm import LLM
-from runners.llm.random_weights import random_weights
-from runners.engine.sampling_params import SamplingParams
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.checkpoint import expected_tensors, open_checkpoint, save_checkpoint
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.footprint import rank_weights
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.passes.check import BUCKETS, check_passes
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import PASSES, build_passes
+from graph_gemma.runners.llm import LLM
+from graph_gemma.runners.llm.random_weights import random_weights
+from graph_gemma.runners.engine.sampling_params import SamplingParams
 
 import torch
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graph_model.quantization.int8 import ChannelScale, QuantizedWeight
-from graph_model.weights import (
+from graph_gemma.graph_model.quantization.int8 import ChannelScale, QuantizedWeight
+from graph_gemma.graph_model.weights import (
     CheckpointTensor,
     Concat,
     Expression,

@@ -9,9 +9,15 @@ import pytest
 import torch
 from support.kills import kill_at_each_call
 
-from graph_model import whole_files
-from graph_model.checkpoint.writer import save_checkpoint
-from graph_model.whole_files import publish_directory, remove_leftovers, replace_files, staging_directory, write_file
+from graph_gemma.graph_model import whole_files
+from graph_gemma.graph_model.checkpoint.writer import save_checkpoint
+from graph_gemma.graph_model.whole_files import (
+    publish_directory,
+    remove_leftovers,
+    replace_files,
+    staging_directory,
+    write_file,
+)
 
 
 def content(directory: Path) -> dict[str, str]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from graph_model.config import GemmaConfig
-from graph_model.families import FAMILIES, Layer
-from graph_model.families.definition import GemmaForCausalLM
-from graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
-from graph_model.families.layer import Rotary
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families import FAMILIES, Layer
+from graph_gemma.graph_model.families.definition import GemmaForCausalLM
+from graph_gemma.graph_model.families.gemma import GemmaFamily, gemma_attention, gemma_layer
+from graph_gemma.graph_model.families.layer import Rotary
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from graph_model.quantization.int8 import Dequantized, channel_scale
-from graph_model.quantization.scheme import ActivationScale, Dialect
-from graph_model.quantization.w8a16 import W8A16
-from graph_model.weights import CheckpointTensor, Expression, Read, RowwiseExpression
+from graph_gemma.graph_model.quantization.int8 import Dequantized, channel_scale
+from graph_gemma.graph_model.quantization.scheme import ActivationScale, Dialect
+from graph_gemma.graph_model.quantization.w8a16 import W8A16
+from graph_gemma.graph_model.weights import CheckpointTensor, Expression, Read, RowwiseExpression
 
 
 class W6A16(W8A16):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from support.graphs import CASES, FLOAT32, LAYERS, Case, find, rewrite
 
-from graph_model import ops
-from passes.add_rms_norm import AddRMSNorm
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
+from graph_gemma.graph_model import ops
+from graph_gemma.passes.add_rms_norm import AddRMSNorm
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
 
 aten = torch.ops.aten
 

@@ -7,7 +7,16 @@ import json
 import pytest
 import torch
 
-from graph_model.weights import CausalMask, CheckpointTensor, Expression, OnePlus, Rounded, evaluate, from_json, to_json
+from graph_gemma.graph_model.weights import (
+    CausalMask,
+    CheckpointTensor,
+    Expression,
+    OnePlus,
+    Rounded,
+    evaluate,
+    from_json,
+    to_json,
+)
 
 FACTOR = OnePlus(CheckpointTensor("norm.weight", (3,), torch.bfloat16))
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from support.graphs import CASES, LAYERS, Case, find, replace_call, rewrite
 
-from graph_model.graph import ModelGraph
-from passes.canonicalize import Canonicalize
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.canonicalize import Canonicalize
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
 
 aten = torch.ops.aten
 SPELLINGS = ("aten.chunk", "aten.unflatten.int", "aten.flatten.using_ints", "aten._assert_tensor_metadata")

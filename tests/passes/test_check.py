@@ -12,23 +12,23 @@ from support.configs import TINY_CONFIGS
 from support.graphs import BFLOAT16, BUCKETS, FLOAT32, find, replace_call
 from torch import fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from graph_model.numerics import TOLERANCE, difference
-from passes.check import PassChecker, check_passes, example_inputs
-from passes.fold_dequantize import FoldDequantize
-from passes.fold_quantize import FoldQuantize
-from passes.framework.contract import Matches, Pass, PassError, Tier
-from passes.framework.manager import run_passes
-from passes.framework.matches import ONCE, per_model
-from passes.gelu_and_mul import GeluAndMul
-from passes.insert_quantization import InsertQuantization
-from passes.paged_attention import PagedAttention
-from passes.pipeline import DEFAULT_PASSES
-from passes.quantize_cache import QuantizeCache
-from passes.rotary import Rotary
-from passes.scale_residual import ScaleResidual
-from passes.softcap import Softcap
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.numerics import TOLERANCE, difference
+from graph_gemma.passes.check import PassChecker, check_passes, example_inputs
+from graph_gemma.passes.fold_dequantize import FoldDequantize
+from graph_gemma.passes.fold_quantize import FoldQuantize
+from graph_gemma.passes.framework.contract import Matches, Pass, PassError, Tier
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.framework.matches import ONCE, per_model
+from graph_gemma.passes.gelu_and_mul import GeluAndMul
+from graph_gemma.passes.insert_quantization import InsertQuantization
+from graph_gemma.passes.paged_attention import PagedAttention
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
+from graph_gemma.passes.quantize_cache import QuantizeCache
+from graph_gemma.passes.rotary import Rotary
+from graph_gemma.passes.scale_residual import ScaleResidual
+from graph_gemma.passes.softcap import Softcap
 
 aten = torch.ops.aten
 QUANTIZING = (QuantizeCache, InsertQuantization, FoldDequantize, FoldQuantize)  # they leave float graphs alone

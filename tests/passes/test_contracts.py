@@ -17,21 +17,21 @@ from support.configs import LATER_CONFIGS
 from support.graphs import FLOAT32, QUANTIZED_CASES, Case
 from torch import fx
 
-import passes
-from graph_model import ops
-from graph_model.chips.registry import find_soc
-from graph_model.errors import UserError
-from graph_model.graph import ModelGraph
-from graph_model.quantization.linears import Quantization
-from graph_model.tensor_parallel import Shard
-from passes.check import PassChecker
-from passes.cpu.native_int8_linear import NativeInt8Linear
-from passes.cpu.onednn_linear import OneDNNLinear
-from passes.framework.contract import Pass, PassError, out_of_order
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES, PASSES, build_passes
-from passes.recognize import Recognize
-from passes.shard_tensor_parallel import ShardTensorParallel
+from graph_gemma import passes
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.passes.check import PassChecker
+from graph_gemma.passes.cpu.native_int8_linear import NativeInt8Linear
+from graph_gemma.passes.cpu.onednn_linear import OneDNNLinear
+from graph_gemma.passes.framework.contract import Pass, PassError, out_of_order
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, PASSES, build_passes
+from graph_gemma.passes.recognize import Recognize
+from graph_gemma.passes.shard_tensor_parallel import ShardTensorParallel
 
 aten = torch.ops.aten
 SHARD = Shard(1, 2)
@@ -105,7 +105,7 @@ def hide(graph: ModelGraph, nodes: list[fx.Node], keep_op: bool) -> None:
 
 def without_chip(graph_pass: Pass) -> Pass:
     """A pass of a chip's kernels whose rewrite needs no kernel: how often it matches is what counts."""
-    if not type(graph_pass).__module__.startswith("passes.ascend"):
+    if not type(graph_pass).__module__.startswith("graph_gemma.passes.ascend"):
         return graph_pass
     stub = type("Stub", (type(graph_pass),), {"rewrite": lambda *_: None})
     stubbed: Pass = object.__new__(stub)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from support.graphs import BFLOAT16, CASES, Case, find, replace_call, rewrite
 
-from graph_model.weights import InverseFrequencies
-from passes.fold_inv_freq import FoldInvFreq
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
+from graph_gemma.graph_model.weights import InverseFrequencies
+from graph_gemma.passes.fold_inv_freq import FoldInvFreq
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
 
 aten = torch.ops.aten
 CHAIN = ("aten.arange.start_step", "aten.div.Tensor", "aten.pow.Scalar", "aten.reciprocal")

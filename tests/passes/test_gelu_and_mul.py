@@ -6,9 +6,9 @@ import pytest
 import torch
 from support.graphs import CASES, FLOAT32, LAYERS, Case, find, replace_call, rewrite
 
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
-from passes.gelu_and_mul import GeluAndMul
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.gelu_and_mul import GeluAndMul
 
 aten = torch.ops.aten
 

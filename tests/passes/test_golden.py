@@ -17,14 +17,14 @@ WRITE = """
 import sys
 from pathlib import Path
 import torch
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.config import GemmaConfig
-from graph_model.graph import KVCacheConfig
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.tensor_parallel import Shard
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES, build_passes
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, build_passes
 
 torch.set_num_threads(1)
 config = GemmaConfig(

@@ -6,9 +6,9 @@ import pytest
 import torch
 from support.graphs import BUCKETS, CASES, FLOAT32, LAYERS, Case, find, rewrite
 
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
-from passes.last_token import LastToken
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.last_token import LastToken
 
 aten = torch.ops.aten
 

@@ -12,18 +12,18 @@ from support.checkpoints import make_model
 from support.configs import LATER_CONFIGS
 from support.graphs import BUCKETS, KV_CACHE
 
-from graph_model import ops
-from graph_model.capture import capture
-from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
-from graph_model.families import Attention, definition, family_of
-from graph_model.graph import ModelGraph
-from graph_model.quantization.linears import Quantization
-from graph_model.weights import InverseFrequencies
-from passes.check import check_passes
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
-from passes.select_token import SelectToken
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
+from graph_gemma.graph_model.families import Attention, definition, family_of
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.weights import InverseFrequencies
+from graph_gemma.passes.check import check_passes
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
+from graph_gemma.passes.select_token import SelectToken
 
 PASSES = [cls() for cls in DEFAULT_PASSES]
 

@@ -14,21 +14,21 @@ from omegaconf import OmegaConf
 from support.graphs import BFLOAT16, CASES, FLOAT32, LAYERS, Case, find, replace_call
 from torch import fx
 
-import conf
-from graph_model import ops
-from graph_model.errors import UserError
-from graph_model.graph import ModelGraph
-from graph_model.tensor_parallel import Shard
-from graph_model.weights import InverseFrequencies, OnePlus
-from passes.framework.attributes import check_attributes, find_attributes
-from passes.framework.contract import Matches, Pass, PassError, Tier
-from passes.framework.manager import run_passes
-from passes.framework.matches import ONCE, per_model
-from passes.gelu_and_mul import GeluAndMul
-from passes.pipeline import DEFAULT_PASSES, KERNEL_OPTIONS, PASSES, build_kernel_options, build_passes
-from passes.rms_norm import RMSNorm
-from passes.scale_residual import ScaleResidual
-from passes.select_token import SelectToken
+from graph_gemma import conf
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.graph_model.weights import InverseFrequencies, OnePlus
+from graph_gemma.passes.framework.attributes import check_attributes, find_attributes
+from graph_gemma.passes.framework.contract import Matches, Pass, PassError, Tier
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.framework.matches import ONCE, per_model
+from graph_gemma.passes.gelu_and_mul import GeluAndMul
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, KERNEL_OPTIONS, PASSES, build_kernel_options, build_passes
+from graph_gemma.passes.rms_norm import RMSNorm
+from graph_gemma.passes.scale_residual import ScaleResidual
+from graph_gemma.passes.select_token import SelectToken
 
 aten = torch.ops.aten
 ALL: dict[str, dict[str, Any]] = {cls.name: {"enabled": True} for cls in DEFAULT_PASSES}

@@ -7,11 +7,11 @@ import torch
 from support.graphs import BFLOAT16, CASES, FLOAT32, LAYERS, Case, find, replace_call, rewrite
 from torch import fx
 
-from graph_model.graph import ModelGraph
-from graph_model.weights import Concat
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
-from passes.merge_projections import MergeGateUp, MergeQKV
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import Concat
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.merge_projections import MergeGateUp, MergeQKV
 
 aten = torch.ops.aten
 

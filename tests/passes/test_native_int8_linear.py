@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from support.graphs import LAYERS, QUANTIZED_CASES, Case, count
 
-from graph_model.bucket import Bucket
-from passes.check import PassChecker
-from passes.cpu.native_int8_linear import NativeInt8Linear
-from passes.framework.manager import run_passes
-from passes.select_token import SelectToken
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.passes.check import PassChecker
+from graph_gemma.passes.cpu.native_int8_linear import NativeInt8Linear
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.select_token import SelectToken
 
 MANY_ROWS = Bucket("extend", batch=2, chunk=16, max_blocks_per_seq=2)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from support.graphs import CASES, LAYERS, Case, count, rewrite
 
-from graph_model import ops
-from passes.check import PassChecker
-from passes.cpu.onednn_linear import OneDNNLinear
-from passes.framework.manager import run_passes
-from passes.select_token import SelectToken
+from graph_gemma.graph_model import ops
+from graph_gemma.passes.check import PassChecker
+from graph_gemma.passes.cpu.onednn_linear import OneDNNLinear
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.select_token import SelectToken
 
 
 @pytest.mark.parametrize("bucket", ["prefill", "decode"])

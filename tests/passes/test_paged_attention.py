@@ -9,11 +9,11 @@ import pytest
 import torch
 from support.graphs import BUCKETS, CASES, FLOAT32, KV_CACHE, LAYERS, Case, find, rewrite
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
-from passes.paged_attention import PagedAttention
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.paged_attention import PagedAttention
 
 aten = torch.ops.aten
 INPUTS = {

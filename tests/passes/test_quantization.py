@@ -22,21 +22,21 @@ from support.graphs import (
 )
 from torch import fx
 
-from graph_model import ops
-from graph_model.errors import UserError
-from graph_model.graph import ModelGraph
-from graph_model.numerics import TOLERANCE
-from graph_model.quantization.int8 import Dequantized
-from graph_model.quantization.linears import Quantization, linear_paths, select_linears
-from graph_model.quantization.w8a8 import DequantizedBias
-from passes.check import PassChecker, example_inputs
-from passes.fold_dequantize import FoldDequantize
-from passes.fold_quantize import FoldQuantize
-from passes.framework.contract import PassError, Tier
-from passes.framework.integers import SAME, IntegerBound, IntegerDifference
-from passes.framework.manager import run_passes
-from passes.insert_quantization import InsertQuantization
-from passes.pipeline import DEFAULT_PASSES, build_passes
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.numerics import TOLERANCE
+from graph_gemma.graph_model.quantization.int8 import Dequantized
+from graph_gemma.graph_model.quantization.linears import Quantization, linear_paths, select_linears
+from graph_gemma.graph_model.quantization.w8a8 import DequantizedBias
+from graph_gemma.passes.check import PassChecker, example_inputs
+from graph_gemma.passes.fold_dequantize import FoldDequantize
+from graph_gemma.passes.fold_quantize import FoldQuantize
+from graph_gemma.passes.framework.contract import PassError, Tier
+from graph_gemma.passes.framework.integers import SAME, IntegerBound, IntegerDifference
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.insert_quantization import InsertQuantization
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, build_passes
 
 aten = torch.ops.aten
 STATIC, _, DYNAMIC, WEIGHTS, _ = QUANTIZED_CASES.values()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from support.graphs import BFLOAT16, FLOAT32, LAYERS, Case, rewrite
 
-from graph_model import ops
-from graph_model.quantization.linears import Quantization
-from passes.quantize_cache import QuantizeCache
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.passes.quantize_cache import QuantizeCache
 
 GENERATOR = torch.Generator().manual_seed(0)
 

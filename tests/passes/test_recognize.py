@@ -7,16 +7,16 @@ import torch
 from support.graphs import BFLOAT16, FLOAT32, LAYERS, Case, find
 from torch import fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from passes.check import PassChecker
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
-from passes.gelu_and_mul import GeluAndMul
-from passes.paged_attention import PagedAttention
-from passes.recognize import Recognize
-from passes.rms_norm import RMSNorm
-from passes.rotary import Rotary
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.check import PassChecker
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.gelu_and_mul import GeluAndMul
+from graph_gemma.passes.paged_attention import PagedAttention
+from graph_gemma.passes.recognize import Recognize
+from graph_gemma.passes.rms_norm import RMSNorm
+from graph_gemma.passes.rotary import Rotary
 
 aten = torch.ops.aten
 

@@ -11,11 +11,11 @@ from support.configs import TINY_CONFIGS
 from support.graphs import make_caches, run_graph
 from torch import Tensor
 
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.graph import KVCacheConfig, ModelGraph
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
 
 KV_CACHE = KVCacheConfig(num_blocks=8, block_size=16)
 PREFILL = Bucket("prefill", batch=2, chunk=16, max_blocks_per_seq=0, logprobs=0)

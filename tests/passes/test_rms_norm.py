@@ -9,12 +9,12 @@ import torch
 from support.graphs import BFLOAT16, CASES, FLOAT32, LAYERS, Case, find, replace_call, rewrite
 from torch import fx
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from graph_model.weights import OnePlus
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
-from passes.rms_norm import RMSNorm
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.weights import OnePlus
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.rms_norm import RMSNorm
 
 aten = torch.ops.aten
 NORMS = 2 * LAYERS + 1

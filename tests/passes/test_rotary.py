@@ -8,11 +8,11 @@ import pytest
 import torch
 from support.graphs import BFLOAT16, CASES, LAYERS, Case, find, rewrite
 
-from graph_model import ops
-from graph_model.graph import ModelGraph
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
-from passes.rotary import Rotary
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.rotary import Rotary
 
 aten = torch.ops.aten
 ROTATIONS = 2 * LAYERS

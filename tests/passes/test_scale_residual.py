@@ -12,18 +12,18 @@ from support.configs import LATER_CONFIGS, TINY_CONFIGS
 from support.graphs import BUCKETS, Case, rewrite
 from torch import Tensor
 
-from graph_model import ops
-from graph_model.capture import capture
-from graph_model.errors import UserError
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.numerics import TOLERANCE
-from graph_model.residual_scale import MOST_EXPONENT
-from graph_model.weights import OnePlus, evaluate
-from passes.framework.attributes import check_attributes
-from passes.framework.contract import Pass, PassError
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
-from passes.scale_residual import ScaleResidual
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.numerics import TOLERANCE
+from graph_gemma.graph_model.residual_scale import MOST_EXPONENT
+from graph_gemma.graph_model.weights import OnePlus, evaluate
+from graph_gemma.passes.framework.attributes import check_attributes
+from graph_gemma.passes.framework.contract import Pass, PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
+from graph_gemma.passes.scale_residual import ScaleResidual
 
 HALF = torch.float16
 CASES = {name: Case(config.of_layers(range(2)), HALF) for name, config in LATER_CONFIGS.items()}

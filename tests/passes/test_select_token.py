@@ -8,10 +8,10 @@ import pytest
 import torch
 from support.graphs import BUCKETS, CASES, FLOAT32, Case, rewrite
 
-from graph_model import ops
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
-from passes.select_token import SelectToken
+from graph_gemma.graph_model import ops
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.select_token import SelectToken
 
 
 @pytest.mark.parametrize("bucket", ["prefill", "extend", "decode"])

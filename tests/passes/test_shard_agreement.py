@@ -19,21 +19,21 @@ import torch
 from support.ranks import run_ranks
 from torch import Tensor, fx
 
-from graph_model import ops
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.checkpoint import Checkpoint, open_checkpoint
-from graph_model.config_file import read_config
-from graph_model.graph import KVCacheConfig
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
-from graph_model.tensor_parallel import WHOLE, Shard
-from graph_model.weights import Part, evaluate
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES, build_passes
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.training.tokenizer import load_tokenizer
-from runners.demo.world import calibration_texts, held_out_stories
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.checkpoint import Checkpoint, open_checkpoint
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.graph_model.weights import Part, evaluate
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, build_passes
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.training.tokenizer import load_tokenizer
+from graph_gemma.runners.demo.world import calibration_texts, held_out_stories
 
 aten = torch.ops.aten
 # The passes up to the caches: a graph of whole sequences that returns all logits.

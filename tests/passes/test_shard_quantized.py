@@ -12,23 +12,23 @@ from support.graphs import BFLOAT16, BUCKETS, KV_CACHE, count, find, run_graph
 from support.ranks import part_reader, run_ranks
 from torch import Tensor
 
-from graph_model import ops
-from graph_model.capture import capture
-from graph_model.families import family_of
-from graph_model.graph import ModelGraph
-from graph_model.quantization.linears import Quantization, linear_paths, select_linears
-from graph_model.quantization.w8a8 import PartialBias
-from graph_model.tensor_parallel import WHOLE, Shard
-from graph_model.weights import Part, Read, evaluate, expressions, from_json, to_json
-from passes.check import example_inputs
-from passes.cpu.onednn_linear import OneDNNLinear
-from passes.cpu.skinny_linear import SkinnyLinear
-from passes.cpu.tiled_linear import TiledLinear
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES, build_passes
-from passes.select_token import SelectToken
-from passes.shard_token_selection import ShardTokenSelection
-from runners.llm.random_weights import random_weights
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.quantization.linears import Quantization, linear_paths, select_linears
+from graph_gemma.graph_model.quantization.w8a8 import PartialBias
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.graph_model.weights import Part, Read, evaluate, expressions, from_json, to_json
+from graph_gemma.passes.check import example_inputs
+from graph_gemma.passes.cpu.onednn_linear import OneDNNLinear
+from graph_gemma.passes.cpu.skinny_linear import SkinnyLinear
+from graph_gemma.passes.cpu.tiled_linear import TiledLinear
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, build_passes
+from graph_gemma.passes.select_token import SelectToken
+from graph_gemma.passes.shard_token_selection import ShardTokenSelection
+from graph_gemma.runners.llm.random_weights import random_weights
 
 SIXTEEN_BIT = [torch.float16, torch.bfloat16]
 CONFIG = replace(TINY_CONFIGS["grouped_kv_heads"], num_hidden_layers=1)

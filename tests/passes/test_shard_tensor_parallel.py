@@ -15,25 +15,25 @@ from support.models import build_model
 from support.ranks import part_reader, run_ranks
 from torch import Tensor
 
-from graph_model.bucket import BucketTable
-from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
-from graph_model.errors import UserError
-from graph_model.families import family_of
-from graph_model.footprint import num_parameters
-from graph_model.graph import ModelGraph
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.tensor_parallel import WHOLE, Shard, check_world_size, legal_world_sizes
-from graph_model.weights import Constant, PaddingMask, evaluate
-from graph_model.weights.expressions import from_json, to_json
-from passes.check import Comparison, PassChecker
-from passes.framework.contract import Pass
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES, build_passes
-from runners.backends.eager import EagerBackend
-from runners.compile import CompiledModel
-from runners.engine.driver import EngineDriver
-from runners.engine.sampling_params import SamplingParams
-from runners.engine.scoring import ScoreRequest
+from graph_gemma.graph_model.bucket import BucketTable
+from graph_gemma.graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.footprint import num_parameters
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard, check_world_size, legal_world_sizes
+from graph_gemma.graph_model.weights import Constant, PaddingMask, evaluate
+from graph_gemma.graph_model.weights.expressions import from_json, to_json
+from graph_gemma.passes.check import Comparison, PassChecker
+from graph_gemma.passes.framework.contract import Pass
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, build_passes
+from graph_gemma.runners.backends.eager import EagerBackend
+from graph_gemma.runners.compile import CompiledModel
+from graph_gemma.runners.engine.driver import EngineDriver
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.engine.scoring import ScoreRequest
 
 SETTINGS: dict[str, dict[str, bool]] = {cls.name: {} for cls in DEFAULT_PASSES}
 BIASED = Case(replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2), torch.float32)  # two key heads

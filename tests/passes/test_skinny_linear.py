@@ -6,12 +6,12 @@ import pytest
 import torch
 from support.graphs import CASES, LAYERS, Case, count
 
-from graph_model.bucket import Bucket
-from passes.check import PassChecker
-from passes.cpu.skinny_linear import SkinnyLinear
-from passes.cpu.tiled_linear import TiledLinear
-from passes.framework.manager import run_passes
-from passes.select_token import SelectToken
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.passes.check import PassChecker
+from graph_gemma.passes.cpu.skinny_linear import SkinnyLinear
+from graph_gemma.passes.cpu.tiled_linear import TiledLinear
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.select_token import SelectToken
 
 SIXTEEN_BIT = {name: case for name, case in CASES.items() if case.dtype != torch.float32}
 

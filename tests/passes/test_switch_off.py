@@ -10,11 +10,11 @@ import torch
 from support.graphs import BFLOAT16, BUCKETS, CASES, Case, run_graph
 from torch import Tensor
 
-from graph_model.numerics import TOLERANCE
-from passes.check import example_inputs
-from passes.framework.attributes import check_attributes
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES, build_passes
+from graph_gemma.graph_model.numerics import TOLERANCE
+from graph_gemma.passes.check import example_inputs
+from graph_gemma.passes.framework.attributes import check_attributes
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, build_passes
 
 # Greedy steps of every phase and a sampled one, each with the log-probabilities of the whole vocabulary.
 PHASES = {

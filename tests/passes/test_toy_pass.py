@@ -15,11 +15,11 @@ from support.checkout import ROOT, import_path
 from support.graphs import FLOAT32, LAYERS, find
 from toy_pass import SwapSums
 
-from graph_model.graph import ModelGraph
-from passes.add_rms_norm import AddRMSNorm
-from passes.check import PassChecker
-from passes.framework.contract import PassError
-from passes.framework.manager import run_passes
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.add_rms_norm import AddRMSNorm
+from graph_gemma.passes.check import PassChecker
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.passes.framework.manager import run_passes
 
 TOY = Path(__file__).with_name("toy_pass.py")
 NAME = "swap_sums"
@@ -62,7 +62,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(TOY, root / source)
     text = (root / pipeline).read_text(encoding="utf-8")
     for line, before in (
-        (f"from passes.{NAME} import SwapSums\n", "\nDEFAULT_PASSES"),
+        (f"from graph_gemma.passes.{NAME} import SwapSums\n", "\nDEFAULT_PASSES"),
         ("    SwapSums,\n", "    QuantizeCache,\n"),
     ):
         assert text.count(before) == 1
@@ -86,7 +86,9 @@ def test_the_recipe_is_three_files() -> None:
 
 
 def test_the_config_lists_it_and_contracts_find_it(copy: Path) -> None:
-    assert run(copy, "-m", "runners.settings.conf_files").split() == [str(copy / "conf" / "passes" / "default.yaml")]
+    assert run(copy, "-m", "graph_gemma.runners.settings.conf_files").split() == [
+        str(copy / "conf" / "passes" / "default.yaml")
+    ]
     assert f"passes.{NAME}.enabled=true" in run(copy, "runners/infer.py", "--help")
     contracts = run(copy, "-m", "pytest", "tests/passes/test_contracts.py", "-k", f"{NAME} or pass_is_found")
     assert re.search(r"\b4 passed", contracts)

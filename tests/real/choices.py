@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from runners.engine import ScoreRequest
-from runners.llm import LLM
+from graph_gemma.runners.engine import ScoreRequest
+from graph_gemma.runners.llm import LLM
 from tests.real.material import Material
 
 TASK = "piqa/rc_0shot"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runners.io.tokenizer import load_tokenizer
+from graph_gemma.runners.io.tokenizer import load_tokenizer
 from tests.real.material import Material, run
 from tests.real.prompts import SHORT, long_text
 from tests.real.report import Lines

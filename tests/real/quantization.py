@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from graph_model.checkpoint import open_checkpoint
-from graph_model.config_file import read_config
-from graph_model.families import family_of
-from graph_model.quantization.int8 import quantize_weight
-from graph_model.quantizer import Float16Report, largest_values
-from graph_model.quantizer.layers import embed, run_layer
-from graph_model.quantizer.ranges import activation_scale, outlier_ratio, sqnr
-from graph_model.residual_scale import DEFAULT_EXPONENT
-from runners.engine import ScoreRequest
-from runners.io.tokenizer import load_tokenizer
-from runners.llm import LLM
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.quantization.int8 import quantize_weight
+from graph_gemma.graph_model.quantizer import Float16Report, largest_values
+from graph_gemma.graph_model.quantizer.layers import embed, run_layer
+from graph_gemma.graph_model.quantizer.ranges import activation_scale, outlier_ratio, sqnr
+from graph_gemma.graph_model.residual_scale import DEFAULT_EXPONENT
+from graph_gemma.runners.engine import ScoreRequest
+from graph_gemma.runners.io.tokenizer import load_tokenizer
+from graph_gemma.runners.llm import LLM
 from tests.real.choices import MAX_TOKENS, Answers, Item, answer, compared, read_items
 from tests.real.material import Material, run
 from tests.real.report import Lines

@@ -6,12 +6,12 @@ import json
 import random
 from typing import Any
 
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
-from graph_model.gguf.header import Header
-from graph_model.gguf.tokenizer import tokenizer_files
-from runners.io.prompts import read_prompts
-from runners.io.tokenizer import load_tokenizer
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.gguf.header import Header
+from graph_gemma.graph_model.gguf.tokenizer import tokenizer_files
+from graph_gemma.runners.io.prompts import read_prompts
+from graph_gemma.runners.io.tokenizer import load_tokenizer
 from tests.real.material import Material
 from tests.real.report import Lines
 

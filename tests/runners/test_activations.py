@@ -13,8 +13,8 @@ from support.cli import CommandResult, run_command
 from support.configs import LATER_CONFIGS
 from support.tokenizers import make_tokenizer
 
-from runners.activations import activations
-from runners.infer import infer
+from graph_gemma.runners.activations import activations
+from graph_gemma.runners.infer import infer
 
 
 @pytest.fixture

@@ -17,10 +17,10 @@ from support.chip_processes import A2
 from support.standin_commands import PROMPTS, SERVING, TINY, checkpoint, command
 from support.tokenizers import make_tokenizer
 
-from runners.backends.ascend.standin import BANNER
-from runners.benchmark import benchmark
-from runners.compile_matrix import compile_matrix
-from runners.evaluate import evaluate
+from graph_gemma.runners.backends.ascend.standin import BANNER
+from graph_gemma.runners.benchmark import benchmark
+from graph_gemma.runners.compile_matrix import compile_matrix
+from graph_gemma.runners.evaluate import evaluate
 
 
 def called_here(name: str, function: Callable[[], Any], threads: int | None = None) -> Any:
@@ -32,9 +32,11 @@ def called_here(name: str, function: Callable[[], Any], threads: int | None = No
 def test_times_on_the_standin_are_said_to_be_of_it(tmp_path: Path) -> None:
     settings = [*checkpoint(tmp_path), "backend=torchair", "dtype=float16", "lengths=[[8,4]]", "repeats=1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("runners.benchmarking.phases.in_new_process", called_here)
-        patch.setattr("runners.benchmarking.start_up.in_new_process", called_here)
-        patch.setattr("runners.benchmarking.phases.print_host_time", lambda: None)  # of a model that computes nothing
+        patch.setattr("graph_gemma.runners.benchmarking.phases.in_new_process", called_here)
+        patch.setattr("graph_gemma.runners.benchmarking.start_up.in_new_process", called_here)
+        patch.setattr(
+            "graph_gemma.runners.benchmarking.phases.print_host_time", lambda: None
+        )  # of a model that computes nothing
         for phase, count in (("host", 1), ("compile", 2)):
             results = tmp_path / phase
             status, out, err = command(

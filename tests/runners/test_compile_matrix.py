@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from support.checkout import ROOT, import_path
 
-from graph_model.chips.registry import find_soc
-from graph_model.config import GEMMA_7B
-from graph_model.errors import UserError
-from runners.command_line.entry import compose
-from runners.compile_matrix import rows
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import GEMMA_7B
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.compile_matrix import rows
 
 SOC = "atlas_800i_a2_910b4"
 SCHEMES = ("none", "w8a8", "w8a16", "w8a8+kv8")

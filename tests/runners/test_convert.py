@@ -18,10 +18,10 @@ from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from support.kills import kill_at_each_call
 
-from graph_model.checkpoint import convert, open_checkpoint
-from graph_model.checkpoint.convert import convert_checkpoint
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
+from graph_gemma.graph_model.checkpoint import convert, open_checkpoint
+from graph_gemma.graph_model.checkpoint.convert import convert_checkpoint
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = replace(TINY_CONFIGS["one_kv_head"], dtype="bfloat16")
@@ -287,7 +287,7 @@ def test_weights_that_are_the_source_are_refused(states: Any, tmp_path: Path) ->
 
 
 def run_command(*arguments: str, cwd: Path = ROOT, module: bool = False) -> subprocess.CompletedProcess[str]:
-    how = ["-m", "runners.convert"] if module else [str(ROOT / "runners" / "convert.py")]
+    how = ["-m", "graph_gemma.runners.convert"] if module else [str(ROOT / "runners" / "convert.py")]
     return subprocess.run(
         [sys.executable, *how, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
     )

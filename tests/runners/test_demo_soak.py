@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runners.engine import SamplingParams
-from runners.llm import LLM
+from graph_gemma.runners.engine import SamplingParams
+from graph_gemma.runners.llm import LLM
 
 BEGINNINGS = ("One day", "One morning Oscar and Ivy walked to the forest.", "Early", "A busy day -- Ella went")
 

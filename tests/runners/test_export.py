@@ -14,27 +14,27 @@ import pytest
 from support.chip_processes import A2, ROOT
 from support.standin_commands import PROMPTS, SERVING, checkpoint, command
 
-from graph_model.bucket import Bucket
-from graph_model.errors import UserError
-from runners.backends.ascend.bundle import read_bundle
-from runners.backends.ascend.exported_model import ExportedModel
-from runners.engine.driver import EngineDriver as EngineLLM
-from runners.engine.sampling_params import SamplingParams
-from runners.export import export
-from runners.infer import infer
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend.bundle import read_bundle
+from graph_gemma.runners.backends.ascend.exported_model import ExportedModel
+from graph_gemma.runners.engine.driver import EngineDriver as EngineLLM
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.export import export
+from graph_gemma.runners.infer import infer
 
 LOAD = """
 import json, sys
-import graph_model
+import graph_gemma.graph_model
 from pathlib import Path
-from runners.backends.ascend.bundle import read_bundle
-from runners.backends.ascend.exported_model import ExportedModel
-from runners.engine.driver import EngineDriver
-from runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.backends.ascend.bundle import read_bundle
+from graph_gemma.runners.backends.ascend.exported_model import ExportedModel
+from graph_gemma.runners.engine.driver import EngineDriver
+from graph_gemma.runners.engine.sampling_params import SamplingParams
 llm = EngineDriver(ExportedModel(read_bundle(Path(sys.argv[1]))))
 results = llm.generate(json.loads(sys.argv[2]), SamplingParams(max_new_tokens=6, ignore_eos=True))
 unwanted = {"torch_npu", "torchair", "passes"}
-unwanted |= {"graph_model.capture", "graph_model.families.definition"}
+unwanted |= {"graph_gemma.graph_model.capture", "graph_gemma.graph_model.families.definition"}
 assert not unwanted & set(sys.modules)
 print(json.dumps([result.token_ids for result in results]))
 """

@@ -11,17 +11,17 @@ import torch
 from support.chip_processes import A2, DUO
 from support.standin_commands import PROMPTS, SERVING, checkpoint, command
 
-from graph_model.ascend.graph_file import read_graph_file
-from runners.backends.ascend import standin
-from runners.backends.ascend.bundle import read_bundle
-from runners.backends.ascend.exported_model import ExportedModel
-from runners.backends.ascend.printer import list_graph
-from runners.backends.ascend.provenance import Target, target_of
-from runners.engine.driver import EngineDriver as EngineLLM
-from runners.engine.sampling_params import SamplingParams
-from runners.export import export
-from runners.infer import infer
-from runners.llm import sizes
+from graph_gemma.graph_model.ascend.graph_file import read_graph_file
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.bundle import read_bundle
+from graph_gemma.runners.backends.ascend.exported_model import ExportedModel
+from graph_gemma.runners.backends.ascend.printer import list_graph
+from graph_gemma.runners.backends.ascend.provenance import Target, target_of
+from graph_gemma.runners.engine.driver import EngineDriver as EngineLLM
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.export import export
+from graph_gemma.runners.infer import infer
+from graph_gemma.runners.llm import sizes
 
 
 def round_trip(folder: Path, soc: str, dtype: torch.dtype, *settings: str) -> None:

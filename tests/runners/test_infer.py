@@ -16,9 +16,9 @@ from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
 from support.token_rule import ROUNDS_ONCE, check_greedy
 
-from runners.backends.inductor import cpp_compiler
-from runners.infer import infer
-from runners.settings.model_settings import NAMED_CONFIGS
+from graph_gemma.runners.backends.inductor import cpp_compiler
+from graph_gemma.runners.infer import infer
+from graph_gemma.runners.settings.model_settings import NAMED_CONFIGS
 
 Run = Callable[..., CommandResult]
 

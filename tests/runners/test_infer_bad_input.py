@@ -15,7 +15,7 @@ from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
 from support.tokenizers import make_tokenizer
 
-from runners.infer import infer
+from graph_gemma.runners.infer import infer
 
 Refused = Callable[..., str]
 

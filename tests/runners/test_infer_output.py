@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from support.cli import CommandResult, run_command
 
-from runners.demo import CHECKPOINT_DIR
-from runners.infer import infer
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.infer import infer
 
 Run = Callable[..., CommandResult]
 KIND = "One day Clara took a red kite to the meadow."
@@ -57,7 +57,7 @@ def test_one_prompt_streams(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path:
             pieces.append(str(values[0]))
         builtins.print(*values, **options)
 
-    monkeypatch.setattr("runners.llm.answer.print", recorded, raising=False)
+    monkeypatch.setattr("graph_gemma.runners.llm.answer.print", recorded, raising=False)
     output = tmp_path / "out.jsonl"
     result = run(f'prompts=["{KIND}"]', "max_new_tokens=12", f"output_file={output}", "overwrite=true")
     (line,) = lines(output)

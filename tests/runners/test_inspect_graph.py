@@ -13,8 +13,8 @@ from support.cli import CommandResult, run_command
 from support.data import REAL_DUMP
 from support.pbtxt import pbtxt
 
-from runners.backends.ascend.standin import BANNER
-from runners.inspect_graph import inspect_graph
+from graph_gemma.runners.backends.ascend.standin import BANNER
+from graph_gemma.runners.inspect_graph import inspect_graph
 
 pytest.importorskip("google.protobuf")
 Run = Callable[..., CommandResult]

@@ -13,13 +13,13 @@ import pytest
 from support.chip_processes import A2, DUO, ROOT
 from support.standin_commands import TINY, checkpoint, command
 
-from graph_model.chips.registry import find_soc
-from runners.backends.ascend import standin
-from runners.command_line.entry import compose
-from runners.export import export
-from runners.inspect_graph import inspect_graph
-from runners.inspection.live import recipe_of
-from runners.settings.model_settings import resolve_settings
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.export import export
+from graph_gemma.runners.inspect_graph import inspect_graph
+from graph_gemma.runners.inspection.live import recipe_of
+from graph_gemma.runners.settings.model_settings import resolve_settings
 
 ROWS, HALF = 3, 2  # sequences in the step, bytes of a float16
 # Of one decoder layer and what is around it.

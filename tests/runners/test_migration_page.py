@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-from graph_model.chips.registry import CHIPS
-from runners.backends.select import NAMES
-from runners.settings.declared import settings_of
-from runners.settings.mindie import FLAGS
-from runners.settings.schema import names
+from graph_gemma.graph_model.chips.registry import CHIPS
+from graph_gemma.runners.backends.select import NAMES
+from graph_gemma.runners.settings.declared import settings_of
+from graph_gemma.runners.settings.mindie import FLAGS
+from graph_gemma.runners.settings.schema import names
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "migration.md"
 COMMANDS = ("infer", "convert", "quantize", "evaluate", "benchmark")

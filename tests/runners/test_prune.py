@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.cli import run_command
 
-from runners.prune import prune_cache
+from graph_gemma.runners.prune import prune_cache
 
 
 def test_it_empties_the_cache_or_reduces_it(

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from support.cli import run_command
 
-from graph_model.config_file import read_config
-from graph_model.errors import NoMemoryError, UserError
-from graph_model.quantizer.layers import KEPT_TOKENS
-from runners import demo
-from runners.command_line.entry import compose
-from runners.demo.world import demo_prompts
-from runners.infer import infer
-from runners.io.calibration import calibration_sequences, read_texts
-from runners.quantize import quantize
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import NoMemoryError, UserError
+from graph_gemma.graph_model.quantizer.layers import KEPT_TOKENS
+from graph_gemma.runners import demo
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.demo.world import demo_prompts
+from graph_gemma.runners.infer import infer
+from graph_gemma.runners.io.calibration import calibration_sequences, read_texts
+from graph_gemma.runners.quantize import quantize
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_more_texts_than_memory_has_room_for_are_refused(tmp_path: Path, monkeyp
         settings = compose("quantize", [f"output_dir={tmp_path}/out", f"calibration.samples={samples}"])
         return calibration_sequences(settings.calibration, demo.CHECKPOINT_DIR, config)
 
-    monkeypatch.setattr("runners.io.calibration.free_memory", lambda device: 1000 * config.hidden_size * 4)
+    monkeypatch.setattr("graph_gemma.runners.io.calibration.free_memory", lambda device: 1000 * config.hidden_size * 4)
     with pytest.raises(
         NoMemoryError, match=r"calibration.samples is 64: .* Give at most calibration.samples=\d+\.$"
     ) as no:

@@ -14,14 +14,14 @@ from support.chip_processes import A2
 from support.standin_commands import SERVING, checkpoint, command
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import VIEWS, GeGraph, Node, iter_edges
-from graph_model.ascend.graph_file import read_graph_file
-from graph_model.bucket import Bucket
-from graph_model.graph import ModelGraph
-from runners.backends.ascend.bundle import Bundle, read_bundle
-from runners.backends.ascend.engine import compiler_config
-from runners.export import export
-from runners.llm import exporting
+from graph_gemma.graph_model.ascend.ge_graph import VIEWS, GeGraph, Node, iter_edges
+from graph_gemma.graph_model.ascend.graph_file import read_graph_file
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.runners.backends.ascend.bundle import Bundle, read_bundle
+from graph_gemma.runners.backends.ascend.engine import compiler_config
+from graph_gemma.runners.export import export
+from graph_gemma.runners.llm import exporting
 
 # They list the graph's inputs, which are others where weights are constants.
 OF_INPUTS = {"ge.inputHintShape", "frozenInput"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runners.engine import Engine, RequestResult, SamplingParams
+from graph_gemma.runners.engine import Engine, RequestResult, SamplingParams
 from support.engine_fakes import assert_nothing_held
 
 

@@ -13,20 +13,20 @@ from typing import Any, TypeVar
 
 import torch
 
-from graph_model.ascend.ge_graph import FREE, GeGraph
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.chips.registry import find_soc
-from graph_model.config import GemmaConfig
-from graph_model.graph import KVCacheConfig, ModelGraph
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
-from runners.backends.ascend.printer import GraphCounts, count_nodes
-from runners.backends.ascend.recording import LoadedGraph, recorded_graphs
-from runners.backends.torchair import AscendOptions, kernel_passes
-from runners.compile import CompiledModel
-from runners.engine.sampling_params import SamplingParams
-from runners.llm import LLM
+from graph_gemma.graph_model.ascend.ge_graph import FREE, GeGraph
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
+from graph_gemma.runners.backends.ascend.printer import GraphCounts, count_nodes
+from graph_gemma.runners.backends.ascend.recording import LoadedGraph, recorded_graphs
+from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
+from graph_gemma.runners.compile import CompiledModel
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.llm import LLM
 from support import torchair_steps as steps
 from support.checkpoints import make_checkpoint
 from support.chip_processes import A2, DUO

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from graph_model.checkpoint import expected_tensors
-from graph_model.config import GemmaConfig
-from runners.backends.transformers_import import import_transformers
+from graph_gemma.graph_model.checkpoint import expected_tensors
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.runners.backends.transformers_import import import_transformers
 
 
 @dataclass(frozen=True)

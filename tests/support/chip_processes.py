@@ -81,10 +81,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def load_torch_npu(chip: str) -> None:
     import torch
 
-    from graph_model.chips.registry import find_soc
-    from runners.backends.ascend import standin
-    from runners.backends.ascend.register import register_kernels
-    from runners.settings.model_settings import cache_directory
+    from graph_gemma.graph_model.chips.registry import find_soc
+    from graph_gemma.runners.backends.ascend import standin
+    from graph_gemma.runners.backends.ascend.register import register_kernels
+    from graph_gemma.runners.settings.model_settings import cache_directory
 
     torch.set_num_threads(1)
     assert standin.load(find_soc(chip), cache_directory(None) / "cann_standin") == standin.is_standin()

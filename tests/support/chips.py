@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graph_model.chips.chip import Chip, Limits
+from graph_gemma.graph_model.chips.chip import Chip, Limits
 
 
 def without(chip: Chip, *ops: str) -> Chip:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runners.command_line.entry import main
+from graph_gemma.runners.command_line.entry import main
 
 
 @dataclass

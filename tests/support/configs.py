@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, layer_types
+from graph_gemma.graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, layer_types
 
 # heads * head_dim = 64 differs from hidden_size = 48, as in Gemma-7B. hidden_size is a multiple of the heads because
 # transformers 4.38 asks for that.

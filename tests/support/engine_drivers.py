@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runners.engine import EngineDriver, SamplingParams
+from graph_gemma.runners.engine import EngineDriver, SamplingParams
 from support.engine_fakes import FakeModel, byte_level_tokenizer, expected_tokens
 
 TOKENIZER = byte_level_tokenizer()

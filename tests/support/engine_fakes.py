@@ -10,9 +10,9 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs, powers_of_two
-from runners.engine.block_manager import BlockManager
-from runners.engine.sampling_params import SamplingParams
+from graph_gemma.graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs, powers_of_two
+from graph_gemma.runners.engine.block_manager import BlockManager
+from graph_gemma.runners.engine.sampling_params import SamplingParams
 
 VOCAB_SIZE = 251
 

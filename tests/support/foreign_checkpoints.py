@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from graph_model.checkpoint import open_checkpoint
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
 from support.configs import TINY_CONFIGS
 
 CONFIG = replace(TINY_CONFIGS["one_kv_head"], num_hidden_layers=2, dtype="bfloat16")

@@ -21,23 +21,23 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from graph_model.ascend.ge_proto import messages
-from graph_model.ascend.graph_file import from_pbtxt
-from graph_model.checkpoint import open_checkpoint
-from graph_model.checkpoint.convert import convert_checkpoint
-from graph_model.config import GemmaConfig
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
-from graph_model.gguf import convert_gguf
-from graph_model.quantization.linears import select_linears
-from runners.inspection.findings import find
-from runners.inspection.page import as_page
-from runners.inspection.plots import plots
-from runners.inspection.source import damage_named, read_dumps
-from runners.inspection.text import as_text as shown_as_text
-from runners.io.calibration import read_texts
-from runners.io.prompts import read_prompts
-from runners.io.tokenizer import chat_prompt, load_tokenizer
+from graph_gemma.graph_model.ascend.ge_proto import messages
+from graph_gemma.graph_model.ascend.graph_file import from_pbtxt
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.checkpoint.convert import convert_checkpoint
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.gguf import convert_gguf
+from graph_gemma.graph_model.quantization.linears import select_linears
+from graph_gemma.runners.inspection.findings import find
+from graph_gemma.runners.inspection.page import as_page
+from graph_gemma.runners.inspection.plots import plots
+from graph_gemma.runners.inspection.source import damage_named, read_dumps
+from graph_gemma.runners.inspection.text import as_text as shown_as_text
+from graph_gemma.runners.io.calibration import read_texts
+from graph_gemma.runners.io.prompts import read_prompts
+from graph_gemma.runners.io.tokenizer import chat_prompt, load_tokenizer
 from support.checkpoints import write_random_checkpoint
 from support.configs import TINY_CONFIGS
 from support.damage import TEXT, damaged, damaged_bytes, damaged_lines, write_json

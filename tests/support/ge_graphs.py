@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import Edge, GeGraph, Node, TensorDesc
-from runners.backends.ascend.interpreter import Program
+from graph_gemma.graph_model.ascend.ge_graph import Edge, GeGraph, Node, TensorDesc
+from graph_gemma.runners.backends.ascend.interpreter import Program
 
 Test = TypeVar("Test", bound=Callable[..., None])
 

@@ -10,9 +10,9 @@ from typing import Any
 import gguf
 import numpy as np
 
-from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, layer_types
-from graph_model.families import family_of
-from graph_model.gguf.tensors import stored_names
+from graph_gemma.graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig, layer_types
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.gguf.tensors import stored_names
 
 F32, F16, BF16 = (gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16"))
 SPACE = "\u2581"

@@ -10,17 +10,17 @@ from functools import cache
 import torch
 from torch import Tensor, fx
 
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.config import GemmaConfig
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.weights import Read, evaluate
-from passes.check import PassChecker
-from passes.framework.contract import Pass, describe_target
-from passes.framework.integers import IntegerDifference
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.weights import Read, evaluate
+from graph_gemma.passes.check import PassChecker
+from graph_gemma.passes.framework.contract import Pass, describe_target
+from graph_gemma.passes.framework.integers import IntegerDifference
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from support.modelslim import quantized_tensors

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 
-from graph_model.bucket import Bucket
-from graph_model.chips.chip import Chip
-from graph_model.config import GemmaConfig
-from graph_model.families.definition import round_to_dtype
-from graph_model.graph import KVCacheConfig
-from graph_model.ops.tokens import NOT_FINITE, best_ids
-from passes.ascend.attention import CAUSAL_MASK_SIZE
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families.definition import round_to_dtype
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.ops.tokens import NOT_FINITE, best_ids
+from graph_gemma.passes.ascend.attention import CAUSAL_MASK_SIZE
 
 
 class HandFused(torch.nn.Module):

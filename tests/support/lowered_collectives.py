@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
-from runners.backends.ascend import standin
-from runners.backends.ascend.printer import count_nodes
-from runners.backends.ascend.recording import recorded_graphs
+from graph_gemma.graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.printer import count_nodes
+from graph_gemma.runners.backends.ascend.recording import recorded_graphs
 from support.lowered_modules import compiled
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runners.backends.ascend.recording import LoadedGraph, recorded_graphs
+from graph_gemma.runners.backends.ascend.recording import LoadedGraph, recorded_graphs
 
 
 def compiled(function: Callable[..., Any], *, view_optimize: bool = False) -> Callable[..., Any]:

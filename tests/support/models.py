@@ -6,15 +6,15 @@ from typing import Any
 
 import torch
 
-from graph_model.bucket import BucketTable
-from graph_model.config import GemmaConfig
-from graph_model.graph import KVCacheConfig
-from graph_model.quantization.linears import Quantization
-from graph_model.quantization.schemes import scheme_of
-from graph_model.tensor_parallel import WHOLE, Shard
-from passes.pipeline import PASSES, build_passes
-from runners.backends.base import Backend
-from runners.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
+from graph_gemma.graph_model.bucket import BucketTable
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.quantization.schemes import scheme_of
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.passes.pipeline import PASSES, build_passes
+from graph_gemma.runners.backends.base import Backend
+from graph_gemma.runners.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
 from support.modelslim import quantized_tensors
 from support.ranks import part_reader
 

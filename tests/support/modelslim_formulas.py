@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from runners.backends.transformers_import import import_transformers
+from graph_gemma.runners.backends.transformers_import import import_transformers
 
 
 def _linear(tensors: Mapping[str, Tensor], path: str, kind: str) -> Callable[[Tensor], Tensor]:

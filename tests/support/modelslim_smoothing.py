@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from runners.backends.transformers_import import import_transformers
+from graph_gemma.runners.backends.transformers_import import import_transformers
 
 _ALPHA = 0.9  # the step's default
 # The linears after each norm of a decoder layer.

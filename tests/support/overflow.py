@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from graph_model.config import GemmaConfig
+from graph_gemma.graph_model.config import GemmaConfig
 from support.checkpoints import make_model
 
 POISON = 99  # the token

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx
 
-from graph_model.graph import ModelGraph
+from graph_gemma.graph_model.graph import ModelGraph
 from support.torchair_steps import GEMMA2, GEMMA3
 
 Mutation = Callable[[ModelGraph], None]

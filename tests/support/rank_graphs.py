@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graph_model.ascend.ge_graph import GeGraph
-from graph_model.ascend.legality import check_graph
-from graph_model.capture import capture
-from graph_model.chips.registry import find_soc
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.tensor_parallel import Shard
-from passes.ascend.matmul_all_reduce import AscendMatmulAllReduce
-from passes.framework.contract import Pass
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES, build_passes
-from runners.backends.ascend.lower import LoweredStep, lower
-from runners.backends.ascend.rank_graph import fake_group
-from runners.backends.torchair import AscendOptions, kernel_passes
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph
+from graph_gemma.graph_model.ascend.legality import check_graph
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.passes.ascend.matmul_all_reduce import AscendMatmulAllReduce
+from graph_gemma.passes.framework.contract import Pass
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, build_passes
+from graph_gemma.runners.backends.ascend.lower import LoweredStep, lower
+from graph_gemma.runners.backends.ascend.rank_graph import fake_group
+from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
 from support import torchair_steps as steps
 
 CHOICE = ("select_token", "shard_token_selection")  # without them a graph returns logits

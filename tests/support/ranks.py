@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed import multi_threaded_pg as threaded
 
-from graph_model.tensor_parallel import Shard
-from graph_model.weights import Part, Read, take_part
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.graph_model.weights import Part, Read, take_part
 
 Result = TypeVar("Result")
 _set_isolation = torch._C._distributed_c10d._set_thread_isolation_mode

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from runners.command_line.entry import main as run_command
-from runners.infer import infer
+from graph_gemma.runners.command_line.entry import main as run_command
+from graph_gemma.runners.infer import infer
 from support import torchair_steps as steps
 from support.checkpoints import make_checkpoint
 

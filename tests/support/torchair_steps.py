@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.chips.chip import Chip
-from graph_model.config import GemmaConfig
-from graph_model.families import family_of
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.numerics import TOLERANCE
-from graph_model.numerics import difference as relative
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.weights import Read, evaluate
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
-from runners.backends.ascend.lower import LoweredStep
-from runners.backends.torchair import AscendOptions, kernel_passes
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.numerics import TOLERANCE
+from graph_gemma.graph_model.numerics import difference as relative
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.weights import Read, evaluate
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
+from graph_gemma.runners.backends.ascend.lower import LoweredStep
+from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
 from support.checkpoints import make_model
 from support.configs import LATER_CONFIGS, TINY_CONFIGS
 from support.modelslim import quantized_tensors

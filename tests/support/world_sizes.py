@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runners.engine import SamplingParams, ScoreRequest
-from runners.llm import LLM
+from graph_gemma.runners.engine import SamplingParams, ScoreRequest
+from graph_gemma.runners.llm import LLM
 from support.rank_processes import start
 
 HOW = {"greedy": 0.0, "sampled": 1.0}  # temperatures

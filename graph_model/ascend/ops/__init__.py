@@ -3,7 +3,7 @@
 Importing this package defines the ops of namespace `ascend` in torch.
 """
 
-from graph_model.ascend.ops import (
+from graph_gemma.graph_model.ascend.ops import (
     attention,
     cache_write,
     collective,
@@ -14,7 +14,7 @@ from graph_model.ascend.ops import (
     quantize,
     rotary,
 )
-from graph_model.ascend.ops.op import AscendOp
+from graph_gemma.graph_model.ascend.ops.op import AscendOp
 
 _FAMILIES = (attention, cache_write, collective, geglu, linear, norm, quant_matmul, quantize, rotary)
 OPS: tuple[AscendOp, ...] = tuple(op for family in _FAMILIES for op in family.OPS)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc, byte_count, element_count
-from graph_model.ascend.ops.op import AscendOp, ge, shape_of
-from graph_model.ascend.work import SOFTMAX, Operands, Work
-from graph_model.bucket import BLOCK_SIZES
-from graph_model.chips.chip import Chip, Limits
-from graph_model.errors import UserError
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc, byte_count, element_count
+from graph_gemma.graph_model.ascend.ops.op import AscendOp, ge, shape_of
+from graph_gemma.graph_model.ascend.work import SOFTMAX, Operands, Work
+from graph_gemma.graph_model.bucket import BLOCK_SIZES
+from graph_gemma.graph_model.chips.chip import Chip, Limits
+from graph_gemma.graph_model.errors import UserError
 
 # What these ops take on every chip; sizes are in elements, blocks in tokens.
 HEAD_DIM_ALIGNMENT = 16

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graph_model.ascend.ops.attention import check_block_size
-from graph_model.bucket import Phase
-from graph_model.chips.chip import Chip
-from graph_model.errors import UserError
+from graph_gemma.graph_model.ascend.ops.attention import check_block_size
+from graph_gemma.graph_model.bucket import Phase
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.errors import UserError
 
 _GATHER_PASSES = 3  # read, written gathered, read again
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc, element_count
-from graph_model.ascend.ops.op import AscendOp, ge, insert_node, shape_of
-from graph_model.ascend.ops.quantize import to_int8
-from graph_model.ascend.work import Operands, Work, update
-from graph_model.chips.chip import Chip
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc, element_count
+from graph_gemma.graph_model.ascend.ops.op import AscendOp, ge, insert_node, shape_of
+from graph_gemma.graph_model.ascend.ops.quantize import to_int8
+from graph_gemma.graph_model.ascend.work import Operands, Work, update
+from graph_gemma.graph_model.chips.chip import Chip
 
 _ALIGNMENT = 32  # elements of a row that is quantized while it is written
 

@@ -9,13 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graph_model import ops  # noqa: F401  (defines gemma.all_reduce)
-from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc, byte_count, element_count, group_size
-from graph_model.ascend.ops.linear import fake_linear
-from graph_model.ascend.ops.op import AscendOp, ge
-from graph_model.ascend.work import Operands, Uncountable, Work, product
-from graph_model.chips.chip import Chip
-from graph_model.errors import UserError
+from graph_gemma.graph_model import ops  # noqa: F401  (defines gemma.all_reduce)
+from graph_gemma.graph_model.ascend.ge_graph import (
+    GeGraphError,
+    Node,
+    TensorDesc,
+    byte_count,
+    element_count,
+    group_size,
+)
+from graph_gemma.graph_model.ascend.ops.linear import fake_linear
+from graph_gemma.graph_model.ascend.ops.op import AscendOp, ge
+from graph_gemma.graph_model.ascend.work import Operands, Uncountable, Work, product
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.errors import UserError
 
 
 def check_matmul_all_reduce(chip: Chip, world_size: int) -> None:

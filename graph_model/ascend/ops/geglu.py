@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from graph_model.ascend.ops.op import AscendOp
-from graph_model.ascend.work import FUNCTION, per_element
+from graph_gemma.graph_model.ascend.ops.op import AscendOp
+from graph_gemma.graph_model.ascend.work import FUNCTION, per_element
 
 
 def _geglu(x: Tensor, dim: int = -1, approximate: int = 1, activate_left: bool = False) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graph_model.ascend.ops.op import AscendOp, ge, insert_node
-from graph_model.ascend.work import product
+from graph_gemma.graph_model.ascend.ops.op import AscendOp, ge, insert_node
+from graph_gemma.graph_model.ascend.work import product
 
 
 def fake_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc
-from graph_model.ascend.ops.op import AscendOp, insert_node
-from graph_model.ascend.ops.quantize import by_rows, to_int8
-from graph_model.ascend.work import per_element
-from graph_model.chips.chip import Chip
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc
+from graph_gemma.graph_model.ascend.ops.op import AscendOp, insert_node
+from graph_gemma.graph_model.ascend.ops.quantize import by_rows, to_int8
+from graph_gemma.graph_model.ascend.work import per_element
+from graph_gemma.graph_model.chips.chip import Chip
 
 _EPSILON = {"norm_eps": ("epsilon", "epsilon")}
 _WORK = per_element(5)  # square, sum, two products, an addition

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc
-from graph_model.ascend.work import WorkRule
-from graph_model.chips.chip import Chip
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc
+from graph_gemma.graph_model.ascend.work import WorkRule
+from graph_gemma.graph_model.chips.chip import Chip
 
 # Raises GeGraphError or UserError unless the chip takes the node; inputs: the tensors by the names of GE's inputs.
 Rule = Callable[[Node, dict[str, TensorDesc], Chip], None]

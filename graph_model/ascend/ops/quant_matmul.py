@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc
-from graph_model.ascend.ops.op import AscendOp, ge, ge_dtype, shape_of
-from graph_model.ascend.work import per_element, product
-from graph_model.chips.chip import Chip
-from graph_model.quantization.int8 import decode_scale
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc
+from graph_gemma.graph_model.ascend.ops.op import AscendOp, ge, ge_dtype, shape_of
+from graph_gemma.graph_model.ascend.work import per_element, product
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.quantization.int8 import decode_scale
 
 MAX_SIZE = 65535  # of the last dimension of x and weight, on every chip
 

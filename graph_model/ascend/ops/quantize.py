@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ops.op import AscendOp
-from graph_model.ascend.work import per_element
+from graph_gemma.graph_model.ascend.ops.op import AscendOp
+from graph_gemma.graph_model.ascend.work import per_element
 
 
 def to_int8(x: Tensor) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc
-from graph_model.ascend.ops.op import AscendOp, shape_of
-from graph_model.ascend.work import per_element
-from graph_model.chips.chip import Chip
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError, Node, TensorDesc
+from graph_gemma.graph_model.ascend.ops.op import AscendOp, shape_of
+from graph_gemma.graph_model.ascend.work import per_element
+from graph_gemma.graph_model.chips.chip import Chip
 
 
 def fused_rotary(chip: Chip, head_dim: int) -> bool:

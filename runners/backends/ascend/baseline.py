@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensorMode
 
-from graph_model.ascend.ge_graph import GeGraph, read_graph
-from graph_model.capture import default_dtype
-from graph_model.config import GemmaConfig
-from runners.backends.ascend.lower import lower_module
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, read_graph
+from graph_gemma.graph_model.capture import default_dtype
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.runners.backends.ascend.lower import lower_module
 
 aten = torch.ops.aten
 

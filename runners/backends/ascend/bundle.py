@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraph, GeGraphError
-from graph_model.ascend.graph_file import read_model
-from graph_model.bucket import Bucket
-from graph_model.errors import UserError
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, GeGraphError
+from graph_gemma.graph_model.ascend.graph_file import read_model
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.errors import UserError
 
 FORMAT = 2
 MANIFEST = "manifest.json"

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model import ops
-from graph_model.errors import UserError
-from graph_model.graph import ModelGraph
-from graph_model.numerics import FEW_TIES, OP_TOLERANCE, TOLERANCE, most_ties, relative_difference
-from runners.backends.ascend import standin
-from runners.backends.ascend.interpreter import Program
-from runners.backends.ascend.interpreter.memory import host_view
-from runners.backends.ascend.lockstep import Recorder, Synchronized, Tracer
-from runners.backends.ascend.lower import LoweredStep
-from runners.backends.base import StepFunction
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.graph_model.numerics import FEW_TIES, OP_TOLERANCE, TOLERANCE, most_ties, relative_difference
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.interpreter import Program
+from graph_gemma.runners.backends.ascend.interpreter.memory import host_view
+from graph_gemma.runners.backends.ascend.lockstep import Recorder, Synchronized, Tracer
+from graph_gemma.runners.backends.ascend.lower import LoweredStep
+from graph_gemma.runners.backends.base import StepFunction
 
 # A device's results may lie this many times as far from the FX graph's as the interpreter's do, which round otherwise.
 _DRIFT = 4

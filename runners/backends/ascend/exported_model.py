@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
-from graph_model.errors import NotFiniteError, UserError
-from runners.backends.ascend.bundle import Bundle, BundleInput, torch_dtype
-from runners.backends.ascend.engine import EngineGraph
-from runners.backends.ascend.interpreter import Program
+from graph_gemma.graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs
+from graph_gemma.graph_model.errors import NotFiniteError, UserError
+from graph_gemma.runners.backends.ascend.bundle import Bundle, BundleInput, torch_dtype
+from graph_gemma.runners.backends.ascend.engine import EngineGraph
+from graph_gemma.runners.backends.ascend.interpreter import Program
 
 _Run = Callable[[Sequence[Tensor]], list[Tensor]]
 

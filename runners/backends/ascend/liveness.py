@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graph_model.ascend.ge_graph import GeGraph, Node, TensorKey, byte_count, iter_edges
-from runners.backends.ascend.interpreter.hazards import VIEW_OPS, execution_order
-from runners.backends.ascend.interpreter.registry import OPS
-from runners.backends.ascend.tensors import tensor_descs
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, Node, TensorKey, byte_count, iter_edges
+from graph_gemma.runners.backends.ascend.interpreter.hazards import VIEW_OPS, execution_order
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.runners.backends.ascend.tensors import tensor_descs
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graph_model.ascend.ge_graph import Node
-from graph_model.graph import ModelGraph
+from graph_gemma.graph_model.ascend.ge_graph import Node
+from graph_gemma.graph_model.graph import ModelGraph
 
 # Raises if the found tensor differs from the expected one: expected, found, who found it.
 Compare = Callable[[Tensor, Tensor, str], None]

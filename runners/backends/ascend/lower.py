@@ -12,12 +12,12 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.traceback import preserve_node_meta
 
-from graph_model.ascend.ge_graph import GeGraph, read_graph
-from graph_model.graph import ModelGraph
-from runners.backends.ascend import standin
-from runners.backends.ascend.engine import compiler_config
-from runners.backends.ascend.provenance import Target, annotate, note_target
-from runners.backends.ascend.stored_step import LoadedStep, StepInput, StoredStep, as_read, compile_options
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, read_graph
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.engine import compiler_config
+from graph_gemma.runners.backends.ascend.provenance import Target, annotate, note_target
+from graph_gemma.runners.backends.ascend.stored_step import LoadedStep, StepInput, StoredStep, as_read, compile_options
 
 aten = torch.ops.aten
 _VIEWS = (aten.reshape.default, aten.view.default)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import FREE, STRUCTURE, VIEWS, Edge, GeGraph, Node, iter_edges
-from runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
-from runners.backends.ascend.interpreter.registry import OPS
-from runners.backends.ascend.provenance import origin_of
+from graph_gemma.graph_model.ascend.ge_graph import FREE, STRUCTURE, VIEWS, Edge, GeGraph, Node, iter_edges
+from graph_gemma.runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.runners.backends.ascend.provenance import origin_of
 
 COPIES = ("TensorMove", "Assign", "Transpose", "Cast")
 

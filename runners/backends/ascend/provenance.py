@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import fx
 
-from graph_model.ascend.ge_graph import GeGraph, Node
-from graph_model.ascend.ops import BY_GE_TYPE
-from graph_model.ascend.ops.attention import BAND
-from graph_model.graph import ModelGraph
-from passes.framework.attributes import find_attributes
-from runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, Node
+from graph_gemma.graph_model.ascend.ops import BY_GE_TYPE
+from graph_gemma.graph_model.ascend.ops.attention import BAND
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.attributes import find_attributes
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
 
 _INPUTS = ("Data", "RefData")
 

@@ -11,21 +11,21 @@ from math import prod
 import torch
 import torch.distributed as dist
 
-from graph_model.ascend.ge_graph import GeGraph
-from graph_model.ascend.legality import check_graph
-from graph_model.bucket import Bucket, pool_input
-from graph_model.capture import capture
-from graph_model.chips.chip import Chip
-from graph_model.config import GemmaConfig
-from graph_model.families import family_of
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.quantization.linears import Quantization, linear_paths
-from graph_model.tensor_parallel import Shard
-from passes.framework.contract import Pass
-from passes.framework.manager import run_passes
-from runners.backends.ascend.lower import lower
-from runners.backends.ascend.printer import count_nodes, is_collective
-from runners.backends.ascend.roofline import estimate
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph
+from graph_gemma.graph_model.ascend.legality import check_graph
+from graph_gemma.graph_model.bucket import Bucket, pool_input
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.quantization.linears import Quantization, linear_paths
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.passes.framework.contract import Pass
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.runners.backends.ascend.lower import lower
+from graph_gemma.runners.backends.ascend.printer import count_nodes, is_collective
+from graph_gemma.runners.backends.ascend.roofline import estimate
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from graph_model.ascend.ge_graph import GeGraph, read_graph
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, read_graph
 
 
 @dataclass(frozen=True)

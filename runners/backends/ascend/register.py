@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from graph_model.ascend.ops import BY_GE_TYPE, OPS
+from graph_gemma.graph_model.ascend.ops import BY_GE_TYPE, OPS
 
 _LIBRARIES: list[torch.library.Library] = []
 

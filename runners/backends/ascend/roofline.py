@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import torch
 
-from graph_model.ascend.ge_graph import VIEWS, GeGraph, byte_count
-from graph_model.ascend.traffic import work_of
-from graph_model.ascend.work import Operands, Uncountable, Work
-from graph_model.chips.chip import Chip, Rates
-from runners.backends.ascend.printer import writers, written_inputs
-from runners.backends.ascend.tensors import tensor_descs
+from graph_gemma.graph_model.ascend.ge_graph import VIEWS, GeGraph, byte_count
+from graph_gemma.graph_model.ascend.traffic import work_of
+from graph_gemma.graph_model.ascend.work import Operands, Uncountable, Work
+from graph_gemma.graph_model.chips.chip import Chip, Rates
+from graph_gemma.runners.backends.ascend.printer import writers, written_inputs
+from graph_gemma.runners.backends.ascend.tensors import tensor_descs
 
 _FP32_LANES = 64
 _FP32_MATRIX_SHARE = 0.25

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from runners.backends.ascend.engine import EngineGraph
+from graph_gemma.runners.backends.ascend.engine import EngineGraph
 
 _GRAPH, _REST = "graph.pb", "step.json"
 

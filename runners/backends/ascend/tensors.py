@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from graph_model.ascend.ge_graph import GE_DTYPES, GeGraph, Node, TensorDesc, TensorKey
-from runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
-from runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.graph_model.ascend.ge_graph import GE_DTYPES, GeGraph, Node, TensorDesc, TensorKey
+from graph_gemma.runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
 
 
 def tensor_descs(graph: GeGraph) -> dict[TensorKey, TensorDesc]:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from graph_model.checkpoint import open_checkpoint
-from graph_model.weights import Read
-from runners.backends.memory import peak_memory
-from runners.benchmarking.peer_registry import PeerJob
-from runners.benchmarking.peers.weights import word
-from runners.benchmarking.runner import Facts, window_token_bytes
-from runners.benchmarking.timing import Timing
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.weights import Read
+from graph_gemma.runners.backends.memory import peak_memory
+from graph_gemma.runners.benchmarking.peer_registry import PeerJob
+from graph_gemma.runners.benchmarking.peers.weights import word
+from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.timing import Timing
 
 
 def convert(job: PeerJob) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from runners.benchmarking.engine_runner import EngineRunner, warm_up
-from runners.benchmarking.peer_registry import PeerJob
-from runners.llm import LLM
+from graph_gemma.runners.benchmarking.engine_runner import EngineRunner, warm_up
+from graph_gemma.runners.benchmarking.peer_registry import PeerJob
+from graph_gemma.runners.llm import LLM
 
 
 def start(job: PeerJob) -> EngineRunner:

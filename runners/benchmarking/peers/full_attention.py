@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from graph_model.config import Gemma2Config, Gemma3Config, layer_types
-from runners.benchmarking.engine_runner import EngineRunner
-from runners.benchmarking.peer_registry import PeerJob
-from runners.benchmarking.peers import floating_point
+from graph_gemma.graph_model.config import Gemma2Config, Gemma3Config, layer_types
+from graph_gemma.runners.benchmarking.engine_runner import EngineRunner
+from graph_gemma.runners.benchmarking.peer_registry import PeerJob
+from graph_gemma.runners.benchmarking.peers import floating_point
 
 
 def start(job: PeerJob) -> EngineRunner:

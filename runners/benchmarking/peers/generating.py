@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from runners.backends.transformers_import import import_transformers
-from runners.benchmarking.timing import Timing
+from graph_gemma.runners.backends.transformers_import import import_transformers
+from graph_gemma.runners.benchmarking.timing import Timing
 
 
 def timed_generate(

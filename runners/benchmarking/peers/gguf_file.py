@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graph_model.checkpoint import expected_tensors, open_checkpoint
-from graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
-from graph_model.gguf.config import MODEL_TYPES, attention_scalar
-from graph_model.gguf.tensors import stored_names
+from graph_gemma.graph_model.checkpoint import expected_tensors, open_checkpoint
+from graph_gemma.graph_model.config import Gemma2Config, Gemma3Config, GemmaConfig
+from graph_gemma.graph_model.gguf.config import MODEL_TYPES, attention_scalar
+from graph_gemma.graph_model.gguf.tensors import stored_names
 
 _BLOCK = 32  # numbers that share a scale in Q8_0
 

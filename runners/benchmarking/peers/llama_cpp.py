@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from runners.backends.memory import peak_memory
-from runners.benchmarking.peer_registry import PeerJob
-from runners.benchmarking.peers.gguf_file import stored_bytes, write_gguf
-from runners.benchmarking.runner import Facts, window_token_bytes
-from runners.benchmarking.timing import Timing
+from graph_gemma.runners.backends.memory import peak_memory
+from graph_gemma.runners.benchmarking.peer_registry import PeerJob
+from graph_gemma.runners.benchmarking.peers.gguf_file import stored_bytes, write_gguf
+from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.timing import Timing
 
 _PROMPT_TOKENS = 512  # computed at once, llama.cpp's own default
 

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from graph_model.checkpoint import open_checkpoint
-from runners.backends.memory import peak_memory
-from runners.benchmarking.peer_registry import PeerJob
-from runners.benchmarking.peers.openvino_model import build_model, save_model
-from runners.benchmarking.runner import Facts, window_token_bytes
-from runners.benchmarking.timing import Timing
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.runners.backends.memory import peak_memory
+from graph_gemma.runners.benchmarking.peer_registry import PeerJob
+from graph_gemma.runners.benchmarking.peers.openvino_model import build_model, save_model
+from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.timing import Timing
 
 _HINTS = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 

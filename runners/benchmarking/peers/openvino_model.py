@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graph_model.config import GemmaConfig
-from graph_model.weights import Read
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.weights import Read
 
 _FLOATED = "_as_float"  # end of the names of nodes that turn a stored weight into float32
 

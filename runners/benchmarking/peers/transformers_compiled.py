@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from runners.backends.transformers_import import import_transformers
-from runners.benchmarking.peer_registry import PeerJob
-from runners.benchmarking.peers.transformers_eager import TransformersRunner
+from graph_gemma.runners.backends.transformers_import import import_transformers
+from graph_gemma.runners.benchmarking.peer_registry import PeerJob
+from graph_gemma.runners.benchmarking.peers.transformers_eager import TransformersRunner
 
 
 def start(job: PeerJob) -> TransformersRunner:

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from runners.backends.memory import peak_memory
-from runners.backends.transformers_import import import_transformers
-from runners.benchmarking.peer_registry import PeerJob
-from runners.benchmarking.peers.generating import timed_generate
-from runners.benchmarking.runner import Facts, window_token_bytes
-from runners.benchmarking.timing import Timing
+from graph_gemma.runners.backends.memory import peak_memory
+from graph_gemma.runners.backends.transformers_import import import_transformers
+from graph_gemma.runners.benchmarking.peer_registry import PeerJob
+from graph_gemma.runners.benchmarking.peers.generating import timed_generate
+from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.timing import Timing
 
 
 def start(job: PeerJob) -> TransformersRunner:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.checkpoint import expected_tensors
-from graph_model.checkpoint.writer import save_checkpoint
-from runners.llm.load import open_weights
-from runners.settings.model_settings import ModelSettings
+from graph_gemma.graph_model.checkpoint import expected_tensors
+from graph_gemma.graph_model.checkpoint.writer import save_checkpoint
+from graph_gemma.runners.llm.load import open_weights
+from graph_gemma.runners.settings.model_settings import ModelSettings
 
 _SHARD_BYTES = 1_000_000_000  # as much is held at once
 _UNKNOWN = "<unk>"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from runners.demo.facts import COLOURS, PEOPLE, PLACES, THINGS
-from runners.demo.stories import ANIMALS, ENDINGS, FOODS, MORNINGS, PLOTS, WEATHER, pronouns
+from graph_gemma.runners.demo.facts import COLOURS, PEOPLE, PLACES, THINGS
+from graph_gemma.runners.demo.stories import ANIMALS, ENDINGS, FOODS, MORNINGS, PLOTS, WEATHER, pronouns
 
 _WORDS = {
     "a": PEOPLE,

@@ -9,10 +9,10 @@ from itertools import count
 from random import Random
 from typing import Protocol
 
-from runners.demo.comprehension import TITLES, draw_facts, draw_word, tell
-from runners.demo.facts import KINDS, PEOPLE
-from runners.demo.stories import Story
-from runners.demo.world import is_known, training_items, training_stories
+from graph_gemma.runners.demo.comprehension import TITLES, draw_facts, draw_word, tell
+from graph_gemma.runners.demo.facts import KINDS, PEOPLE
+from graph_gemma.runners.demo.stories import Story
+from graph_gemma.runners.demo.world import is_known, training_items, training_stories
 
 FACTS_WEIGHT = 0.05  # passages and questions: what they say is drawn at random, there is little to learn
 ANSWER_WEIGHT = 2.0

@@ -1,6 +1,6 @@
 """How good a demo checkpoint is: held-out comprehension accuracy, held-out story perplexity and coherence.
 
-``python -m runners.demo.training.evaluate [CHECKPOINT_DIR]`` prints them.
+``python -m graph_gemma.runners.demo.training.evaluate [CHECKPOINT_DIR]`` prints them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from graph_model.config_file import read_config
-from graph_model.families import family_of
-from graph_model.families.definition import GemmaForCausalLM
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.comprehension import Item
-from runners.demo.training.coherence import is_coherent
-from runners.demo.training.tokenizer import EOS_ID, PAD_ID, load_tokenizer
-from runners.demo.world import held_out_items, held_out_stories
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.families.definition import GemmaForCausalLM
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.comprehension import Item
+from graph_gemma.runners.demo.training.coherence import is_coherent
+from graph_gemma.runners.demo.training.tokenizer import EOS_ID, PAD_ID, load_tokenizer
+from graph_gemma.runners.demo.world import held_out_items, held_out_stories
 
 # Logits [rows, tokens, vocab_size] of token ids; rows may be padded on the right.
 Logits = Callable[[list[list[int]]], Tensor]

@@ -1,6 +1,6 @@
 """What quantizing costs the demo model: held-out accuracy and perplexity of every scheme against floating point.
 
-``python -m runners.demo.training.quantization`` prints the table of docs/quantization.md;
+``python -m graph_gemma.runners.demo.training.quantization`` prints the table of docs/quantization.md;
 ``--write FILE`` puts it there. Besides the demo itself a variant with outliers is measured: small models have none,
 large ones do. It computes the same function: some channels of its norms are much larger, and the columns of the next
 weights as much smaller.
@@ -22,21 +22,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.checkpoint import Checkpoint, open_checkpoint
-from graph_model.config_file import read_config
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
-from graph_model.weights import Part, evaluate
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.comprehension import Item
-from runners.demo.training.evaluate import right_answers, text_losses
-from runners.demo.training.tokenizer import PAD_ID, load_tokenizer
-from runners.demo.world import calibration_texts, held_out_items, held_out_stories
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.checkpoint import Checkpoint, open_checkpoint
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+from graph_gemma.graph_model.weights import Part, evaluate
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.comprehension import Item
+from graph_gemma.runners.demo.training.evaluate import right_answers, text_losses
+from graph_gemma.runners.demo.training.tokenizer import PAD_ID, load_tokenizer
+from graph_gemma.runners.demo.world import calibration_texts, held_out_items, held_out_stories
 
 OUTLIER_FACTOR = 100.0
 OUTLIER_CHANNELS = 4  # of each norm

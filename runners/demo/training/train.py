@@ -1,6 +1,6 @@
 """Train the demo checkpoint from nothing: tokenizer, model, files, evaluation.
 
-``python -m runners.demo.training.train --output-dir DIR`` does all of it. The texts, their order and
+``python -m graph_gemma.runners.demo.training.train --output-dir DIR`` does all of it. The texts, their order and
 the initial weights depend on the seed alone; the trained weights also on how the machine rounds, so that another
 machine's checkpoint is as good, but not bit-equal.
 """
@@ -22,10 +22,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from graph_model.config import GemmaConfig
-from graph_model.families import family_of
-from graph_model.families.definition import GemmaForCausalLM
-from runners.demo.training.documents import (
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.families.definition import GemmaForCausalLM
+from graph_gemma.runners.demo.training.documents import (
     Document,
     chat_documents,
     exercise_documents,
@@ -34,9 +34,9 @@ from runners.demo.training.documents import (
     mixed_documents,
     story_documents,
 )
-from runners.demo.training.evaluate import load_model, measure_accuracy, measure_coherence, print_report
-from runners.demo.training.muon import Muon
-from runners.demo.training.tokenizer import (
+from graph_gemma.runners.demo.training.evaluate import load_model, measure_accuracy, measure_coherence, print_report
+from graph_gemma.runners.demo.training.muon import Muon
+from graph_gemma.runners.demo.training.tokenizer import (
     BOS_ID,
     END_OF_TURN_ID,
     EOS_ID,
@@ -45,7 +45,7 @@ from runners.demo.training.tokenizer import (
     tokenizer_files,
     train_tokenizer,
 )
-from runners.demo.world import held_out_items, held_out_stories
+from graph_gemma.runners.demo.world import held_out_items, held_out_stories
 
 CONFIG = GemmaConfig(
     vocab_size=1024,

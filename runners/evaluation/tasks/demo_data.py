@@ -6,8 +6,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from runners.demo.world import held_out_stories
-from runners.evaluation.items import demo_items
+from graph_gemma.runners.demo.world import held_out_stories
+from graph_gemma.runners.evaluation.items import demo_items
 
 
 def load(**unused: Any) -> dict[str, Dataset]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from runners.settings.schema import Settings
+from graph_gemma.runners.settings.schema import Settings
 
 COMMANDS = (
     "activations",
@@ -24,6 +24,6 @@ COMMANDS = (
 
 def settings_of(command: str) -> type[Settings]:
     """The class that declares the settings of runners/<command>.py."""
-    module = importlib.import_module(f"runners.settings.declared.{command}")
+    module = importlib.import_module(f"graph_gemma.runners.settings.declared.{command}")
     found: type[Settings] = getattr(module, f"{command.title().replace('_', '')}Settings")
     return found

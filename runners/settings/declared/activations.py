@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from graph_model.residual_scale import DEFAULT_EXPONENT, MOST_EXPONENT
-from runners.settings.declared.model import Model
-from runners.settings.declared.quantize import Calibration
-from runners.settings.schema import Settings, group, setting
+from graph_gemma.graph_model.residual_scale import DEFAULT_EXPONENT, MOST_EXPONENT
+from graph_gemma.runners.settings.declared.model import Model
+from graph_gemma.runners.settings.declared.quantize import Calibration
+from graph_gemma.runners.settings.schema import Settings, group, setting
 
 
 class ActivationsSettings(Settings):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runners.settings.declared.infer import InferSettings
-from runners.settings.schema import setting
+from graph_gemma.runners.settings.declared.infer import InferSettings
+from graph_gemma.runners.settings.schema import setting
 
 
 class CompareSettings(InferSettings):

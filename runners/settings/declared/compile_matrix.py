@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runners.settings.declared.model import ABOUT_PASSES, PASSES, block_sizes, dtypes, sizes
-from runners.settings.schema import Settings, setting, switches
+from graph_gemma.runners.settings.declared.model import ABOUT_PASSES, PASSES, block_sizes, dtypes, sizes
+from graph_gemma.runners.settings.schema import Settings, setting, switches
 
 
 class CompileMatrixSettings(Settings):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from graph_model.config import DTYPES
-from runners.settings.schema import Settings, group, required, setting
+from graph_gemma.graph_model.config import DTYPES
+from graph_gemma.runners.settings.schema import Settings, group, required, setting
 
 
 class Checkpoint(Settings):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from runners.settings.declared.model import ABOUT_PASSES, PASSES, Model, Quant, Ranks, block_sizes, dtypes
-from runners.settings.schema import Settings, group, setting, switches
+from graph_gemma.runners.settings.declared.model import ABOUT_PASSES, PASSES, Model, Quant, Ranks, block_sizes, dtypes
+from graph_gemma.runners.settings.schema import Settings, group, setting, switches
 
 SMALLEST_CHUNK = 64  # prompt tokens of the smallest step
 

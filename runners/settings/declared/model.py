@@ -8,19 +8,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-from runners.settings.schema import Option, Settings, Switch, setting
+from graph_gemma.runners.settings.schema import Option, Settings, Switch, setting
 
 
 def schemes() -> Iterable[str]:
     """Names of the quantization schemes, which --help need not import."""
-    from graph_model.quantization.linears import SCHEMES
+    from graph_gemma.graph_model.quantization.linears import SCHEMES
 
     return tuple(SCHEMES)
 
 
 def dtypes() -> Iterable[str]:
     """Names of the dtypes, which --help need not import."""
-    from graph_model.config import DTYPES
+    from graph_gemma.graph_model.config import DTYPES
 
     return tuple(DTYPES)
 
@@ -32,14 +32,14 @@ def models() -> Iterable[str]:
 
 def sizes() -> tuple[str, ...]:
     """The shapes that have a name; graph_model.config is imported when they are asked for."""
-    from graph_model.config import NAMED_CONFIGS
+    from graph_gemma.graph_model.config import NAMED_CONFIGS
 
     return tuple(NAMED_CONFIGS)
 
 
 def block_sizes() -> Iterable[int]:
     """Tokens per block of the KV cache, which --help need not import."""
-    from graph_model.bucket import BLOCK_SIZES
+    from graph_gemma.graph_model.bucket import BLOCK_SIZES
 
     return BLOCK_SIZES
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runners.settings.schema import Settings, setting
+from graph_gemma.runners.settings.schema import Settings, setting
 
 
 class PruneSettings(Settings):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runners.settings.declared.model import Model, Quant
-from runners.settings.schema import Settings, group, required, setting
+from graph_gemma.runners.settings.declared.model import Model, Quant
+from graph_gemma.runners.settings.schema import Settings, group, required, setting
 
 
 class Calibration(Settings):

@@ -7,7 +7,7 @@ attributes are named as in GE; floating-point inputs arrive as float64 tensors, 
 ``input_dtypes`` says what they were. Attributes that the graph leaves out have the prototype's default.
 """
 
-from runners.verification.oracle import basic as _basic  # fills the table
-from runners.verification.oracle import quant as _quant
-from runners.verification.oracle.kernels import attention, gelu, rms_norm, rotary
-from runners.verification.oracle.registry import FORMULAS
+from graph_gemma.runners.verification.oracle import basic as _basic  # fills the table
+from graph_gemma.runners.verification.oracle import quant as _quant
+from graph_gemma.runners.verification.oracle.kernels import attention, gelu, rms_norm, rotary
+from graph_gemma.runners.verification.oracle.registry import FORMULAS

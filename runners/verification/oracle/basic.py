@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GE_DTYPES
-from runners.verification.oracle.registry import FORMULAS, Attrs, Formula, Inputs, formula
+from graph_gemma.graph_model.ascend.ge_graph import GE_DTYPES
+from graph_gemma.runners.verification.oracle.registry import FORMULAS, Attrs, Formula, Inputs, formula
 
 
 @formula("GatherV2")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from runners.verification.oracle.registry import Attrs, Inputs, formula
+from graph_gemma.runners.verification.oracle.registry import Attrs, Inputs, formula
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float, hidden: Tensor | None = None) -> Tensor:

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GE_DTYPES
-from runners.verification.oracle.kernels import rms_norm
-from runners.verification.oracle.registry import Attrs, Inputs, formula
+from graph_gemma.graph_model.ascend.ge_graph import GE_DTYPES
+from graph_gemma.runners.verification.oracle.kernels import rms_norm
+from graph_gemma.runners.verification.oracle.registry import Attrs, Inputs, formula
 
 _LARGEST = 127
 

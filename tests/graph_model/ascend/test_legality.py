@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from graph_model.ascend.legality import check_model, check_quantization
-from graph_model.ascend.ops.attention_choice import check_block_size, choose_attention
-from graph_model.ascend.ops.collective import check_matmul_all_reduce
-from graph_model.ascend.ops.rotary import fused_rotary
-from graph_model.bucket import BLOCK_SIZES
-from graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
-from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
-from graph_model.chips.chip import Chip
-from graph_model.chips.registry import CHIPS
-from graph_model.errors import UserError
-from graph_model.quantization.linears import Quantization
+from graph_gemma.graph_model.ascend.legality import check_model, check_quantization
+from graph_gemma.graph_model.ascend.ops.attention_choice import check_block_size, choose_attention
+from graph_gemma.graph_model.ascend.ops.collective import check_matmul_all_reduce
+from graph_gemma.graph_model.ascend.ops.rotary import fused_rotary
+from graph_gemma.graph_model.bucket import BLOCK_SIZES
+from graph_gemma.graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
+from graph_gemma.graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.chips.registry import CHIPS
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.quantization.linears import Quantization
 
 FIA, IFA, PFA = "FusedInferAttentionScore", "IncreFlashAttention", "PromptFlashAttention"
 GEMMA_2B, GEMMA_7B = (8, 1), (16, 16)  # query heads, key heads

@@ -4,9 +4,9 @@ import pytest
 import torch
 from support.configs import TINY_CONFIGS
 
-from graph_model.checkpoint import expected_tensors
-from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
-from graph_model.families import family_of
+from graph_gemma.graph_model.checkpoint import expected_tensors
+from graph_gemma.graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
+from graph_gemma.graph_model.families import family_of
 
 CONFIGS = {**TINY_CONFIGS, "2b": GEMMA_2B, "7b": GEMMA_7B}
 

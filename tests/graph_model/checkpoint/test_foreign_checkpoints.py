@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from support.foreign_checkpoints import Weights, assert_reads, refusal, rewrite, set_config, weights_of
 
-from graph_model.config_file import read_config
+from graph_gemma.graph_model.config_file import read_config
 
 Q = "model.layers.0.self_attn.q_proj"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.foreign_checkpoints import assert_reads, refusal, rewrite, set_config, weights_of
 
-from graph_model.errors import LONGEST_MESSAGE
+from graph_gemma.graph_model.errors import LONGEST_MESSAGE
 
 
 @pytest.mark.parametrize(

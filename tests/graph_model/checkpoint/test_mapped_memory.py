@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from graph_model.checkpoint import expected_tensors, save_checkpoint
-from graph_model.config import GemmaConfig
+from graph_gemma.graph_model.checkpoint import expected_tensors, save_checkpoint
+from graph_gemma.graph_model.config import GemmaConfig
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -18,8 +18,8 @@ import json, re, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from graph_model.checkpoint import open_checkpoint
-from graph_model.config_file import read_config
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.config_file import read_config
 
 def mb(field):
     return int(re.search(field + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import write_random_checkpoint
 from support.configs import LATER_CONFIGS
 
-from graph_model.checkpoint import open_checkpoint
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
 
 CONFIG = replace(LATER_CONFIGS["gemma3"], dtype="bfloat16")
 

@@ -14,12 +14,12 @@ from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 from support.modelslim import QuantizedTensors, quantized_tensors, write_checkpoint
 
-from graph_model.checkpoint import open_checkpoint
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantization.schemes import find_scheme
-from graph_model.quantization.w8a8 import DeqScale
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantization.schemes import find_scheme
+from graph_gemma.graph_model.quantization.w8a8 import DeqScale
 
 CONFIG = replace(TINY_CONFIGS["attention_bias"], num_hidden_layers=2)
 LINEARS = select_linears(CONFIG, ["down_proj", "lm_head"])

@@ -9,9 +9,9 @@ import torch
 from support.checkpoints import make_checkpoint, make_model
 from support.configs import TINY_CONFIGS
 
-from graph_model.config import GemmaConfig
-from graph_model.config_file import read_config
-from runners.backends.transformers_import import import_transformers
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.runners.backends.transformers_import import import_transformers
 
 DTYPES = [torch.float32, torch.bfloat16]
 

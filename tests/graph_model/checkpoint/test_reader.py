@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 
-from graph_model.checkpoint import expected_tensors, open_checkpoint
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
+from graph_gemma.graph_model.checkpoint import expected_tensors, open_checkpoint
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
 
 CONFIG = TINY_CONFIGS["one_kv_head"]
 UNTIED = TINY_CONFIGS["untied_head"]

@@ -12,10 +12,10 @@ import torch
 from support.checkpoints import make_model
 from support.configs import TINY_CONFIGS
 
-from graph_model.checkpoint import open_checkpoint, save_checkpoint, writer
-from graph_model.config_file import read_config
-from graph_model.errors import UserError
-from runners.backends.transformers_import import import_transformers
+from graph_gemma.graph_model.checkpoint import open_checkpoint, save_checkpoint, writer
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.transformers_import import import_transformers
 
 CONFIG = TINY_CONFIGS["grouped_kv_heads"]
 

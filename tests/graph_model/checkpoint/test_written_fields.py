@@ -13,9 +13,9 @@ from support.checkpoint_fields import COLUMNS, DTYPES, SCHEMES, both_dtypes, col
 from support.checkpoints import write_random_checkpoint
 from support.configs import TINY_CONFIGS
 
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantization.schemes import find_scheme
-from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantization.schemes import find_scheme
+from graph_gemma.graph_model.quantizer import QuantizerOptions, quantize_checkpoint
 
 CONFIG = TINY_CONFIGS["one_kv_head"]
 

@@ -20,10 +20,10 @@ import gguf
 import numpy as np
 from support.gguf_files import CONFIGS, F32, small, write_gguf
 
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from graph_model.gguf import convert_gguf, tensors
-from graph_model.gguf.header import read_header
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.gguf import convert_gguf, tensors
+from graph_gemma.graph_model.gguf.header import read_header
 
 ROOT = Path(__file__).parents[3]
 CONFIG = small(CONFIGS["gemma3"])

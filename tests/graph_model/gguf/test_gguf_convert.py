@@ -15,14 +15,14 @@ pytest.importorskip("gguf")
 import gguf
 from support.gguf_files import BF16, CONFIGS, F16, F32, model_fields, small, write_gguf
 
-from graph_model.checkpoint import open_checkpoint
-from graph_model.config import NAMED_CONFIGS, Gemma2Config, Gemma3Config
-from graph_model.config_file import read_config
-from graph_model.families import family_of
-from graph_model.gguf import config as gguf_config
-from graph_model.gguf import convert_gguf
-from graph_model.gguf.header import Header, TensorPlace, read_header
-from runners.backends.transformers_import import import_transformers
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.config import NAMED_CONFIGS, Gemma2Config, Gemma3Config
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.gguf import config as gguf_config
+from graph_gemma.graph_model.gguf import convert_gguf
+from graph_gemma.graph_model.gguf.header import Header, TensorPlace, read_header
+from graph_gemma.runners.backends.transformers_import import import_transformers
 
 TYPES = gguf.GGMLQuantizationType
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from support.gguf_files import BYTES, CONFIGS, CONTROLS, SPACE, small, vocabulary, write_gguf
 from transformers import PreTrainedTokenizerBase
 
-from graph_model.gguf import convert_gguf
-from runners.io.tokenizer import load_tokenizer
+from graph_gemma.graph_model.gguf import convert_gguf
+from graph_gemma.runners.io.tokenizer import load_tokenizer
 
 FIELDS = {name.removeprefix("tokenizer.ggml."): value for name, value in vocabulary(320).items()}
 PIECES = [p.replace(" ", SPACE) if t == 4 else p for p, t in zip(FIELDS["tokens"], FIELDS["token_type"], strict=True)]

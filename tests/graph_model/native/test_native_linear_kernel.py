@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from graph_model import ops
-from graph_model.native import NativeBuildError, build, load_kernels
-from runners.backends.inductor import cpp_compiler
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.native import NativeBuildError, build, load_kernels
+from graph_gemma.runners.backends.inductor import cpp_compiler
 
 needs_compiler = pytest.mark.skipif(cpp_compiler() is None, reason="needs a C++ compiler")
 
@@ -27,7 +27,7 @@ SHAPES = tuple(product((1, 2, 3, 5, 8, 16, 21), (1, 7, 16, 33, 1500), (1, 3, 16,
 BUILD = """
 import sys
 from pathlib import Path
-from graph_model.native import load_kernels
+from graph_gemma.graph_model.native import load_kernels
 root = Path(sys.argv[1])
 library = load_kernels(root, "g++", "some version")
 assert load_kernels(root, "g++", "some version") is None
@@ -232,7 +232,7 @@ OTHER_CPUS = """
 import sys
 from pathlib import Path
 import pytest
-from graph_model.native import build
+from graph_gemma.graph_model.native import build
 build._OPTIONS = tuple("-march=x86-64" if option == "-march=native" else option for option in build._OPTIONS)
 build.load_kernels(Path(sys.argv[1]), "g++", "some version")
 sys.exit(pytest.main(["-q", sys.argv[2], "-k", "every_shape or exact_integers or strides"]))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from graph_model import ops
-from graph_model.ops.registry import is_canonical
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.ops.registry import is_canonical
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 # One rounding of the result, or a few in float32.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from graph_model import ops
+from graph_gemma.graph_model import ops
 
 HEAD_DIM = 8
 SCALE = 0.21  # not head_dim ** -0.5: the op must use what it is given

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from graph_model import ops
+from graph_gemma.graph_model import ops
 
 GENERATOR = torch.Generator().manual_seed(0)
 HALVES = (torch.float16, torch.bfloat16, torch.float32)

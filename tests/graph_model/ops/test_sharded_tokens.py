@@ -7,8 +7,8 @@ import torch
 from support.ranks import run_ranks
 from torch import Tensor
 
-from graph_model import ops
-from graph_model.tensor_parallel import Shard
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.tensor_parallel import Shard
 
 ROWS, VOCABULARY = 64, 96
 

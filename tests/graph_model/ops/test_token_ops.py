@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from graph_model import ops
+from graph_gemma.graph_model import ops
 
 LOGITS = torch.tensor([0.3, 2.0, -1.0, 1.1, 1.7, -3.0, 0.0, 0.9, -0.4, 1.4, -8.0, 0.6])
 SETTINGS = {

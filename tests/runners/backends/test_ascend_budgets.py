@@ -18,19 +18,19 @@ from support.ascend_budgets import (
 )
 from support.chip_processes import A2, DUO
 
-from graph_model.ascend.ge_graph import VIEWS, GeGraph
-from graph_model.ascend.ops.attention_choice import AttentionChoice, choose_attention
-from graph_model.bucket import Bucket
-from graph_model.chips.registry import find_soc
-from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
-from passes.ascend import attention as ascend_attention
-from runners.backends.ascend import standin
-from runners.backends.ascend.lower import lower
-from runners.backends.ascend.roofline import estimate, gathered_bytes
-from runners.backends.torchair import AscendOptions, TorchairBackend
-from runners.command_line.entry import compose
-from runners.inspection import naive as naive_module
-from runners.inspection.naive import compare_with_naive, measure
+from graph_gemma.graph_model.ascend.ge_graph import VIEWS, GeGraph
+from graph_gemma.graph_model.ascend.ops.attention_choice import AttentionChoice, choose_attention
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
+from graph_gemma.passes.ascend import attention as ascend_attention
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.lower import lower
+from graph_gemma.runners.backends.ascend.roofline import estimate, gathered_bytes
+from graph_gemma.runners.backends.torchair import AscendOptions, TorchairBackend
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.inspection import naive as naive_module
+from graph_gemma.runners.inspection.naive import compare_with_naive, measure
 
 
 def readers_of_gathers(graph: GeGraph) -> set[str]:

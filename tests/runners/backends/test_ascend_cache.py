@@ -15,16 +15,16 @@ from support import torchair_steps as steps
 from support.checkpoints import make_checkpoint
 from support.chip_processes import A2, DUO, on_each_chip
 
-from graph_model.chips.registry import find_soc
-from runners.backends import torchair
-from runners.backends.ascend import standin
-from runners.backends.ascend.recording import recorded_graphs
-from runners.backends.ascend.stored_step import StepInput, StoredStep
-from runners.backends.base import Check
-from runners.backends.torchair import AscendOptions, TorchairBackend
-from runners.compile import step as step_module
-from runners.engine.sampling_params import SamplingParams
-from runners.llm import LLM
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.runners.backends import torchair
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.recording import recorded_graphs
+from graph_gemma.runners.backends.ascend.stored_step import StepInput, StoredStep
+from graph_gemma.runners.backends.base import Check
+from graph_gemma.runners.backends.torchair import AscendOptions, TorchairBackend
+from graph_gemma.runners.compile import step as step_module
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.llm import LLM
 
 TINY = replace(steps.BASE, num_hidden_layers=1)
 PROMPTS = [[5, 6, 7], list(range(3, 100))]

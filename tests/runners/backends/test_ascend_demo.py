@@ -15,11 +15,11 @@ from support.chip_processes import A2, DUO, ROOT, on_each_chip
 from support.standin_commands import answers_in, run_infer
 from support.token_rule import check_greedy
 
-from runners.backends.ascend import standin
-from runners.backends.transformers_import import import_transformers
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.world import demo_prompts, held_out_stories
-from runners.llm import answer as answering
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.transformers_import import import_transformers
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.world import demo_prompts, held_out_stories
+from graph_gemma.runners.llm import answer as answering
 
 # float16, which both chips have, and one request at a time, so that few steps are compiled.
 ANSWERING = ("dtype=float16", "max_batch_size=1", "max_prefill_batch_size=1")

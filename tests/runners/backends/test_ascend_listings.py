@@ -13,14 +13,14 @@ from support.chip_processes import A2, DUO, on_each_chip
 from support.data import LISTINGS
 from support.rank_graphs import lower_rank
 
-from graph_model.ascend.ge_proto import messages
-from graph_model.ascend.graph_file import read_graph_file
-from graph_model.chips.registry import find_soc
-from graph_model.tensor_parallel import Shard
-from runners.backends.ascend import standin
-from runners.backends.ascend.lower import LoweredStep, lower
-from runners.backends.ascend.printer import list_graph
-from runners.backends.ascend.provenance import Target, target_of
+from graph_gemma.graph_model.ascend.ge_proto import messages
+from graph_gemma.graph_model.ascend.graph_file import read_graph_file
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.lower import LoweredStep, lower
+from graph_gemma.runners.backends.ascend.printer import list_graph
+from graph_gemma.runners.backends.ascend.provenance import Target, target_of
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 TINY = replace(steps.BASE, num_hidden_layers=1)

@@ -19,16 +19,16 @@ from support.rank_graphs import Lowered, graph_of, lower_rank
 from support.ranks import run_ranks
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.ascend.legality import check_graph
-from graph_model.chips.chip import Limits
-from graph_model.chips.registry import find_soc
-from graph_model.numerics import TOLERANCE
-from graph_model.quantization.linears import Quantization, linear_paths
-from graph_model.tensor_parallel import WHOLE, Shard
-from runners.backends.ascend.interpreter import Program
-from runners.backends.ascend.printer import count_nodes
-from runners.backends.torchair import AscendOptions, TorchairBackend
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.graph_model.ascend.legality import check_graph
+from graph_gemma.graph_model.chips.chip import Limits
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.numerics import TOLERANCE
+from graph_gemma.graph_model.quantization.linears import Quantization, linear_paths
+from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
+from graph_gemma.runners.backends.ascend.interpreter import Program
+from graph_gemma.runners.backends.ascend.printer import count_nodes
+from graph_gemma.runners.backends.torchair import AscendOptions, TorchairBackend
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 LAYERS = steps.BASE.num_hidden_layers

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from support.configs import TINY_CONFIGS
 
-from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
-from graph_model.errors import UserError
-from passes.pipeline import build_kernel_options, build_passes
-from runners.backends.ascend.standin import loader
-from runners.backends.select import select_backend
-from runners.command_line.entry import compose
-from runners.settings.model_settings import resolve_settings
+from graph_gemma.graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.passes.pipeline import build_kernel_options, build_passes
+from graph_gemma.runners.backends.ascend.standin import loader
+from graph_gemma.runners.backends.select import select_backend
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.settings.model_settings import resolve_settings
 
 FUSED = "passes.ascend_matmul_all_reduce.enabled=true"
 ONE_KV_HEAD = TINY_CONFIGS["one_kv_head"]

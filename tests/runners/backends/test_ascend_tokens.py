@@ -18,17 +18,17 @@ from support.modelslim import quantized_tensors
 from support.standin_commands import answers_in, command, run_infer
 from support.token_rule import check_greedy
 
-from graph_model.ascend.graph_file import read_graph_file
-from graph_model.chips.registry import find_soc
-from graph_model.config import GemmaConfig
-from passes.check import BUCKETS, check_passes
-from passes.pipeline import DEFAULT_PASSES
-from runners.backends.ascend import standin
-from runners.backends.ascend.printer import count_nodes
-from runners.backends.ascend.provenance import Target, target_of
-from runners.backends.torchair import AscendOptions, kernel_passes
-from runners.demo.world import demo_prompts, held_out_items, held_out_stories
-from runners.quantize import quantize
+from graph_gemma.graph_model.ascend.graph_file import read_graph_file
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.passes.check import BUCKETS, check_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.printer import count_nodes
+from graph_gemma.runners.backends.ascend.provenance import Target, target_of
+from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
+from graph_gemma.runners.demo.world import demo_prompts, held_out_items, held_out_stories
+from graph_gemma.runners.quantize import quantize
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 

@@ -15,7 +15,7 @@ from support.checkout import ROOT, import_path
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 
-from runners.backends.inductor import cpp_compiler
+from graph_gemma.runners.backends.inductor import cpp_compiler
 
 SETTINGS = ["backend=inductor", "prompt_token_ids=[[5,6,7]]", "max_new_tokens=1", "max_seq_len=32", "ignore_eos=true"]
 

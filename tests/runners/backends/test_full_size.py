@@ -13,18 +13,18 @@ from support.ascend_budgets import BESIDES, BUDGETS, check_kernels, check_lean
 from support.chip_processes import A2, DUO, on_each_chip
 from support.peak_memory import PeakMemory
 
-from graph_model.ascend.legality import check_graph
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.chips.registry import find_soc
-from graph_model.config import GEMMA_2B, GEMMA_7B, NAMED_CONFIGS, GemmaConfig
-from graph_model.graph import KVCacheConfig
-from graph_model.quantization.linears import Quantization, select_linears
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
-from runners.backends.ascend.lower import lower
-from runners.backends.ascend.printer import count_nodes
-from runners.backends.torchair import AscendOptions, kernel_passes
+from graph_gemma.graph_model.ascend.legality import check_graph
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import GEMMA_2B, GEMMA_7B, NAMED_CONFIGS, GemmaConfig
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
+from graph_gemma.runners.backends.ascend.lower import lower
+from graph_gemma.runners.backends.ascend.printer import count_nodes
+from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
 
 pytestmark = pytest.mark.chip
 HALF, BRAIN = torch.float16, torch.bfloat16

@@ -33,16 +33,16 @@ from support.ascend_budgets import (
 from support.chip_processes import A2, DUO, on_each_chip
 from support.peak_memory import PeakMemory
 
-from graph_model.ascend.ge_graph import Edge, GeGraph, GeGraphError, Node, TensorDesc
-from graph_model.ascend.legality import check_graph
-from graph_model.bucket import Bucket
-from graph_model.chips.registry import find_soc
-from graph_model.config import GEMMA_2B, GEMMA_7B
-from graph_model.graph import ModelGraph
-from passes.ascend.attention import CAUSAL_MASK_SIZE
-from runners.backends.ascend.lower import lower
-from runners.backends.ascend.printer import count_nodes, list_graph, writers
-from runners.backends.ascend.roofline import gathered_bytes
+from graph_gemma.graph_model.ascend.ge_graph import Edge, GeGraph, GeGraphError, Node, TensorDesc
+from graph_gemma.graph_model.ascend.legality import check_graph
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import GEMMA_2B, GEMMA_7B
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.ascend.attention import CAUSAL_MASK_SIZE
+from graph_gemma.runners.backends.ascend.lower import lower
+from graph_gemma.runners.backends.ascend.printer import count_nodes, list_graph, writers
+from graph_gemma.runners.backends.ascend.roofline import gathered_bytes
 
 LAYERS = 2
 Check = Callable[["Lowered", GeGraph], None]

@@ -16,17 +16,17 @@ from support.configs import TINY_CONFIGS
 from support.models import build_model
 from support.token_rule import ROUNDS_ONCE, TieCounter, check_greedy
 
-from graph_model import ops
-from graph_model.bucket import Bucket, BucketTable, StepOutput
-from graph_model.config import GemmaConfig
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantization.schemes import find_scheme
-from runners.backends.base import Backend
-from runners.backends.eager import EagerBackend
-from runners.backends.inductor import InductorBackend, cpp_compiler
-from runners.compile import CompileCache, CompiledModel
-from runners.engine.driver import EngineDriver
-from runners.engine.sampling_params import SamplingParams
+from graph_gemma.graph_model import ops
+from graph_gemma.graph_model.bucket import Bucket, BucketTable, StepOutput
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantization.schemes import find_scheme
+from graph_gemma.runners.backends.base import Backend
+from graph_gemma.runners.backends.eager import EagerBackend
+from graph_gemma.runners.backends.inductor import InductorBackend, cpp_compiler
+from graph_gemma.runners.compile import CompileCache, CompiledModel
+from graph_gemma.runners.engine.driver import EngineDriver
+from graph_gemma.runners.engine.sampling_params import SamplingParams
 
 pytestmark = pytest.mark.skipif(cpp_compiler() is None, reason="Inductor needs a C++ compiler")
 

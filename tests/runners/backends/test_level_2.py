@@ -22,9 +22,9 @@ from support.torchair_steps import (
     StepCase,
 )
 
-from graph_model.chips.registry import find_soc
-from graph_model.config import GemmaConfig
-from runners.backends.ascend.lower import lower
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.runners.backends.ascend.lower import lower
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 PHASES = ("prefill", "extend", "decode")

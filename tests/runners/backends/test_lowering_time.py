@@ -11,17 +11,17 @@ from support.ascend_budgets import Phases, check_equal_kernels, check_ratio, ker
 from support.chip_processes import A2, DUO
 from support.hand_fused import hand_fused
 
-from graph_model.ascend.ge_graph import GeGraph, read_graph
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.chips.registry import find_soc
-from graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
-from graph_model.graph import KVCacheConfig
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
-from runners.backends.ascend.engine import compiler_config
-from runners.backends.ascend.lower import lower, lower_module
-from runners.backends.torchair import AscendOptions, kernel_passes
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, read_graph
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import GEMMA_2B, GEMMA_7B, GemmaConfig
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
+from graph_gemma.runners.backends.ascend.engine import compiler_config
+from graph_gemma.runners.backends.ascend.lower import lower, lower_module
+from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
 
 BLOCKS = 4096
 DECODE, PREFILL, EXTEND = Bucket("decode", 8, 1, 16), Bucket("prefill", 1, 512, 0), Bucket("extend", 1, 256, 16)

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from runners.backends import memory
-from runners.backends.ascend import standin
-from runners.backends.memory import free_memory, peak_memory
+from graph_gemma.runners.backends import memory
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.memory import free_memory, peak_memory
 
 ROOT = Path(__file__).parents[3]
 NPU = SimpleNamespace(type="npu")  # torch has no such device where torch_npu is not loaded
@@ -50,7 +50,7 @@ def test_a_limit_of_address_space_is_respected() -> None:
     limit = 64 << 30
     code = f"""
 import resource, torch
-from runners.backends.memory import free_memory
+from graph_gemma.runners.backends.memory import free_memory
 resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))
 before = free_memory(torch.device("cpu"), 4)
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))

@@ -47,14 +47,14 @@ from support.planted_faults import (
 )
 from support.torchair_steps import GEMMA2, GEMMA3
 
-from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.chips.registry import find_soc
-from graph_model.config import GemmaConfig
-from graph_model.graph import ModelGraph
-from passes.framework.attributes import check_attributes
-from passes.framework.contract import PassError
-from runners.backends.ascend.lower import lower
-from runners.backends.ascend.printer import count_nodes
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.graph import ModelGraph
+from graph_gemma.passes.framework.attributes import check_attributes
+from graph_gemma.passes.framework.contract import PassError
+from graph_gemma.runners.backends.ascend.lower import lower
+from graph_gemma.runners.backends.ascend.printer import count_nodes
 
 CATCHERS = {"attributes", "copies", "interpreter", "numbers", "kernels"}
 SCATTER = "npu::npu_scatter_pa_kv_cache"

@@ -13,8 +13,8 @@ from support import torchair_steps as steps
 from support.checkpoints import CALM, make_model
 from support.chip_processes import A2, DUO, on_each_chip
 
-from graph_model.chips.registry import find_soc
-from runners.backends.ascend.lower import lower
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.runners.backends.ascend.lower import lower
 
 SIX_LAYERS = replace(steps.BASE, num_hidden_layers=6)
 SEEDS = range(8)

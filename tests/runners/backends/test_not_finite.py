@@ -15,14 +15,14 @@ from support.models import build_model
 from support.overflow import POISON, check_message, make_overflowing_model, save_overflowing_checkpoint
 from support.standin_commands import answers_in, command
 
-from graph_model.bucket import BucketTable
-from graph_model.errors import NotFiniteError
-from graph_model.ops.tokens import greedy_token
-from runners.backends.ascend import standin
-from runners.backends.inductor import InductorBackend, cpp_compiler
-from runners.compile import CompileCache
-from runners.engine import EngineDriver, SamplingParams
-from runners.infer import infer
+from graph_gemma.graph_model.bucket import BucketTable
+from graph_gemma.graph_model.errors import NotFiniteError
+from graph_gemma.graph_model.ops.tokens import greedy_token
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.inductor import InductorBackend, cpp_compiler
+from graph_gemma.runners.compile import CompileCache
+from graph_gemma.runners.engine import EngineDriver, SamplingParams
+from graph_gemma.runners.infer import infer
 
 GOOD = [5, 6, 7, 8]
 BAD = [*GOOD, POISON]

@@ -43,7 +43,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 LOAD = """
 import sys
-from runners.backends.transformers_import import import_transformers
+from graph_gemma.runners.backends.transformers_import import import_transformers
 model = import_transformers().AutoModelForCausalLM.from_pretrained(sys.argv[1])
 assert "torch_npu" not in sys.modules
 print(type(model).__name__)

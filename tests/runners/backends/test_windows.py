@@ -13,14 +13,14 @@ from support.ascend_budgets import selected
 from support.chip_processes import A2, DUO, on_each_chip
 from support.torchair_steps import CHUNK, GEMMA2, GEMMA3, StepCase
 
-from graph_model.bucket import Bucket
-from graph_model.chips.registry import find_soc
-from graph_model.config import NAMED_CONFIGS, GemmaConfig
-from passes.ascend import unfused_attention
-from passes.ascend.unfused_attention import TILE_BYTES, tile_tokens
-from runners.backends.ascend.lower import lower
-from runners.backends.ascend.provenance import origin_of
-from runners.backends.ascend.roofline import estimate
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.config import NAMED_CONFIGS, GemmaConfig
+from graph_gemma.passes.ascend import unfused_attention
+from graph_gemma.passes.ascend.unfused_attention import TILE_BYTES, tile_tokens
+from graph_gemma.runners.backends.ascend.lower import lower
+from graph_gemma.runners.backends.ascend.provenance import origin_of
+from graph_gemma.runners.backends.ascend.roofline import estimate
 
 BLOCK = 64
 WIDTH = 3  # blocks, of which a window may leave out the first

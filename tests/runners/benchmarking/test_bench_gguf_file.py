@@ -14,12 +14,12 @@ pytest.importorskip("gguf")
 from support.checkpoints import write_random_checkpoint
 from support.configs import LATER_CONFIGS, TINY_CONFIGS
 
-from graph_model.checkpoint import open_checkpoint
-from graph_model.config import GemmaConfig
-from graph_model.gguf.config import read_config
-from graph_model.gguf.header import read_header
-from graph_model.gguf.tensors import check_tensors, read_tensors
-from runners.benchmarking.peers.gguf_file import write_gguf
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.gguf.config import read_config
+from graph_gemma.graph_model.gguf.header import read_header
+from graph_gemma.graph_model.gguf.tensors import check_tensors, read_tensors
+from graph_gemma.runners.benchmarking.peers.gguf_file import write_gguf
 
 GEMMA2, GEMMA3 = (replace(config, query_pre_attn_scalar=16) for config in LATER_CONFIGS.values())  # type: ignore[call-arg]
 SLIDING, FULL = "sliding_attention", "full_attention"

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from graph_model.errors import UserError
-from runners.benchmarking import max_batch
-from runners.benchmarking.max_batch import Trial, largest_batch, problem_of
-from runners.benchmarking.results import Row
-from runners.benchmarking.runner import Facts
-from runners.benchmarking.timing import Case, Timing, summarize
-from runners.command_line.entry import compose
-from runners.llm.step_memory import check_step_sizes
-from runners.settings.model_settings import resolve_settings
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.benchmarking import max_batch
+from graph_gemma.runners.benchmarking.max_batch import Trial, largest_batch, problem_of
+from graph_gemma.runners.benchmarking.results import Row
+from graph_gemma.runners.benchmarking.runner import Facts
+from graph_gemma.runners.benchmarking.timing import Case, Timing, summarize
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.llm.step_memory import check_step_sizes
+from graph_gemma.runners.settings.model_settings import resolve_settings
 
 
 @pytest.mark.parametrize("limit", [*range(20), 31, 32, 33])

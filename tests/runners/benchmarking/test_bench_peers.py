@@ -10,17 +10,17 @@ import torch
 from support.checkpoints import make_checkpoint, make_model
 from support.configs import LATER_CONFIGS, TINY_CONFIGS
 
-from graph_model.config import GemmaConfig
-from runners.backends.transformers_import import import_transformers
-from runners.benchmarking import peer_registry as peers
-from runners.benchmarking.peer_registry import PeerJob
-from runners.benchmarking.peers.weights import write_weights
-from runners.benchmarking.timing import Case, equal_share, random_prompts
-from runners.command_line.entry import compose
-from runners.engine.sampling_params import SamplingParams
-from runners.llm import LLM
-from runners.llm.random_weights import random_weights
-from runners.settings.model_settings import resolve_settings
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.runners.backends.transformers_import import import_transformers
+from graph_gemma.runners.benchmarking import peer_registry as peers
+from graph_gemma.runners.benchmarking.peer_registry import PeerJob
+from graph_gemma.runners.benchmarking.peers.weights import write_weights
+from graph_gemma.runners.benchmarking.timing import Case, equal_share, random_prompts
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.llm import LLM
+from graph_gemma.runners.llm.random_weights import random_weights
+from graph_gemma.runners.settings.model_settings import resolve_settings
 
 CASE = Case(batch=3, prompt=20, answer=8)
 BEYOND = Case(batch=3, prompt=60, answer=8)  # the windows of LATER_CONFIGS

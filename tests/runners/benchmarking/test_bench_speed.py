@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from runners.benchmarking import peer_registry as peers
-from runners.benchmarking import speed
-from runners.benchmarking.results import Row
-from runners.benchmarking.runner import Facts
-from runners.benchmarking.speed import SpeedTest
-from runners.benchmarking.timing import Case, Timing
-from runners.benchmarking.worker import WorkerError
+from graph_gemma.runners.benchmarking import peer_registry as peers
+from graph_gemma.runners.benchmarking import speed
+from graph_gemma.runners.benchmarking.results import Row
+from graph_gemma.runners.benchmarking.runner import Facts
+from graph_gemma.runners.benchmarking.speed import SpeedTest
+from graph_gemma.runners.benchmarking.timing import Case, Timing
+from graph_gemma.runners.benchmarking.worker import WorkerError
 
 CASE = Case(1, 4, 3)
 CONFIG = SimpleNamespace(vocab_size=100, quantize=None)

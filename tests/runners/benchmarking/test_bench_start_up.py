@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from runners.benchmarking.host import measure_host
-from runners.benchmarking.start_up import cold_and_warm, measure_start
-from runners.benchmarking.timing import Case
-from runners.command_line.entry import compose
-from runners.settings.model_settings import ModelSettings, resolve_settings
+from graph_gemma.runners.benchmarking.host import measure_host
+from graph_gemma.runners.benchmarking.start_up import cold_and_warm, measure_start
+from graph_gemma.runners.benchmarking.timing import Case
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.settings.model_settings import ModelSettings, resolve_settings
 
 
 def model(checkpoint: Path, cache: Path, *settings: str) -> ModelSettings:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from support.configs import LATER_CONFIGS, TINY_CONFIGS
 
-from graph_model.footprint import cache_token_bytes
-from runners.benchmarking.bandwidth import ReadProbe, spread
-from runners.benchmarking.engine_runner import EngineRunner, warm_up
-from runners.benchmarking.results import AVERAGES, RATE, STEP_RATE, Row, cells_of
-from runners.benchmarking.runner import Facts, window_token_bytes
-from runners.benchmarking.timing import Case, Timing, equal_share, random_prompts, summarize
-from runners.engine.sampling_params import SamplingParams
-from runners.llm import LLM
+from graph_gemma.graph_model.footprint import cache_token_bytes
+from graph_gemma.runners.benchmarking.bandwidth import ReadProbe, spread
+from graph_gemma.runners.benchmarking.engine_runner import EngineRunner, warm_up
+from graph_gemma.runners.benchmarking.results import AVERAGES, RATE, STEP_RATE, Row, cells_of
+from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.timing import Case, Timing, equal_share, random_prompts, summarize
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.llm import LLM
 
 CONFIG = TINY_CONFIGS["one_kv_head"]
 FACTS = Facts("bfloat16", weight_bytes=5_000_000, step_bytes=4_000_000, token_bytes={None: 100}, details="")
@@ -152,7 +152,7 @@ def test_a_step_reads_parameters_once_and_each_context(checkpoint: Path, tmp_pat
     with LLM([f"model.path={checkpoint}", "backend=eager", f"cache_dir={tmp_path}"]) as llm:
         llm.warm_up([[2] * 70], SamplingParams(max_new_tokens=6))
         read = EngineRunner(llm).facts.decode_step_bytes(case)
-    from graph_model.footprint import num_parameters
+    from graph_gemma.graph_model.footprint import num_parameters
 
     context = 2 * CONFIG.num_hidden_layers * CONFIG.num_key_value_heads * CONFIG.head_dim * (70 + 3)
     assert read == pytest.approx(4 * (num_parameters(CONFIG) + 2 * context), rel=0.02)

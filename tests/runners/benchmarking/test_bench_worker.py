@@ -8,8 +8,8 @@ from functools import partial
 
 import pytest
 
-from graph_model.errors import UserError
-from runners.benchmarking.worker import Worker, WorkerError, in_new_process
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.benchmarking.worker import Worker, WorkerError, in_new_process
 
 
 class Counter:
@@ -32,7 +32,7 @@ class Counter:
 def peak_kilobytes() -> int:
     import torch
 
-    from runners.backends.memory import peak_memory
+    from graph_gemma.runners.backends.memory import peak_memory
 
     return peak_memory(torch.device("cpu")) // 1024
 

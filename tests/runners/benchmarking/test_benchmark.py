@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from support.cli import CommandResult, run_command
 
-from runners.backends.ascend.standin import BANNER
-from runners.benchmark import benchmark
+from graph_gemma.runners.backends.ascend.standin import BANNER
+from graph_gemma.runners.benchmark import benchmark
 
 ROOT = Path(__file__).resolve().parents[3]
 REFERENCE_COLUMNS = [

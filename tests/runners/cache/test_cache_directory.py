@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from graph_model.errors import UserError
-from runners.cache import FileStore, private_directory, prune
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.cache import FileStore, private_directory, prune
 
 AS_ROOT = pytest.mark.skipif(os.getuid() != 0, reason="gives a file to another user")
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from runners.cache import FileStore
-from runners.cache import store as store_module
+from graph_gemma.runners.cache import FileStore
+from graph_gemma.runners.cache import store as store_module
 
 # Builds kernels/NAME where it is not kept, and says which were there.
 WORK = """
 import os, signal, sys
 from pathlib import Path
-from runners.cache import FileStore
+from graph_gemma.runners.cache import FileStore
 store = FileStore(Path(sys.argv[1]))
 store.fetch("kernels/")
 folder = store.workspace / "kernels"

@@ -11,19 +11,19 @@ from signal import SIGINT
 import pytest
 import yaml
 
-from runners.command_line.entry import CONF
-from runners.command_line.help_text import help_text
-from runners.settings.declared import COMMANDS, settings_of
-from runners.settings.schema import Group, Settings, Switches, members, names
+from graph_gemma.runners.command_line.entry import CONF
+from graph_gemma.runners.command_line.help_text import help_text
+from graph_gemma.runners.settings.declared import COMMANDS, settings_of
+from graph_gemma.runners.settings.schema import Group, Settings, Switches, members, names
 
 PROGRAM = """
 from __future__ import annotations
 import sys, time
 from pathlib import Path
 from typing import ClassVar
-from graph_model.errors import UserError
-from runners.command_line.entry import run_command
-from runners.settings.schema import Option, Settings, Switch, group, required, setting, switches
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.entry import run_command
+from graph_gemma.runners.settings.schema import Option, Settings, Switch, group, required, setting, switches
 
 class Shape(Settings):
     side: int = setting(1, "Length of a side.")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from runners.comparison import side
+from graph_gemma.runners.comparison import side
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
 from support.tokenizers import BOS, ids_of, make_tokenizer
 
-from graph_model.errors import UserError
-from runners.compare import compare
-from runners.comparison import side
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.compare import compare
+from graph_gemma.runners.comparison import side
 
 CONFIG = TINY_CONFIGS["grouped_kv_heads"]
 PROMPTS = ["is it so?", "what is this?"]

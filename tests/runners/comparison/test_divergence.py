@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from graph_model.errors import UserError
-from runners.comparison.divergence import compare, kl_divergence
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.comparison.divergence import compare, kl_divergence
 
 
 def logprobs(rows: int, seed: int) -> np.ndarray:

@@ -9,13 +9,13 @@ import pytest
 from support.cli import run_command
 from support.modelslim_smoothing import write_smoothed
 
-from graph_model.config_file import read_config
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
-from runners.compare import compare
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.world import calibration_texts
-from runners.io.tokenizer import load_tokenizer
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+from graph_gemma.runners.compare import compare
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.world import calibration_texts
+from graph_gemma.runners.io.tokenizer import load_tokenizer
 
 SETTINGS = ["backend=eager", f"a=[model.path={CHECKPOINT_DIR}]", "prompts=['One day Grace','Tell me about Sam.']"]
 

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from graph_model.bucket import Bucket, BucketTable
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.quantization.linears import Quantization, linear_paths
-from graph_model.quantization.scheme import Scheme
-from graph_model.tensor_parallel import Shard
-from passes.pipeline import PASSES, build_passes
-from runners.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
-from runners.compile import step as step_module
-from runners.compile.cache import source_digest
+from graph_gemma.graph_model.bucket import Bucket, BucketTable
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.quantization.linears import Quantization, linear_paths
+from graph_gemma.graph_model.quantization.scheme import Scheme
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.passes.pipeline import PASSES, build_passes
+from graph_gemma.runners.compile import CompileCache, CompiledModel, Recipe, num_scratch_blocks
+from graph_gemma.runners.compile import step as step_module
+from graph_gemma.runners.compile.cache import source_digest
 
 CONFIG = GemmaConfig(
     vocab_size=64,
@@ -80,7 +80,7 @@ def recipe(cache: CompileCache, backend: RecordingBackend | None = None, **chang
 
 
 def read(name: str) -> Tensor:
-    from graph_model.checkpoint import expected_tensors
+    from graph_gemma.graph_model.checkpoint import expected_tensors
 
     return torch.ones(expected_tensors(CONFIG)[name])
 
@@ -160,7 +160,7 @@ def test_every_ingredient_changes_the_key(cache: CompileCache, monkeypatch: pyte
 
 
 def test_the_source_digest_covers_passes_and_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    from runners.compile import cache as cache_module
+    from graph_gemma.runners.compile import cache as cache_module
 
     before = source_digest()
     real = cache_module._sources

@@ -3,8 +3,8 @@
 import pytest
 from tokenizers import Tokenizer
 
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.training.tokenizer import load_tokenizer
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.training.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="session")

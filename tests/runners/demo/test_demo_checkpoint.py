@@ -11,20 +11,20 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from graph_model.config_file import read_config
-from graph_model.families import family_of
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.facts import KINDS
-from runners.demo.training.documents import chat_documents
-from runners.demo.training.evaluate import (
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.facts import KINDS
+from graph_gemma.runners.demo.training.documents import chat_documents
+from graph_gemma.runners.demo.training.evaluate import (
     generate_greedily,
     load_model,
     measure_accuracy,
     measure_coherence,
     measure_perplexity,
 )
-from runners.demo.training.tokenizer import END_OF_TURN_ID, EOS_ID
-from runners.demo.world import demo_prompts, held_out_items, held_out_stories, training_stories
+from graph_gemma.runners.demo.training.tokenizer import END_OF_TURN_ID, EOS_ID
+from graph_gemma.runners.demo.world import demo_prompts, held_out_items, held_out_stories, training_stories
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from itertools import islice
 
 import pytest
 
-from runners.demo.training.coherence import is_coherent
-from runners.demo.world import held_out_stories, training_stories
+from graph_gemma.runners.demo.training.coherence import is_coherent
+from graph_gemma.runners.demo.world import held_out_stories, training_stories
 
 STORY = (
     "One day Clara took a red kite to the meadow. She sat in the sun, ate some honey and went home. But at home the "

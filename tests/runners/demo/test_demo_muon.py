@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runners.demo.training.muon import Muon, orthogonalise
+from graph_gemma.runners.demo.training.muon import Muon, orthogonalise
 
 SHAPES = [(16, 48), (48, 16), (32, 32)]
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.training.evaluate import load_model
-from runners.demo.training.quantization import (
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.training.evaluate import load_model
+from graph_gemma.runners.demo.training.quantization import (
     Scores,
     accuracy_difference,
     make_outlier_variant,
     measure_all,
     perplexity_difference,
 )
-from runners.demo.world import held_out_items, held_out_stories
+from graph_gemma.runners.demo.world import held_out_items, held_out_stories
 
 ITEMS, STORIES = 64, 12
 

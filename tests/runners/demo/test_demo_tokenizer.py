@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from graph_model.config_file import read_config
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.facts import PEOPLE, PLACES, THINGS
-from runners.demo.training.documents import chat_documents
-from runners.demo.training.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_files, train_tokenizer
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.facts import PEOPLE, PLACES, THINGS
+from graph_gemma.runners.demo.training.documents import chat_documents
+from graph_gemma.runners.demo.training.tokenizer import SPECIAL_TOKENS, load_tokenizer, tokenizer_files, train_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,18 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from graph_model.config_file import read_config
-from graph_model.families import family_of
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.training import train
-from runners.demo.training.documents import (
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.training import train
+from graph_gemma.runners.demo.training.documents import (
     chat_documents,
     exercise_documents,
     first_exercise_documents,
     item_documents,
     story_documents,
 )
-from runners.demo.training.evaluate import load_model
+from graph_gemma.runners.demo.training.evaluate import load_model
 
 
 def test_shipped_config_is_the_one_that_training_writes() -> None:

@@ -16,15 +16,15 @@ from itertools import islice, pairwise
 
 import pytest
 
-from runners.demo.comprehension import Item
-from runners.demo.facts import BOYS, COLOURS, HELD_OUT_PERCENT, KINDS, PEOPLE, PLACES, THINGS, is_held_out
-from runners.demo.training.documents import (
+from graph_gemma.runners.demo.comprehension import Item
+from graph_gemma.runners.demo.facts import BOYS, COLOURS, HELD_OUT_PERCENT, KINDS, PEOPLE, PLACES, THINGS, is_held_out
+from graph_gemma.runners.demo.training.documents import (
     chat_documents,
     exercise_documents,
     first_exercise_documents,
     item_documents,
 )
-from runners.demo.world import (
+from graph_gemma.runners.demo.world import (
     calibration_texts,
     demo_prompts,
     held_out_items,
@@ -89,7 +89,7 @@ def training() -> list[Item]:
 
 def test_the_same_seed_gives_the_same_items_with_other_hashes(held_out: list[Item]) -> None:
     code = (
-        "from runners.demo.world import *; from itertools import islice;"
+        "from graph_gemma.runners.demo.world import *; from itertools import islice;"
         "print([i.prompt for i in held_out_items(30)], [i.prompt for i in islice(training_items(3), 30)],"
         "held_out_stories(5), calibration_texts(5))"
     )

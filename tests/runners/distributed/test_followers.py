@@ -16,10 +16,10 @@ from support import rank_processes as ranks
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 
-from graph_model.errors import UserError
-from runners.distributed import group
-from runners.engine import SamplingParams, ScoreRequest
-from runners.llm import LLM
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.distributed import group
+from graph_gemma.runners.engine import SamplingParams, ScoreRequest
+from graph_gemma.runners.llm import LLM
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 PROMPTS = [[5 + i, 7, *range(3, 9 + 7 * i)] for i in range(3)]
@@ -94,13 +94,13 @@ def test_a_program_may_let_ranks_wait_beyond_their_timeout(settings: list[str]) 
 
 ENDS_WHILE_ITS_RANKS_START = """
 import os, signal, subprocess, threading, time
-from runners.llm import LLM
+from graph_gemma.runners.llm import LLM
 
 started = threading.Event()
 popen = subprocess.Popen
 
 def start(command, **options):
-    if "runners.llm.follower" not in command:
+    if "graph_gemma.runners.llm.follower" not in command:
         return popen(command, **options)
     process = popen(command, **options, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     print(process.pid, flush=True)
@@ -137,7 +137,7 @@ def test_a_program_that_ends_while_its_ranks_start_leaves_none(
 @pytest.mark.parametrize("how", ["sys.exit(3)", "os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt"])
 def test_the_end_of_the_program_ends_the_ranks(settings: list[str], how: str, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
-    lines = ["import os, signal, sys", "from pathlib import Path", "from runners.llm import LLM"]
+    lines = ["import os, signal, sys", "from pathlib import Path", "from graph_gemma.runners.llm import LLM"]
     lines += [f"llm = LLM({[*settings, 'world_size=2']})", "llm.generate([5, 6, 7])"]
     lines += ["children = Path(f'/proc/self/task/{os.getpid()}/children').read_text()", "print(children, flush=True)"]
     program.write_text("\n".join([*lines, how]))

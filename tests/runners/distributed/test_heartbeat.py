@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
 
-from graph_model.errors import UserError
-from runners.command_line.entry import compose
-from runners.distributed import launch
-from runners.distributed.launch import gloo_environment, meeting_place, serve_store
-from runners.settings.declared.model import Ranks
-from runners.settings.model_settings import ModelSettings, resolve_settings
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.distributed import launch
+from graph_gemma.runners.distributed.launch import gloo_environment, meeting_place, serve_store
+from graph_gemma.runners.settings.declared.model import Ranks
+from graph_gemma.runners.settings.model_settings import ModelSettings, resolve_settings
 
 TIMEOUT = 10
 # Rank R of 2 that meet at PORT. It ends by itself after a minute, or when it is told to by a line on its input.
 RANK = """
 import sys
-from runners.distributed.heartbeat import Heartbeat, end_this_rank
+from graph_gemma.runners.distributed.heartbeat import Heartbeat, end_this_rank
 port, rank, timeout = map(int, sys.argv[1:])
 heartbeat = Heartbeat("127.0.0.1", port, rank, 2, timeout, end_this_rank(timeout, True))
 print("beating", flush=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from support import world_sizes
 
-from graph_model.config_file import read_config
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.quantizer import QuantizerOptions, quantize_checkpoint
-from runners.demo import CHECKPOINT_DIR
-from runners.demo.training.tokenizer import load_tokenizer
-from runners.demo.world import calibration_texts, held_out_stories
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.quantizer import QuantizerOptions, quantize_checkpoint
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.demo.training.tokenizer import load_tokenizer
+from graph_gemma.runners.demo.world import calibration_texts, held_out_stories
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 NEEDS_TORCH_NPU = [

@@ -15,10 +15,10 @@ from support.checkpoints import write_random_checkpoint
 from support.configs import TINY_CONFIGS
 from support.modelslim import quantized_tensors, write_checkpoint
 
-from graph_model.config import GemmaConfig
-from graph_model.footprint import num_parameters
-from graph_model.quantization.linears import linear_paths
-from graph_model.tensor_parallel import Shard
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.footprint import num_parameters
+from graph_gemma.graph_model.quantization.linears import linear_paths
+from graph_gemma.graph_model.tensor_parallel import Shard
 
 # Columns of a rank are whole pages: 32 kB in a row of the down projection, 4 kB in one of the output projection.
 CONFIG = GemmaConfig(
@@ -39,17 +39,17 @@ import json, os, sys
 from contextlib import ExitStack
 from pathlib import Path
 import torch
-from runners.backends.eager import EagerBackend
-from graph_model.bucket import Bucket, BucketTable
-from graph_model.checkpoint import open_checkpoint
-from runners.compile import CompiledModel, Recipe
-from runners.compile.step import prepare_step
-from graph_model.config_file import read_config
-from graph_model.graph import KVCacheConfig
-from graph_model.tensor_parallel import Shard
-from graph_model.quantization.linears import Quantization, linear_paths
-from passes.pipeline import DEFAULT_PASSES, build_passes
-from runners.llm.load import _one_at_a_time
+from graph_gemma.runners.backends.eager import EagerBackend
+from graph_gemma.graph_model.bucket import Bucket, BucketTable
+from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.runners.compile import CompiledModel, Recipe
+from graph_gemma.runners.compile.step import prepare_step
+from graph_gemma.graph_model.config_file import read_config
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.graph_model.quantization.linears import Quantization, linear_paths
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, build_passes
+from graph_gemma.runners.llm.load import _one_at_a_time
 
 def field(path, name):
     return int(next(l for l in Path(path).read_text().splitlines() if l.startswith(name)).split()[1])

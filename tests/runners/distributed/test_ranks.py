@@ -20,20 +20,20 @@ from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 from support.ranks import run_ranks
 
-from graph_model.bucket import Bucket, make_inputs
-from graph_model.errors import UserError
-from graph_model.tensor_parallel import Shard
-from runners.command_line.entry import compose
-from runners.compile import CompiledModel
-from runners.distributed import followers, launch
-from runners.distributed.group import Place, _check_agreement, _device_index, _prepare_device
-from runners.distributed.leader import LeadingModel
-from runners.engine.sampling_params import SamplingParams
-from runners.llm import LLM
-from runners.llm.load import load_model
-from runners.llm.ranks import on_ranks
-from runners.settings.declared.model import Ranks
-from runners.settings.model_settings import ModelSettings, check_place, resolve_settings
+from graph_gemma.graph_model.bucket import Bucket, make_inputs
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.compile import CompiledModel
+from graph_gemma.runners.distributed import followers, launch
+from graph_gemma.runners.distributed.group import Place, _check_agreement, _device_index, _prepare_device
+from graph_gemma.runners.distributed.leader import LeadingModel
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.llm import LLM
+from graph_gemma.runners.llm.load import load_model
+from graph_gemma.runners.llm.ranks import on_ranks
+from graph_gemma.runners.settings.declared.model import Ranks
+from graph_gemma.runners.settings.model_settings import ModelSettings, check_place, resolve_settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 PROMPTS = [[5 + i % 90, 7, *range(3, 3 + i % 11)] for i in range(300)]
@@ -295,7 +295,7 @@ def test_fewer_devices_than_ranks_are_refused_before_starting(
     given = resolve_settings(compose("infer", ["world_size=2", "ranks.devices=[0]", *overrides]))
     with pytest.raises(UserError, match=message):
         on_ranks(given, lambda: None)
-    with pytest.raises(UserError, match=message), followers.lead_followers(given, "runners.llm.follower"):
+    with pytest.raises(UserError, match=message), followers.lead_followers(given, "graph_gemma.runners.llm.follower"):
         pass
     with pytest.raises(UserError, match=message):
         _prepare_device(given, Place(0, 2, 0, 2))

@@ -19,8 +19,8 @@ from support import world_sizes
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 
-from runners.demo import CHECKPOINT_DIR
-from runners.engine.uniforms import CHUNK, uniform_chunk
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.engine.uniforms import CHUNK, uniform_chunk
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 DTYPES = {"inductor": torch.float32, "torchair": torch.float16}

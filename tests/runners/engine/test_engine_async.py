@@ -10,7 +10,7 @@ import pytest
 from support.engine_drivers import PROMPTS, SAMPLING, Panic, expected, make_llm
 from support.engine_fakes import assert_nothing_held, small_buckets
 
-from runners.engine import EngineDriver, SamplingParams
+from graph_gemma.runners.engine import EngineDriver, SamplingParams
 
 
 async def collect(llm: EngineDriver, index: int) -> list[int]:

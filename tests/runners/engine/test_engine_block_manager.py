@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 from support.engine_fakes import FakeModel, small_buckets
 
-from runners.engine import Engine, SamplingParams
-from runners.engine.block_manager import BlockManager, HeldBlocks
-from runners.engine.block_pool import BlockPool
+from graph_gemma.runners.engine import Engine, SamplingParams
+from graph_gemma.runners.engine.block_manager import BlockManager, HeldBlocks
+from graph_gemma.runners.engine.block_pool import BlockPool
 
 BLOCK_SIZE, NUM_BLOCKS, NUM_WINDOW_BLOCKS, NUM_SCRATCH = 2, 11, 9, 2
 

@@ -6,8 +6,8 @@ from statistics import median
 
 import pytest
 
-from runners.engine import SamplingParams
-from runners.engine.host_time import decode_steps
+from graph_gemma.runners.engine import SamplingParams
+from graph_gemma.runners.engine.host_time import decode_steps
 
 SAMPLED = SamplingParams(temperature=1.0, top_k=40, top_p=0.9, seed=1, max_new_tokens=512)
 

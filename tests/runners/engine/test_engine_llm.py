@@ -9,8 +9,8 @@ import pytest
 from support.engine_drivers import PROMPTS, SAMPLING, TOKENIZER, Panic, expected, make_llm
 from support.engine_fakes import FakeModel, assert_nothing_held, scripted, small_buckets
 
-from graph_model.errors import UserError
-from runners.engine import Engine, EngineDriver, SamplingParams, TokenEvent
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine import Engine, EngineDriver, SamplingParams, TokenEvent
 
 
 def test_generate_answers_in_the_order_of_the_prompts() -> None:

@@ -13,14 +13,14 @@ from support.configs import TINY_CONFIGS
 from support.models import build_model
 from support.overflow import LAYER, POISON, check_message, make_overflowing_model, make_overflowing_sum
 
-from graph_model.bucket import BucketTable
-from graph_model.errors import NotFiniteError
-from graph_model.families import family_of
-from graph_model.quantizer import Float16Report, largest_values
-from graph_model.residual_scale import DEFAULT_EXPONENT
-from runners.backends.eager import EagerBackend
-from runners.compile import CompiledModel
-from runners.engine import EngineDriver, RequestResult, SamplingParams, ScoreRequest
+from graph_gemma.graph_model.bucket import BucketTable
+from graph_gemma.graph_model.errors import NotFiniteError
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.graph_model.quantizer import Float16Report, largest_values
+from graph_gemma.graph_model.residual_scale import DEFAULT_EXPONENT
+from graph_gemma.runners.backends.eager import EagerBackend
+from graph_gemma.runners.compile import CompiledModel
+from graph_gemma.runners.engine import EngineDriver, RequestResult, SamplingParams, ScoreRequest
 
 CONFIG = TINY_CONFIGS["untied_head"]
 GOOD = [5, 6, 7, 8]

@@ -14,10 +14,10 @@ from support.configs import TINY_CONFIGS
 from support.engine_fakes import byte_level_tokenizer
 from support.models import build_model
 
-from graph_model.bucket import BucketTable
-from runners.backends.eager import EagerBackend
-from runners.compile import CompiledModel
-from runners.engine import Engine, RequestResult, SamplingParams
+from graph_gemma.graph_model.bucket import BucketTable
+from graph_gemma.runners.backends.eager import EagerBackend
+from graph_gemma.runners.compile import CompiledModel
+from graph_gemma.runners.engine import Engine, RequestResult, SamplingParams
 
 CONFIG = replace(TINY_CONFIGS["grouped_kv_heads"], num_hidden_layers=1)
 TOKENIZER = byte_level_tokenizer()  # of more tokens than the model, so that all of the model's have a text

@@ -14,14 +14,14 @@ from support.configs import LATER_CONFIGS, TINY_CONFIGS
 from support.models import build_model
 from support.token_rule import TRANSFORMERS_ROUNDS_ONCE, TieCounter
 
-from graph_model.bucket import BucketTable, powers_of_two
-from graph_model.families import family_of
-from runners.backends.eager import EagerBackend
-from runners.compile import CompiledModel
-from runners.engine.driver import EngineDriver
-from runners.engine.model import window_blocks
-from runners.engine.result import RequestResult
-from runners.engine.sampling_params import SamplingParams
+from graph_gemma.graph_model.bucket import BucketTable, powers_of_two
+from graph_gemma.graph_model.families import family_of
+from graph_gemma.runners.backends.eager import EagerBackend
+from graph_gemma.runners.compile import CompiledModel
+from graph_gemma.runners.engine.driver import EngineDriver
+from graph_gemma.runners.engine.model import window_blocks
+from graph_gemma.runners.engine.result import RequestResult
+from graph_gemma.runners.engine.sampling_params import SamplingParams
 
 CONFIGS = {**TINY_CONFIGS, **LATER_CONFIGS}
 CONFIG = CONFIGS["grouped_kv_heads"]

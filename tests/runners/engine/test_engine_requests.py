@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from support.arrivals import Request, serve
 from support.engine_fakes import FakeModel, assert_nothing_held, expected_tokens, small_buckets
 
-from runners.engine import Engine, SamplingParams
-from runners.engine.model import window_blocks
+from graph_gemma.runners.engine import Engine, SamplingParams
+from graph_gemma.runners.engine.model import window_blocks
 
 MAX_SEQ_LEN = 40
 EOS = (3, 5)

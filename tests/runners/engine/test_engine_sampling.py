@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.engine_fakes import FakeModel
 
-from graph_model.errors import UserError
-from runners.engine import Engine, SamplingParams
-from runners.engine.uniforms import CHUNK, uniform_chunk
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine import Engine, SamplingParams
+from graph_gemma.runners.engine.uniforms import CHUNK, uniform_chunk
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from support.engine_fakes import FakeModel, assert_nothing_held, expected_tokens, small_buckets
 
-from graph_model.bucket import BucketTable, powers_of_two
-from runners.engine import Engine, RequestResult, SamplingParams
+from graph_gemma.graph_model.bucket import BucketTable, powers_of_two
+from graph_gemma.runners.engine import Engine, RequestResult, SamplingParams
 
 
 def finish(engine: Engine) -> dict[int, RequestResult]:

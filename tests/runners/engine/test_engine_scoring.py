@@ -10,11 +10,11 @@ from support.configs import TINY_CONFIGS
 from support.models import build_model
 from support.token_rule import check_greedy
 
-from graph_model.bucket import BucketTable, powers_of_two
-from graph_model.errors import UserError
-from runners.backends.eager import EagerBackend
-from runners.compile import CompiledModel
-from runners.engine import EngineDriver, SamplingParams, ScoreRequest, Scores
+from graph_gemma.graph_model.bucket import BucketTable, powers_of_two
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.eager import EagerBackend
+from graph_gemma.runners.compile import CompiledModel
+from graph_gemma.runners.engine import EngineDriver, SamplingParams, ScoreRequest, Scores
 
 CONFIG = TINY_CONFIGS["grouped_kv_heads"]
 BACKEND = EagerBackend(torch.device("cpu"))

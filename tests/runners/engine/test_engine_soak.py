@@ -8,7 +8,7 @@ import sys
 import numpy as np
 from support.engine_fakes import FakeModel, assert_nothing_held, byte_level_tokenizer, small_buckets
 
-from runners.engine import Engine, SamplingParams
+from graph_gemma.runners.engine import Engine, SamplingParams
 
 
 def serve(engine: Engine, count: int, seed: int) -> None:

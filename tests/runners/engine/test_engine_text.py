@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from support.engine_fakes import FakeModel, byte_level_tokenizer, scripted
 from tokenizers import Tokenizer, decoders, models
 
-from runners.engine import EngineDriver, RequestResult, SamplingParams, TokenEvent
-from runners.engine.detokenizer import Detokenizer, make_decode
-from runners.engine.stop_matcher import StopMatcher
+from graph_gemma.runners.engine import EngineDriver, RequestResult, SamplingParams, TokenEvent
+from graph_gemma.runners.engine.detokenizer import Detokenizer, make_decode
+from graph_gemma.runners.engine.stop_matcher import StopMatcher
 
 BYTE_LEVEL = byte_level_tokenizer()
 

@@ -7,7 +7,7 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runners.engine.stop_matcher import StopMatcher
+from graph_gemma.runners.engine.stop_matcher import StopMatcher
 
 SPECIAL = "<s>"
 PIECES = st.lists(st.sampled_from(["a", "b", "ab", "c", "", SPECIAL]), max_size=12)

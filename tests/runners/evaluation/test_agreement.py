@@ -21,8 +21,8 @@ from support.cli import run_command
 from support.configs import TINY_CONFIGS
 from support.tokenizers import make_tokenizer
 
-from runners import demo
-from runners.evaluate import evaluate
+from graph_gemma.runners import demo
+from graph_gemma.runners.evaluate import evaluate
 
 pytestmark = [
     pytest.mark.slow,

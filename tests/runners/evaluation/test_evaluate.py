@@ -18,10 +18,10 @@ from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
 from support.tokenizers import BOS, UNK, ids_of, make_tokenizer
 
-from graph_model.errors import UserError
-from runners import evaluation
-from runners.evaluate import evaluate
-from runners.evaluation.task_data import data_of, unreachable
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners import evaluation
+from graph_gemma.runners.evaluate import evaluate
+from graph_gemma.runners.evaluation.task_data import data_of, unreachable
 
 CONFIG = TINY_CONFIGS["untied_head"]
 ITEMS = [
@@ -267,7 +267,7 @@ def test_the_data_of_tasks_groups_and_tags_is_known(tmp_path: Path, monkeypatch:
 def test_without_network_a_download_fails_at_once(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    from runners.evaluation import task_data
+    from graph_gemma.runners.evaluation import task_data
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
@@ -309,7 +309,7 @@ metadata: {version: 1.0}
 
 @needs_harness
 def test_a_group_has_its_own_figure(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runners.evaluation import harness
+    from graph_gemma.runners.evaluation import harness
 
     monkeypatch.setattr(harness, "TASKS_DIR", tmp_path / "tasks")
     (tmp_path / "tasks").mkdir()

@@ -9,9 +9,9 @@ import torch
 from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 
-from graph_model.errors import UserError
-from runners.evaluation.likelihood import Pair, loglikelihoods, windows
-from runners.llm import LLM
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.evaluation.likelihood import Pair, loglikelihoods, windows
+from graph_gemma.runners.llm import LLM
 
 CONFIG = TINY_CONFIGS["one_kv_head"]
 

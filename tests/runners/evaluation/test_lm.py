@@ -15,7 +15,7 @@ pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance
 
-from runners.evaluation.lm import GraphGemmaLM
+from graph_gemma.runners.evaluation.lm import GraphGemmaLM
 
 CONFIG = TINY_CONFIGS["grouped_kv_heads"]
 MAX_LENGTH = 64

@@ -15,9 +15,9 @@ pytest.importorskip("accelerate")
 
 from lm_eval.api.instance import Instance
 
-from runners import demo
-from runners.backends.transformers_import import import_transformers
-from runners.evaluation.lm import GraphGemmaLM
+from graph_gemma.runners import demo
+from graph_gemma.runners.backends.transformers_import import import_transformers
+from graph_gemma.runners.evaluation.lm import GraphGemmaLM
 
 END = "<end_of_turn>"
 CHAT = "<bos><start_of_turn>user\nTell me a story about Sam.<end_of_turn>\n<start_of_turn>model\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.cli import run_command
 
-from runners.inspect_graph import inspect_graph
+from graph_gemma.runners.inspect_graph import inspect_graph
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from graph_model.errors import UserError
-from runners.io import bounded
-from runners.io.bounded import OutOfBounds, run_bounded
-from runners.io.tokenizer import chat_prompt
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.io import bounded
+from graph_gemma.runners.io.bounded import OutOfBounds, run_bounded
+from graph_gemma.runners.io.tokenizer import chat_prompt
 
 
 def apply_chat_template(messages: Any, chat_template: str, **options: Any) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from graph_model.errors import UserError
-from runners.command_line.entry import compose
-from runners.io.files import output_file
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.io.files import output_file
 
 Settings = Callable[..., Any]
 

@@ -17,13 +17,13 @@ from support.cli import CommandResult, run_command
 from support.configs import TINY_CONFIGS
 from support.tokenizers import make_tokenizer
 
-import runners.engine.engine as engine
-from graph_model.errors import UserError
-from runners.command_line.entry import compose
-from runners.engine.result import RequestResult
-from runners.infer import infer
-from runners.io.files import output_file
-from runners.io.output import OutputFile
+import graph_gemma.runners.engine.engine as engine
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.engine.result import RequestResult
+from graph_gemma.runners.infer import infer
+from graph_gemma.runners.io.files import output_file
+from graph_gemma.runners.io.output import OutputFile
 
 Run = Callable[..., CommandResult]
 ONE, THREE = "prompts=[a]", "prompts=[a,b,c]"

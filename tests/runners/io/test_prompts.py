@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from support.tokenizers import BOS, ids_of, make_tokenizer
 
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from runners.command_line.entry import compose
-from runners.engine.sampling_params import SamplingParams
-from runners.io.inputs import sampling_params
-from runners.io.prompts import Prompt, read_prompts
-from runners.io.tokenizer import load_tokenizer
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.io.inputs import sampling_params
+from graph_gemma.runners.io.prompts import Prompt, read_prompts
+from graph_gemma.runners.io.tokenizer import load_tokenizer
 
 CONFIG = GemmaConfig(vocab_size=128)
 

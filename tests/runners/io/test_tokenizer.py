@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from support.tokenizers import BOS, VOCABULARY, ids_of, make_tokenizer
 
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from runners.io.prompts import read_prompts
-from runners.io.tokenizer import chat_prompt, load_tokenizer
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.io.prompts import read_prompts
+from graph_gemma.runners.io.tokenizer import chat_prompt, load_tokenizer
 
 CONFIG = GemmaConfig(vocab_size=128)
 
@@ -105,7 +105,7 @@ def test_a_tokenizer_of_a_newer_transformers_names_the_version(
 
 
 def test_sentencepiece_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runners.io.tokenizer.find_spec", lambda name: None)
+    monkeypatch.setattr("graph_gemma.runners.io.tokenizer.find_spec", lambda name: None)
     (tmp_path / "tokenizer.model").write_bytes(b"not a model")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GemmaTokenizer"}')
     with pytest.raises(UserError, match=r"only tokenizer\.model, a SentencePiece file, .* pip install sentencepiece"):

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graph_model.errors import UserError
-from graph_model.numerics import is_finite
-from runners.demo import CHECKPOINT_DIR
-from runners.engine import SamplingParams
-from runners.llm import LLM
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.numerics import is_finite
+from graph_gemma.runners.demo import CHECKPOINT_DIR
+from graph_gemma.runners.engine import SamplingParams
+from graph_gemma.runners.llm import LLM
 
 NAME = "model.layers.1.mlp.up_proj.weight"
 

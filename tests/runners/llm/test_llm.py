@@ -11,9 +11,9 @@ from support.checkpoints import make_checkpoint
 from support.configs import TINY_CONFIGS
 from support.token_rule import check_greedy
 
-from graph_model.errors import UserError
-from runners.engine import SamplingParams
-from runners.llm import LLM
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine import SamplingParams
+from graph_gemma.runners.llm import LLM
 
 DOC = Path(__file__).resolve().parents[3] / "docs" / "engine.md"
 

@@ -15,14 +15,14 @@ import torch
 from support.checkpoints import write_random_checkpoint
 from support.configs import TINY_CONFIGS
 
-from graph_model.capture import capture
-from graph_model.config import GemmaConfig
-from graph_model.graph import KVCacheConfig
-from passes.framework.dump import dump
-from passes.framework.manager import run_passes
-from passes.pipeline import PASSES, build_passes
-from runners.compile import num_scratch_blocks
-from runners.llm.sizes import bucket_table
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.passes.framework.dump import dump
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import PASSES, build_passes
+from graph_gemma.runners.compile import num_scratch_blocks
+from graph_gemma.runners.llm.sizes import bucket_table
 
 LARGE = GemmaConfig(
     vocab_size=36000,
@@ -45,11 +45,11 @@ def status(field):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
-from runners.command_line.entry import compose
-from runners.llm import LLM
-from runners.settings.model_settings import resolve_settings
-import runners.compile, torch._dynamo, torch._inductor.compile_fx, torch._inductor.standalone_compile
-from graph_model.bucket import Bucket
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.llm import LLM
+from graph_gemma.runners.settings.model_settings import resolve_settings
+import graph_gemma.runners.compile, torch._dynamo, torch._inductor.compile_fx, torch._inductor.standalone_compile
+from graph_gemma.graph_model.bucket import Bucket
 
 resolved = resolve_settings(compose("infer", sys.argv[1:]))
 baseline = status("VmRSS")

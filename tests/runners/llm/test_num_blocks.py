@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from graph_model.errors import NoMemoryError
-from graph_model.footprint import cache_token_bytes, weight_bytes
-from runners.command_line.entry import compose
-from runners.compile import num_scratch_blocks
-from runners.llm.load import load_model
-from runners.llm.sizes import bucket_table
-from runners.llm.step_memory import step_bytes
-from runners.settings.model_settings import resolve_settings
+from graph_gemma.graph_model.errors import NoMemoryError
+from graph_gemma.graph_model.footprint import cache_token_bytes, weight_bytes
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.compile import num_scratch_blocks
+from graph_gemma.runners.llm.load import load_model
+from graph_gemma.runners.llm.sizes import bucket_table
+from graph_gemma.runners.llm.step_memory import step_bytes
+from graph_gemma.runners.settings.model_settings import resolve_settings
 
 BLOCK = 16
 ONE = 16  # blocks of a sequence of max_seq_len
@@ -41,7 +41,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
         steps = step_bytes(bucket_table(settings), settings.config.vocab_size, windowed=False)
         beside = weight_bytes(settings.config, torch.float32) + steps
         memory = beside + int(room * block)
-        monkeypatch.setattr("runners.llm.sizes.free_memory", lambda device, processes: memory)
+        monkeypatch.setattr("graph_gemma.runners.llm.sizes.free_memory", lambda device, processes: memory)
         with ExitStack() as resources:
             model = load_model(settings, resources, device_memory=device_memory).model
             return model.num_blocks - model.num_scratch_blocks

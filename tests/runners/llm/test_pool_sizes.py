@@ -9,19 +9,19 @@ import torch
 from support.checkpoints import make_checkpoint
 from support.configs import LATER_CONFIGS
 
-from graph_model.errors import NoMemoryError
-from graph_model.footprint import pool_token_bytes, weight_bytes
-from graph_model.graph import KVCacheConfig
-from graph_model.tensor_parallel import WHOLE
-from runners.command_line.entry import compose
-from runners.compile import num_scratch_blocks
-from runners.engine import SamplingParams
-from runners.engine.model import window_blocks
-from runners.llm import LLM
-from runners.llm.report import print_report
-from runners.llm.sizes import bucket_table, size_cache
-from runners.llm.step_memory import step_bytes
-from runners.settings.model_settings import ModelSettings, resolve_settings
+from graph_gemma.graph_model.errors import NoMemoryError
+from graph_gemma.graph_model.footprint import pool_token_bytes, weight_bytes
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.tensor_parallel import WHOLE
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.compile import num_scratch_blocks
+from graph_gemma.runners.engine import SamplingParams
+from graph_gemma.runners.engine.model import window_blocks
+from graph_gemma.runners.llm import LLM
+from graph_gemma.runners.llm.report import print_report
+from graph_gemma.runners.llm.sizes import bucket_table, size_cache
+from graph_gemma.runners.llm.step_memory import step_bytes
+from graph_gemma.runners.settings.model_settings import ModelSettings, resolve_settings
 
 CPU, PLENTY = torch.device("cpu"), 1e15
 

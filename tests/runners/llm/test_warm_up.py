@@ -8,12 +8,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs, powers_of_two
-from runners.compile import num_scratch_blocks
-from runners.engine.driver import EngineDriver
-from runners.engine.model import window_blocks
-from runners.engine.sampling_params import SamplingParams
-from runners.llm.warm_up import reachable_buckets
+from graph_gemma.graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs, powers_of_two
+from graph_gemma.runners.compile import num_scratch_blocks
+from graph_gemma.runners.engine.driver import EngineDriver
+from graph_gemma.runners.engine.model import window_blocks
+from graph_gemma.runners.engine.sampling_params import SamplingParams
+from graph_gemma.runners.llm.warm_up import reachable_buckets
 
 
 class RecordingModel:

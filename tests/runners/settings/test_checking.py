@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from graph_model.errors import UserError
-from runners.settings.checking import check, typed
-from runners.settings.conf_files import CONF
-from runners.settings.declared import COMMANDS, settings_of
-from runners.settings.schema import Group, Setting, Settings, Switches, members, setting
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.settings.checking import check, typed
+from graph_gemma.runners.settings.conf_files import CONF
+from graph_gemma.runners.settings.declared import COMMANDS, settings_of
+from graph_gemma.runners.settings.schema import Group, Setting, Settings, Switches, members, setting
 
 VALUES: list[Any] = [None, True, 5, -1.5, float("nan"), 10**400, "maybe", "", "no", [1], ["x", 2], {"x": 1}, [[]]]
 

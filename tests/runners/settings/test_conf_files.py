@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from runners.command_line.entry import compose
-from runners.settings.checking import typed
-from runners.settings.conf_files import CONF, conf_files
-from runners.settings.declared import COMMANDS, settings_of
-from runners.settings.schema import Group, Setting, Settings, members
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.settings.checking import typed
+from graph_gemma.runners.settings.conf_files import CONF, conf_files
+from graph_gemma.runners.settings.declared import COMMANDS, settings_of
+from graph_gemma.runners.settings.schema import Group, Setting, Settings, members
 
 FILES = conf_files()
 
@@ -22,7 +22,7 @@ def test_there_are_no_other_files() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_the_file_is_what_is_declared(name: str) -> None:
     written = (CONF / name).read_text(encoding="utf-8")
-    assert written == FILES[name], "run python -m runners.settings.conf_files"
+    assert written == FILES[name], "run python -m graph_gemma.runners.settings.conf_files"
 
 
 def test_there_is_a_declaration_for_every_command() -> None:

@@ -11,10 +11,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from graph_model.errors import UserError
-from runners.command_line.entry import compose
-from runners.settings.declared import COMMANDS, settings_of
-from runners.settings.overrides import Overrides, read
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.command_line.entry import compose
+from graph_gemma.runners.settings.declared import COMMANDS, settings_of
+from graph_gemma.runners.settings.overrides import Overrides, read
 
 INFER = settings_of("infer")
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30) | st.text("'\"\\$[]{},= a", min_size=1)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from support.data import LISTINGS
 
-from runners.verification import oracle as formulas
-from runners.verification.oracle import FORMULAS
+from graph_gemma.runners.verification import oracle as formulas
+from graph_gemma.runners.verification.oracle import FORMULAS
 
 
 def test_every_op_of_the_reviewed_graphs_has_a_formula() -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from support.op_cases import CASES
 
-from runners.backends.ascend.interpreter.registry import OPS
-from runners.verification.acceptance import by_definition, compare_outputs
-from runners.verification.oracle import FORMULAS
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.runners.verification.acceptance import by_definition, compare_outputs
+from graph_gemma.runners.verification.oracle import FORMULAS
 
 
 def clones(inputs: dict[str, Any]) -> dict[str, Any]:

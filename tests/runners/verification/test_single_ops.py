@@ -11,11 +11,11 @@ import torch
 from support import torchair_steps as steps
 from support.chip_processes import A2, DUO, on_each_chip
 
-from graph_model.chips.registry import find_soc
-from runners.backends.ascend import standin
-from runners.backends.ascend.lower import lower
-from runners.verification import acceptance
-from runners.verification.single_ops import SingleOp, cut_out_ops
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.lower import lower
+from graph_gemma.runners.verification import acceptance
+from graph_gemma.runners.verification.single_ops import SingleOp, cut_out_ops
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 TINY = replace(steps.BASE, num_hidden_layers=1)

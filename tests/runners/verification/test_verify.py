@@ -15,14 +15,14 @@ from support.chip_processes import A2, DUO
 from support.data import LISTINGS
 from support.standin_commands import TINY, checkpoint, command
 
-from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.bucket import Bucket
-from runners.backends.ascend import standin
-from runners.backends.ascend.interpreter.registry import OPS
-from runners.verification import acceptance, run
-from runners.verification.representative_steps import RepresentativeStep
-from runners.verification.single_ops import SingleOp
-from runners.verify import verify
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.runners.verification import acceptance, run
+from graph_gemma.runners.verification.representative_steps import RepresentativeStep
+from graph_gemma.runners.verification.single_ops import SingleOp
+from graph_gemma.runners.verify import verify
 
 
 def report_of(soc: str, folder: Path, *arguments: str, status: int = 0) -> dict[str, Any]:

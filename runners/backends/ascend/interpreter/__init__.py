@@ -7,4 +7,4 @@ It executes the graph as it was handed to the engine. Formats that the engine ch
 order of the sums inside its kernels are not visible here; see docs/ascend.md.
 """
 
-from runners.backends.ascend.interpreter.program import Program
+from graph_gemma.runners.backends.ascend.interpreter.program import Program

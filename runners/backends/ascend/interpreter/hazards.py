@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 
-from graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node, iter_edges
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node, iter_edges
 
 # Ops that return their input's memory under another shape.
 VIEW_OPS = frozenset({"Reshape", "ExpandDims", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Bitcast"})

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
 
 
 def host_view(tensor: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import PROTO_DTYPES, GeGraph, GeGraphError, Node, TensorDesc, iter_edges
-from runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
-from runners.backends.ascend.interpreter.hazards import check_hazards, execution_order
-from runners.backends.ascend.interpreter.registry import BoundNode, Kernel, bind, where
+from graph_gemma.graph_model.ascend.ge_graph import PROTO_DTYPES, GeGraph, GeGraphError, Node, TensorDesc, iter_edges
+from graph_gemma.runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
+from graph_gemma.runners.backends.ascend.interpreter.hazards import check_hazards, execution_order
+from graph_gemma.runners.backends.ascend.interpreter.registry import BoundNode, Kernel, bind, where
 
 _NONE = 0  # the slot of an absent input
 _LAYOUT = "ND"  # what torchair writes of every tensor but a pooling's

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graph_model.ascend.ge_graph import GeGraphError, Node
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError, Node
 
 Kernel = Callable[..., Any]
 

@@ -8,4 +8,4 @@ Nothing computes on the stand-in's "device" but that interpreter: an eager op on
 Where CANN is present, `load` imports torch_npu and changes nothing.
 """
 
-from runners.backends.ascend.standin.loader import BANNER, is_standin, load, loaded_soc
+from graph_gemma.runners.backends.ascend.standin.loader import BANNER, is_standin, load, loaded_soc

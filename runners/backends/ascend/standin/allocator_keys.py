@@ -14,8 +14,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from graph_model.errors import UserError
-from runners.cache import FileStore
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.cache import FileStore
 
 # The symbol is looked up by name, so the declaration need only have the name and the type that c10 has. A caller of
 # another library gets what it would have got: c10's own.

@@ -9,10 +9,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from graph_model.errors import UserError
-from runners.backends.ascend.standin import source
-from runners.backends.ascend.standin.symbols import NeededSymbols
-from runners.cache import FileStore
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend.standin import source
+from graph_gemma.runners.backends.ascend.standin.symbols import NeededSymbols
+from graph_gemma.runners.cache import FileStore
 
 MAIN_LIBRARY = "libgraph_model_cann_standin.so"
 _MANIFEST = "libraries.txt"

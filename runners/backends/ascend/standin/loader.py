@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph_model.chips.chip import Chip
-from graph_model.chips.registry import CHIPS
-from graph_model.errors import UserError
-from runners.backends.ascend.standin.allocator_keys import separate_keys
-from runners.backends.ascend.standin.build import build
-from runners.backends.ascend.standin.symbols import NeededSymbols, needed_symbols
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.chips.registry import CHIPS
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend.standin.allocator_keys import separate_keys
+from graph_gemma.runners.backends.ascend.standin.build import build
+from graph_gemma.runners.backends.ascend.standin.symbols import NeededSymbols, needed_symbols
 
 BANNER = "CANN stand-in: graphs run in the GE interpreter on the CPU; no NPU is used"
 SUPPORTED_VERSIONS = ("2.11", "2.13")
@@ -71,11 +71,11 @@ def load(soc: Chip, cache_dir: Path) -> bool:
     if not standin:
         check_chip(soc, device_name())
 
-    from runners.backends.ascend.register import register_converters
+    from graph_gemma.runners.backends.ascend.register import register_converters
 
     register_converters()
     if standin:
-        from runners.backends.ascend.standin.seam import replace_seam
+        from graph_gemma.runners.backends.ascend.standin.seam import replace_seam
 
         replace_seam(soc)
     _STATE.soc, _STATE.standin = soc, standin

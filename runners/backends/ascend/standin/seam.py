@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GE_DTYPES, GeGraphError, read_graph
-from graph_model.ascend.legality import check_graph
-from graph_model.chips.chip import Chip
-from runners.backends.ascend.interpreter import Program
-from runners.backends.ascend.interpreter.memory import host_view
+from graph_gemma.graph_model.ascend.ge_graph import GE_DTYPES, GeGraphError, read_graph
+from graph_gemma.graph_model.ascend.legality import check_graph
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.runners.backends.ascend.interpreter import Program
+from graph_gemma.runners.backends.ascend.interpreter.memory import host_view
 
 
 def replace_seam(soc: Chip) -> None:

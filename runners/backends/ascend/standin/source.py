@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from runners.backends.ascend.standin.symbols import NeededSymbols
+from graph_gemma.runners.backends.ascend.standin.symbols import NeededSymbols
 
 # Entry points that would compute or communicate: they fail, so that nothing is taken for a result.
 REFUSED = re.compile(r"^(aclop(Compile|Execute)|Hccl|rtKernelLaunch|aclrtLaunch|aclmdlExecute|_ZN2ge7Session)")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError
 
 # Functions of CANN's runtime that torch_npu looks up by name: they are not undefined symbols but strings. The operator
 # library's (aclnn...) are left out: without them an eager op fails, as it must on the stand-in.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from graph_model.errors import UserError
-from runners.backends.ascend.standin import allocator_keys
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend.standin import allocator_keys
 
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 CALLER = r"""
@@ -26,7 +26,7 @@ PROGRAM = """
 import ctypes, sys
 from pathlib import Path
 import torch
-from runners.backends.ascend.standin.allocator_keys import separate_keys
+from graph_gemma.runners.backends.ascend.standin.allocator_keys import separate_keys
 separate_keys(Path(sys.argv[1]), "13.0")
 for name in sys.argv[2:]:
     keys = ctypes.CDLL(name).keys

@@ -14,19 +14,19 @@ from support import torchair_steps as steps
 from support.chip_processes import A2, DUO
 from torch import Tensor
 
-from graph_model.bucket import Bucket
-from graph_model.capture import capture
-from graph_model.chips.registry import find_soc
-from graph_model.errors import UserError
-from graph_model.graph import KVCacheConfig, ModelGraph
-from graph_model.numerics import relative_difference
-from passes.check import example_inputs
-from passes.framework.manager import run_passes
-from passes.pipeline import DEFAULT_PASSES
-from runners.backends.ascend import standin
-from runners.backends.ascend.checked_step import CheckedStep
-from runners.backends.ascend.lower import LoweredStep, lower
-from runners.backends.torchair import AscendOptions, kernel_passes
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.capture import capture
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
+from graph_gemma.graph_model.numerics import relative_difference
+from graph_gemma.passes.check import example_inputs
+from graph_gemma.passes.framework.manager import run_passes
+from graph_gemma.passes.pipeline import DEFAULT_PASSES
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.backends.ascend.checked_step import CheckedStep
+from graph_gemma.runners.backends.ascend.lower import LoweredStep, lower
+from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
 
 HALF = torch.float16
 PHASES = ("prefill", "extend", "decode")

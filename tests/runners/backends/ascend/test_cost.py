@@ -9,11 +9,11 @@ import pytest
 import torch
 from support.ge_graphs import const, data, graph, node
 
-from graph_model.ascend.ge_graph import Node, TensorDesc
-from graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
-from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2, ATLAS_800I_A2_910B4
-from graph_model.chips.chip import Chip
-from runners.backends.ascend.roofline import CostEstimate, NodeCost, estimate
+from graph_gemma.graph_model.ascend.ge_graph import Node, TensorDesc
+from graph_gemma.graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
+from graph_gemma.graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2, ATLAS_800I_A2_910B4
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.runners.backends.ascend.roofline import CostEstimate, NodeCost, estimate
 
 HALF = torch.float16
 A2 = ATLAS_800I_A2  # 1600 GB/s, 295 Tflop/s, 590 Top/s int8, 40 vector cores of 1.8 GHz, 56 GB/s per link

@@ -12,7 +12,7 @@ import torch
 from support.ge_graphs import assert_rounded, covers, run_op
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
 
 GE_INT32, GE_INT64, GE_INT16, GE_BF16, GE_FLOAT16, GE_FLOAT = 3, 9, 6, 27, 1, 0
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.int32, torch.int64, torch.int8, torch.bool)

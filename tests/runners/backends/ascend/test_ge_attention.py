@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops.attention import (
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops.attention import (
     fused_infer_attention_score,
     incre_flash_attention,
     prompt_flash_attention,
 )
-from runners.verification import oracle as formulas
+from graph_gemma.runners.verification import oracle as formulas
 
 DIM = 32
 SCALE = 0.2

@@ -8,8 +8,8 @@ import pytest
 import torch
 from support.ge_graphs import run_op
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
 
 x, halves = torch.arange(6.0).view(2, 3), torch.ones(1, 4, 2, 16).half()  # halves: [batch, tokens, heads, head_dim]
 query = halves[:, :1]

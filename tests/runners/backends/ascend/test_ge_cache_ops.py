@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops.cache import (
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops.cache import (
     assign,
     dynamic_quant_update_scatter,
     scatter_nd_update,

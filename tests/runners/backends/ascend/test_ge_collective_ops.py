@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from support.ge_graphs import covers
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops.collective import process_group
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops.collective import process_group
 
 RANK = """
 import sys
 import torch
 import torch.distributed as dist
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops import collective as c
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops import collective as c
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 group = "tag=ptd:0;rank_list=0,1"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.ge_graphs import assert_rounded, covers, edge_values, run_op
 
-from graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 SHAPES = ((), (1,), (0,), (3, 0, 2), (1, 7, 1), (5, 33))

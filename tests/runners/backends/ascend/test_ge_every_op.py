@@ -15,9 +15,9 @@ import test_ge_elementwise_definitions
 import test_ge_quant_definitions
 from support.op_cases import CASES
 
-from graph_model.ascend.ge_graph import GE_DTYPES
-from runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
-from runners.backends.ascend.interpreter.registry import OPS, OpSpec
+from graph_gemma.graph_model.ascend.ge_graph import GE_DTYPES
+from graph_gemma.runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS, OpSpec
 
 MODULES = (
     test_ge_arrangement_definitions,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops import activation, elementwise, matmul, norm, reduction
-from runners.backends.ascend.interpreter.registry import OPS
-from runners.verification import oracle as formulas
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops import activation, elementwise, matmul, norm, reduction
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.runners.verification import oracle as formulas
 
 HALVES = [torch.float16, torch.bfloat16]
 

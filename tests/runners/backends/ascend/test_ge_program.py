@@ -9,9 +9,9 @@ import pytest
 import torch
 from support.ge_graphs import const, data, graph, node
 
-from graph_model.ascend.ge_graph import GeGraphError, TensorDesc
-from runners.backends.ascend.interpreter import Program
-from runners.backends.ascend.interpreter.registry import OPS
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError, TensorDesc
+from graph_gemma.runners.backends.ascend.interpreter import Program
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS
 
 X, Y = torch.arange(4.0), torch.full((4,), 10.0)
 

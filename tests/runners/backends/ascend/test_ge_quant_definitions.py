@@ -10,7 +10,7 @@ import torch
 from support.ge_graphs import assert_rounded, covers, run_op
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
 
 HALVES = (torch.float16, torch.bfloat16)
 GE = {torch.float32: 0, torch.float16: 1, torch.int8: 2, torch.int32: 3, torch.bfloat16: 27}

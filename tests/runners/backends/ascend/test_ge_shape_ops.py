@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops import comparison, indexing, shape
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops import comparison, indexing, shape
 
 X = torch.arange(24.0).view(2, 3, 4)
 

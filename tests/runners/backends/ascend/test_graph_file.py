@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from support.pbtxt import pbtxt
 
-from graph_model.ascend.ge_graph import GeGraphError, read_graph
-from graph_model.ascend.graph_file import read_graph_file
-from graph_model.errors import UserError
-from runners.backends.ascend.interpreter import Program
-from runners.backends.ascend.printer import count_nodes, list_graph
-from runners.backends.ascend.provenance import Target, find_carriers, target_of
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError, read_graph
+from graph_gemma.graph_model.ascend.graph_file import read_graph_file
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend.interpreter import Program
+from graph_gemma.runners.backends.ascend.printer import count_nodes, list_graph
+from graph_gemma.runners.backends.ascend.provenance import Target, find_carriers, target_of
 
 pytest.importorskip("google.protobuf")
 
@@ -56,8 +56,8 @@ def test_inputs_on_the_host_are_told_from_their_descriptors(tmp_path: Path) -> N
 
 
 def test_a_serialized_model_reads_like_its_text(tmp_path: Path) -> None:
-    from graph_model.ascend.ge_proto import messages
-    from graph_model.ascend.graph_file import from_pbtxt
+    from graph_gemma.graph_model.ascend.ge_proto import messages
+    from graph_gemma.graph_model.ascend.graph_file import from_pbtxt
 
     model = messages().ModelDef()
     model.graph.add().CopyFrom(from_pbtxt(pbtxt().encode()))
@@ -78,7 +78,7 @@ def test_unknown_dtypes_and_layouts_are_listed_but_not_run(tmp_path: Path) -> No
 
 
 def test_a_dtype_of_no_name_is_known_by_its_number(tmp_path: Path) -> None:
-    from graph_model.ascend.graph_file import from_pbtxt
+    from graph_gemma.graph_model.ascend.graph_file import from_pbtxt
 
     proto = from_pbtxt(pbtxt().encode())
     proto.op[0].output_desc[0].dtype = 77

@@ -6,11 +6,11 @@ import pytest
 import torch
 from support.ge_graphs import const, data, graph, node
 
-from graph_model.ascend.ge_graph import Edge, GeGraph, GeGraphError, Node, TensorDesc
-from graph_model.ascend.legality import check_graph
-from graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
-from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
-from runners.backends.ascend.printer import count_nodes, list_graph
+from graph_gemma.graph_model.ascend.ge_graph import Edge, GeGraph, GeGraphError, Node, TensorDesc
+from graph_gemma.graph_model.ascend.legality import check_graph
+from graph_gemma.graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
+from graph_gemma.graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
+from graph_gemma.runners.backends.ascend.printer import count_nodes, list_graph
 
 
 def small_graph() -> GeGraph:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from support.ge_graphs import const, data, graph, node
 
-from graph_model.ascend.ge_graph import GeGraph, Node, TensorDesc
-from runners.backends.ascend.liveness import profile_memory
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, Node, TensorDesc
+from graph_gemma.runners.backends.ascend.liveness import profile_memory
 
 KB = (torch.float32, (256,))  # 1024 bytes
 

@@ -8,9 +8,9 @@ from support.chip_processes import A2, DUO
 from support.lowered_modules import attend, compiled, npu
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.printer import count_nodes, list_graph
-from runners.backends.ascend.recording import recorded_graphs
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.printer import count_nodes, list_graph
+from graph_gemma.runners.backends.ascend.recording import recorded_graphs
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 BLOCK, BLOCKS, HEADS, KV_HEADS, DIM, HIDDEN = 16, 12, 4, 2, 64, 96

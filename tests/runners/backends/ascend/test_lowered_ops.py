@@ -14,13 +14,13 @@ from support.chip_processes import A2, DUO
 from support.lowered_modules import compare, compiled, npu, rms
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from graph_model.chips.registry import find_soc
-from graph_model.errors import UserError
-from runners.backends.ascend import engine, standin
-from runners.backends.ascend.printer import count_nodes, list_graph
-from runners.backends.ascend.recording import recorded_graphs
-from runners.backends.ascend.standin import loader
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend import engine, standin
+from graph_gemma.runners.backends.ascend.printer import count_nodes, list_graph
+from graph_gemma.runners.backends.ascend.recording import recorded_graphs
+from graph_gemma.runners.backends.ascend.standin import loader
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 HEADS, KV_HEADS, DIM, HIDDEN = 4, 2, 64, 96
@@ -228,9 +228,9 @@ def test_steps_are_lowered_without_the_view_optimization() -> None:
 def test_an_eager_op_is_refused() -> None:
     """In a process of its own: after the error torch_npu does not copy to the device without waiting any more."""
     script = f"""
-from graph_model.chips.registry import find_soc
-from runners.backends.ascend import standin
-from runners.settings.model_settings import cache_directory
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.runners.backends.ascend import standin
+from graph_gemma.runners.settings.model_settings import cache_directory
 standin.load(find_soc({A2!r}), cache_directory(None) / "cann_standin")
 import torch
 (torch.ones(3).to("npu") + 1).cpu()

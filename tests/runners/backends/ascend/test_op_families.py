@@ -12,18 +12,18 @@ from support.ge_graphs import data, graph, node
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 
-from graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node, TensorDesc
-from graph_model.ascend.legality import check_graph
-from graph_model.ascend.ops import BY_GE_TYPE, BY_TORCH_NAME, OPS
-from graph_model.ascend.ops.op import AscendOp
-from graph_model.ascend.traffic import work_of
-from graph_model.ascend.work import Operands, per_element
-from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
-from graph_model.chips.chip import Chip, Limits
-from graph_model.chips.registry import CHIPS
-from passes.framework import attributes
-from runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
-from runners.backends.ascend.interpreter.registry import OPS as INTERPRETED
+from graph_gemma.graph_model.ascend.ge_graph import GeGraph, GeGraphError, Node, TensorDesc
+from graph_gemma.graph_model.ascend.legality import check_graph
+from graph_gemma.graph_model.ascend.ops import BY_GE_TYPE, BY_TORCH_NAME, OPS
+from graph_gemma.graph_model.ascend.ops.op import AscendOp
+from graph_gemma.graph_model.ascend.traffic import work_of
+from graph_gemma.graph_model.ascend.work import Operands, per_element
+from graph_gemma.graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
+from graph_gemma.graph_model.chips.chip import Chip, Limits
+from graph_gemma.graph_model.chips.registry import CHIPS
+from graph_gemma.passes.framework import attributes
+from graph_gemma.runners.backends.ascend.interpreter import ops as _ops  # noqa: F401  (fills the registry)
+from graph_gemma.runners.backends.ascend.interpreter.registry import OPS as INTERPRETED
 
 
 def test_chips_and_families_name_the_same_ops() -> None:

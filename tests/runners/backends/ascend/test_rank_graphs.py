@@ -19,21 +19,21 @@ import torch
 from support.checkout import ROOT, import_path
 from support.chip_processes import on_each_chip
 
-from graph_model.bucket import Bucket
-from graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
-from graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
-from graph_model.chips.chip import Chip
-from graph_model.chips.registry import CHIPS, find_soc
-from graph_model.config import GemmaConfig
-from graph_model.errors import UserError
-from graph_model.graph import KVCacheConfig
-from graph_model.quantization.linears import Quantization, select_linears
-from graph_model.tensor_parallel import Shard
-from passes.pipeline import DEFAULT_PASSES, build_passes
-from runners.backends.ascend.rank_graph import RankCase, RankStep
-from runners.backends.torchair import AscendOptions, kernel_passes
-from runners.compile_matrix import replace_table
-from runners.settings.model_settings import NAMED_CONFIGS
+from graph_gemma.graph_model.bucket import Bucket
+from graph_gemma.graph_model.chips.atlas_300i_duo import ATLAS_300I_DUO
+from graph_gemma.graph_model.chips.atlas_800i_a2 import ATLAS_800I_A2
+from graph_gemma.graph_model.chips.chip import Chip
+from graph_gemma.graph_model.chips.registry import CHIPS, find_soc
+from graph_gemma.graph_model.config import GemmaConfig
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.graph import KVCacheConfig
+from graph_gemma.graph_model.quantization.linears import Quantization, select_linears
+from graph_gemma.graph_model.tensor_parallel import Shard
+from graph_gemma.passes.pipeline import DEFAULT_PASSES, build_passes
+from graph_gemma.runners.backends.ascend.rank_graph import RankCase, RankStep
+from graph_gemma.runners.backends.torchair import AscendOptions, kernel_passes
+from graph_gemma.runners.compile_matrix import replace_table
+from graph_gemma.runners.settings.model_settings import NAMED_CONFIGS
 
 MODELS = ("gemma_2b", "gemma_7b")
 BUCKETS = {

@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from graph_model.chips.registry import find_soc
-from graph_model.errors import UserError
-from runners.backends.ascend import register
-from runners.backends.ascend.standin import allocator_keys, seam
-from runners.backends.ascend.standin import build as building
-from runners.backends.ascend.standin import loader as loading
-from runners.backends.ascend.standin.symbols import NeededSymbols
-from runners.backends.inductor import InductorBackend
+from graph_gemma.graph_model.chips.registry import find_soc
+from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend import register
+from graph_gemma.runners.backends.ascend.standin import allocator_keys, seam
+from graph_gemma.runners.backends.ascend.standin import build as building
+from graph_gemma.runners.backends.ascend.standin import loader as loading
+from graph_gemma.runners.backends.ascend.standin.symbols import NeededSymbols
+from graph_gemma.runners.backends.inductor import InductorBackend
 
 SYMBOLS = NeededSymbols(
     libraries=("libgraphmodeltest_a.so", "libgraphmodeltest_b.so"),
@@ -71,8 +71,8 @@ def test_a_second_build_reads_the_cache(tmp_path: Path) -> None:
 @needs_compiler
 def test_processes_that_start_together_share_one_build(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from runners.backends.ascend.standin import build; "
-        "from runners.backends.ascend.standin.symbols import NeededSymbols as N; "
+        "import sys; from pathlib import Path; from graph_gemma.runners.backends.ascend.standin import build; "
+        "from graph_gemma.runners.backends.ascend.standin.symbols import NeededSymbols as N; "
         "print(build.build(Path(sys.argv[1]), '0.0', 'Ascend910B3', lambda: N(('liba_t.so',), ('f',), ()))[0])"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -256,7 +256,9 @@ def test_chips_are_told_by_name_and_unknown_ones_by_family() -> None:
 
 
 def test_nothing_is_a_standin_before_it_is_loaded() -> None:
-    script = "from runners.backends.ascend import standin; print(standin.is_standin(), standin.loaded_soc())"
+    script = (
+        "from graph_gemma.runners.backends.ascend import standin; print(standin.is_standin(), standin.loaded_soc())"
+    )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "None"]
 
@@ -264,8 +266,8 @@ def test_nothing_is_a_standin_before_it_is_loaded() -> None:
 @pytest.mark.ascend
 def test_importing_torch_npu_first_is_refused(tmp_path: Path) -> None:
     script = (
-        "import sys, types; from pathlib import Path; from graph_model.chips.registry import find_soc; "
-        "from runners.backends.ascend import standin; import torch; "
+        "import sys, types; from pathlib import Path; from graph_gemma.graph_model.chips.registry import find_soc; "
+        "from graph_gemma.runners.backends.ascend import standin; import torch; "
         "sys.modules['torch_npu'] = types.ModuleType('torch_npu'); "
         "from importlib.machinery import ModuleSpec; "
         "sys.modules['torch_npu'].__spec__ = ModuleSpec('torch_npu', None); "

@@ -6,7 +6,7 @@ bit by bit. Sources: "ops-nn", "ops-transformer" and "ops-math" are the public C
 is the op's REG_OP declaration in CANN's op_proto headers; "converter" is torchair's FX-to-GE converter.
 """
 
-from runners.backends.ascend.interpreter.ops import (
+from graph_gemma.runners.backends.ascend.interpreter.ops import (
     activation,
     attention,
     cache,

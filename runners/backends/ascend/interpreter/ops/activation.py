@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runners.backends.ascend.interpreter.ops.checks import FLOATS, require, require_dtype
-from runners.backends.ascend.interpreter.ops.pointwise import register_rounded_once, rounded_once
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import FLOATS, require, require_dtype
+from graph_gemma.runners.backends.ascend.interpreter.ops.pointwise import register_rounded_once, rounded_once
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

@@ -15,9 +15,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops.attention_mask import BAND, CAUSAL, UNLIMITED, hidden_keys, read_mask
-from runners.backends.ascend.interpreter.ops.checks import (
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops.attention_mask import (
+    BAND,
+    CAUSAL,
+    UNLIMITED,
+    hidden_keys,
+    read_mask,
+)
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import (
     HALVES,
     require,
     require_dtype,
@@ -25,7 +31,7 @@ from runners.backends.ascend.interpreter.ops.checks import (
     require_same_dtype,
     require_value,
 )
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 # key_antiquant_mode and value_antiquant_mode: a scale per token and head, in blocks as the cache has them.
 PER_TOKEN_HEAD_PAGED = 5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops.checks import require, require_dtype
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import require, require_dtype
 
 UNLIMITED = 2147483647
 # sparse_mode: causal, and the band of pre_tokens and next_tokens; both aligned to the last query and the last key.

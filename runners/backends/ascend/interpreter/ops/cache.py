@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runners.backends.ascend.interpreter.ops.checks import (
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import (
     require,
     require_dtype,
     require_indices,
     require_same_dtype,
     require_value,
 )
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 
 @ge_op("ScatterPaKvCache", by_reference={0: "key_cache", 1: "value_cache"})

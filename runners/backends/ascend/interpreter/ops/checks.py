@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GE_DTYPES, GeGraphError
+from graph_gemma.graph_model.ascend.ge_graph import GE_DTYPES, GeGraphError
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 HALVES = (torch.float16, torch.bfloat16)

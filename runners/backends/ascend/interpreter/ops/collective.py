@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops.checks import HALVES, require, require_dtype, require_value
-from runners.backends.ascend.interpreter.ops.matmul import mat_mul
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import HALVES, require, require_dtype, require_value
+from graph_gemma.runners.backends.ascend.interpreter.ops.matmul import mat_mul
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 _AS_X1 = 28  # GE's number of an undefined dtype
 _FUSION = ("fusion", "fusion_id")  # which collectives travel together

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runners.backends.ascend.interpreter.ops.checks import require, require_dtype, require_same_dtype
-from runners.backends.ascend.interpreter.ops.pointwise import register_binary, register_unary
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import require, require_dtype, require_same_dtype
+from graph_gemma.runners.backends.ascend.interpreter.ops.pointwise import register_binary, register_unary
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 register_binary(
     {

@@ -10,10 +10,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops.checks import FLOATS, ge_dtype, require, require_dtype, require_same_dtype
-from runners.backends.ascend.interpreter.ops.pointwise import register_binary, register_rounded_once, register_unary
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import (
+    FLOATS,
+    ge_dtype,
+    require,
+    require_dtype,
+    require_same_dtype,
+)
+from graph_gemma.runners.backends.ascend.interpreter.ops.pointwise import (
+    register_binary,
+    register_rounded_once,
+    register_unary,
+)
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runners.backends.ascend.interpreter.ops.checks import (
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import (
     one_int,
     require,
     require_dtype,
@@ -17,7 +17,7 @@ from runners.backends.ascend.interpreter.ops.checks import (
     require_same_dtype,
     require_value,
 )
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 _INDEX = (torch.int32, torch.int64)
 

@@ -10,8 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runners.backends.ascend.interpreter.ops.checks import FLOATS, HALVES, require, require_dtype, require_same_dtype
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import (
+    FLOATS,
+    HALVES,
+    require,
+    require_dtype,
+    require_same_dtype,
+)
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 
 @ge_op("MatMul")

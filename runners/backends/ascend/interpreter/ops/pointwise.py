@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from runners.backends.ascend.interpreter.ops.checks import FLOATS, require_dtype, require_same_dtype
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import FLOATS, require_dtype, require_same_dtype
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 Unary = Callable[[Tensor], Tensor]
 Binary = Callable[[Tensor, Tensor], Tensor]

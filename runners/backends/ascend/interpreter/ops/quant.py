@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from runners.backends.ascend.interpreter.ops.checks import (
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import (
     FLOATS,
     ge_dtype,
     normal_dim,
@@ -20,7 +20,7 @@ from runners.backends.ascend.interpreter.ops.checks import (
     require_dtype,
     require_same_dtype,
 )
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 _INT8 = 2  # GE's number of int8
 

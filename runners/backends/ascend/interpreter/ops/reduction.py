@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from graph_model.ascend.ge_graph import GeGraphError
-from runners.backends.ascend.interpreter.ops.checks import (
+from graph_gemma.graph_model.ascend.ge_graph import GeGraphError
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import (
     FLOATS,
     HALVES,
     ge_dtype,
@@ -22,7 +22,7 @@ from runners.backends.ascend.interpreter.ops.checks import (
     require_same_dtype,
     require_value,
 )
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 
 @ge_op("ReduceMean")

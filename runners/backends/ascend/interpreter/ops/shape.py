@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runners.backends.ascend.interpreter.ops.checks import (
+from graph_gemma.runners.backends.ascend.interpreter.ops.checks import (
     ge_dtype,
     ints,
     normal_dim,
@@ -19,8 +19,8 @@ from runners.backends.ascend.interpreter.ops.checks import (
     require,
     require_same_dtype,
 )
-from runners.backends.ascend.interpreter.ops.pointwise import register_unary
-from runners.backends.ascend.interpreter.registry import ge_op
+from graph_gemma.runners.backends.ascend.interpreter.ops.pointwise import register_unary
+from graph_gemma.runners.backends.ascend.interpreter.registry import ge_op
 
 register_unary({"Identity": lambda x: x, "ZerosLike": torch.zeros_like, "OnesLike": torch.ones_like})
 
