@@ -8,5 +8,5 @@ A pass declares how often it must match, mostly by what the family counts, and w
 both. Where another pass is off that makes what it matches, it is skipped, and dumps and check=true say so.
 
 Exact passes keep every bit; tolerant ones change the order of sums and stay within rounding; quantizing ones stay
-within the budget that they declare (passes.check), and are left out where nothing is quantized.
+within the budget that they declare (graph_gemma.passes.check), and are left out where nothing is quantized.
 """

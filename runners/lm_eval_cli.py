@@ -38,7 +38,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # As in runners.command_line.entry: this folder's files would hide packages of their names.
+    # As in command_line/entry.py: this folder's files would hide packages of their names.
     from pathlib import Path
 
     here = Path(__file__).resolve().parent

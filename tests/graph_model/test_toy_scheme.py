@@ -84,7 +84,9 @@ def recipe() -> list[str]:
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sources with the toy scheme added as the recipe says."""
-    root = tmp_path_factory.mktemp("copy")
+    root = tmp_path_factory.mktemp("copy") / "graph_gemma"
+    root.mkdir()
+    shutil.copy(ROOT / "__init__.py", root)
     for package in ("graph_model", "passes", "runners", "conf"):
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
     files = recipe()
@@ -110,5 +112,5 @@ def test_the_recipe_is_few_files_that_exist_but_for_the_new_ones() -> None:
 
 def test_a_toy_scheme_is_loaded_shared_checked_written_and_read(copy: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WALK, str(tmp_path)]
-    result = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command, cwd=copy.parent, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr[-3000:]

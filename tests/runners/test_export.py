@@ -33,7 +33,7 @@ from graph_gemma.runners.engine.driver import EngineDriver
 from graph_gemma.runners.engine.sampling_params import SamplingParams
 llm = EngineDriver(ExportedModel(read_bundle(Path(sys.argv[1]))))
 results = llm.generate(json.loads(sys.argv[2]), SamplingParams(max_new_tokens=6, ignore_eos=True))
-unwanted = {"torch_npu", "torchair", "passes"}
+unwanted = {"torch_npu", "torchair", "graph_gemma.passes"}
 unwanted |= {"graph_gemma.graph_model.capture", "graph_gemma.graph_model.families.definition"}
 assert not unwanted & set(sys.modules)
 print(json.dumps([result.token_ids for result in results]))

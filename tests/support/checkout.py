@@ -10,4 +10,4 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def import_path(root: Path = ROOT, *more: Path | str) -> str:
     """PYTHONPATH for a process that runs the code of the checkout in `root`."""
-    return os.pathsep.join(map(str, (root / "tests" / "checkout", root, *more)))
+    return os.pathsep.join(map(str, (root / "tests" / "checkout", *more)))

@@ -202,8 +202,8 @@ def _preload(soc: Chip, cache_dir: Path) -> None:
 
     if "torch_npu" in sys.modules:
         raise UserError(
-            "torch_npu was imported before the CANN stand-in was loaded. Let runners.backends.ascend.standin.load "
-            "import it, and import nothing of torch_npu before."
+            "torch_npu was imported before the CANN stand-in was loaded. Let "
+            "graph_gemma.runners.backends.ascend.standin.load import it, and import nothing of torch_npu before."
         )
     spec = importlib.util.find_spec("torch_npu")
     assert spec is not None
