@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import torchair_steps as steps
 from support.chip_processes import A2, DUO
-from support.standin_commands import PROMPTS, SERVING, checkpoint, command
+from support.standin_commands import PROMPTS, SERVING, TINY, checkpoint, command
 
 from graph_gemma.graph_model.ascend.graph_file import read_graph_file
+from graph_gemma.graph_model.config import GemmaConfig
 from graph_gemma.runners.backends.ascend import standin
 from graph_gemma.runners.backends.ascend.bundle import read_bundle
 from graph_gemma.runners.backends.ascend.exported_model import ExportedModel
@@ -24,26 +26,26 @@ from graph_gemma.runners.infer import infer
 from graph_gemma.runners.llm import sizes
 
 
-def round_trip(folder: Path, soc: str, dtype: torch.dtype, *settings: str) -> None:
+def round_trip(folder: Path, soc: str, dtype: torch.dtype, *settings: str, config: GemmaConfig = TINY) -> None:
     """What was exported gives, loaded back, the tokens of serving under the same settings; greedy and sampled."""
     sample = "sample=true" in settings
     name = str(dtype).removeprefix("torch.")
-    shared = [*checkpoint(folder), *SERVING, f"soc={soc}", f"dtype={name}"]
+    shared = [*checkpoint(folder, config), *SERVING, f"soc={soc}", f"dtype={name}"]
     shared += [setting for setting in settings if setting != "sample=true"]
     bundle, output = folder / "bundle", folder / "answers"
     with pytest.MonkeyPatch.context() as patch:  # the cache has the size that the chip has room for
         patch.setattr(sizes, "free_memory", lambda device, processes: 0)
         status, _, err = command(export, "export", *shared, f"export_dir={bundle}", f"sample={str(sample).lower()}")
     assert status == 0, err
-    steps = read_bundle(bundle)
+    exported = read_bundle(bundle)
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert (manifest["soc"]["name"], manifest["dtype"]) == (soc, name)
-    assert {bucket.selection for bucket in steps.steps} == ({"greedy", "sample"} if sample else {"greedy"})
-    for bucket in steps.steps:
-        graph = steps.graph(bucket)
+    assert {bucket.selection for bucket in exported.steps} == ({"greedy", "sample"} if sample else {"greedy"})
+    for bucket in exported.steps:
+        graph = exported.graph(bucket)
         assert target_of(graph) == Target(soc, standin.BANNER)
         assert list_graph(read_graph_file(bundle / f"{bucket}.pbtxt")) == list_graph(graph)
-    model = EngineLLM(ExportedModel(steps))
+    model = EngineLLM(ExportedModel(exported))
     chosen = [SamplingParams(max_new_tokens=6, ignore_eos=True)]
     if sample:
         chosen.append(replace(chosen[0], temperature=0.9, top_k=30, seed=5))
@@ -78,3 +80,13 @@ def test_a_quantized_sampling_export_gives_the_same_tokens(tmp_path: Path) -> No
 @pytest.mark.chip(A2)
 def test_a_w8a16_export_gives_the_same_tokens(tmp_path: Path) -> None:
     round_trip(tmp_path, A2, torch.float16, "quant=w8a16")
+
+
+@pytest.mark.slow
+@pytest.mark.chip(A2)
+def test_an_export_of_layers_with_a_window_gives_the_same_tokens(tmp_path: Path) -> None:
+    """A prompt of 77 tokens in two chunks, through a window of 24: blocks fall out of it before the second one."""
+    round_trip(tmp_path, A2, torch.float16, "block_size=16", config=steps.GEMMA3)
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    assert manifest["serving"]["window"] == 24
+    assert manifest["serving"]["num_window_blocks"] > manifest["serving"]["num_scratch_blocks"]

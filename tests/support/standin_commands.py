@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from graph_gemma.graph_model.config import GemmaConfig
 from graph_gemma.runners.command_line.entry import main as run_command
 from graph_gemma.runners.infer import infer
 from support import torchair_steps as steps
@@ -52,7 +53,7 @@ def answers_in(file: Path) -> list[dict[str, Any]]:
     return sorted(map(json.loads, file.read_text().splitlines()), key=lambda answer: answer["index"])
 
 
-def checkpoint(folder: Path) -> list[str]:
+def checkpoint(folder: Path, config: GemmaConfig = TINY) -> list[str]:
     """Settings that name a small checkpoint."""
-    make_checkpoint(folder / "checkpoint", TINY, dtype=torch.float16)
+    make_checkpoint(folder / "checkpoint", config, dtype=torch.float16)
     return [f"model.path={folder / 'checkpoint'}", f"cache_dir={folder / 'cache'}"]
