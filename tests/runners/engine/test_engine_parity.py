@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from support.token_rule import TRANSFORMERS_ROUNDS_ONCE, TieCounter
 from graph_gemma.graph_model.bucket import BucketTable, powers_of_two
 from graph_gemma.graph_model.families import family_of
 from graph_gemma.runners.backends.eager import EagerBackend
+from graph_gemma.runners.backends.inductor import InductorBackend
 from graph_gemma.runners.compile import CompiledModel
 from graph_gemma.runners.engine.driver import EngineDriver
 from graph_gemma.runners.engine.model import window_blocks
@@ -26,6 +29,7 @@ from graph_gemma.runners.engine.sampling_params import SamplingParams
 CONFIGS = {**TINY_CONFIGS, **LATER_CONFIGS}
 CONFIG = CONFIGS["grouped_kv_heads"]
 BACKEND = EagerBackend(torch.device("cpu"))
+KERNELS = tempfile.TemporaryDirectory()  # removed at the end
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,16 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Setup:
-    """A model, its dtype, and sizes."""
+    """A model, its dtype, and sizes; compiled by Inductor or not."""
 
     name: str
     dtype: torch.dtype
     sizes: Sizes
+    compiled: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name}-{str(self.dtype).removeprefix('torch.')}-blocks of {self.sizes.block_size}"
+        name = f"{self.name}-{str(self.dtype).removeprefix('torch.')}-blocks of {self.sizes.block_size}"
+        return f"{name}-compiled" if self.compiled else name
 
     @cached_property
     def reference(self) -> Any:
@@ -68,11 +74,13 @@ class Setup:
         sizes = self.sizes
         widths = powers_of_two(2, sizes.max_seq_len // sizes.block_size)
         buckets = BucketTable((1, 4), (1, 2), sizes.chunks, widths, 2 * sizes.chunks[1])
+        if self.compiled:  # few steps
+            buckets = BucketTable((4,), (2,), sizes.chunks[1:], widths[-1:], 2 * sizes.chunks[1])
         config = CONFIGS[self.name]
         window = family_of(config).window
         held = window_blocks(window or 1, sizes.chunks[1], sizes.block_size, sizes.max_seq_len)
         model = build_model(
-            BACKEND,
+            InductorBackend(torch.device("cpu"), Path(KERNELS.name)) if self.compiled else BACKEND,
             self.reference,
             config,
             buckets,
@@ -105,7 +113,7 @@ MORE = [
     for dtype in (torch.float32, torch.bfloat16)
     for sizes in SIZES.values()
     if name in TINY_CONFIGS or dtype == torch.float32
-]
+] + [Setup(name, torch.float32, SIZES[16], compiled=True) for name in LATER_CONFIGS]
 SLOW = [pytest.param(setup, marks=pytest.mark.slow) for setup in MORE if setup not in SETUPS]
 
 
