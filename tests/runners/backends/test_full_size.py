@@ -122,6 +122,7 @@ def test_a_decode_step_with_windows_has_the_budgeted_kernels(soc: str, size: str
 
 
 @pytest.mark.slow
+@pytest.mark.chip(A2)
 @pytest.mark.parametrize("size", [name for name in NAMED_CONFIGS if name.startswith(("gemma2", "gemma3"))])
 def test_whole_later_models_are_lowered_in_little_memory(size: str) -> None:
     buckets = [Bucket("decode", 1, 1, 128), Bucket("extend", 1, 512, 16)]
