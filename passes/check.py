@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from graph_gemma.graph_model import ops
 from graph_gemma.graph_model.bucket import Bucket
 from graph_gemma.graph_model.capture import capture
 from graph_gemma.graph_model.config import GemmaConfig
 from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
-from graph_gemma.graph_model.numerics import TOLERANCE, difference
+from graph_gemma.graph_model.numerics import TOLERANCE, difference, is_finite
 from graph_gemma.graph_model.quantization.linears import Quantization
 from graph_gemma.graph_model.weights import Expression, Read, evaluate
 from graph_gemma.passes.framework.contract import Pass, PassError, Tier
@@ -84,6 +84,7 @@ class Comparison:
     """A pass held its tier in a graph: relative difference of the outputs before and after it, and what is allowed.
 
     integers: of int8 activations, where the pass says what it may change of them. skipped: why the pass found nothing.
+    in_float32: the graph before the pass gives no finite numbers in its dtype, so that both were computed in float32.
     """
 
     graph_pass: Pass
@@ -92,9 +93,11 @@ class Comparison:
     bound: float
     integers: IntegerDifference | None = None
     skipped: str = ""
+    in_float32: bool = False
 
     def __str__(self) -> str:
-        return f"{self.graph_pass.name} on {self.bucket}: difference {self.error:.1e}, allowed {self.bound:.0e}"
+        how = " in float32" if self.in_float32 else ""
+        return f"{self.graph_pass.name} on {self.bucket}: difference {self.error:.1e}{how}, allowed {self.bound:.0e}"
 
 
 class PassChecker:
@@ -116,9 +119,12 @@ class PassChecker:
         allowed = graph_pass.integer_bound(after) if isinstance(graph_pass, BoundsIntegers) else None
         recorder = Recorder(before) if allowed is not None else None
         expected = self._run(before, inputs, earlier, recorder)
+        widened = not is_finite(expected)
+        if widened:
+            expected = self._run(before, inputs, earlier, _InFloat32(before))
         if isinstance(graph_pass, ChangesOutput):
             expected = graph_pass.project(expected, before, inputs)
-        found = self._run(after, inputs, caches)
+        found = self._run(after, inputs, caches, _InFloat32(after) if widened else None)
         lens = inputs.get("query_lens")
         if lens is not None and expected.shape[:2] == (after.bucket.batch, after.bucket.chunk):
             real = torch.arange(after.bucket.chunk) < lens[:, None]
@@ -131,7 +137,7 @@ class PassChecker:
             theirs = Recorder(after, recorder)
             self._run(after, inputs, caches, theirs)
             integers = compare_integers(recorder.values, theirs.values)
-        comparison = Comparison(graph_pass, after.bucket, error, bound, integers)
+        comparison = Comparison(graph_pass, after.bucket, error, bound, integers, in_float32=widened)
         if not error <= bound:
             raise PassError(f"{comparison}. The pass breaks its tier, {graph_pass.tier.value}.")
         if integers is not None and allowed is not None and not integers.within(allowed):
@@ -143,11 +149,11 @@ class PassChecker:
         self.comparisons.append(comparison)
 
     def _run(
-        self, graph: ModelGraph, inputs: dict[str, Tensor], caches: list[Tensor], recorder: Recorder | None = None
+        self, graph: ModelGraph, inputs: dict[str, Tensor], caches: list[Tensor], instead: fx.Interpreter | None = None
     ) -> Tensor:
         """The graph's first output, with rows drawn again that a sharded sampling step could not draw.
 
-        recorder: runs the graph in its place, and keeps integers.
+        instead: what runs the graph, otherwise than it is.
         """
         plan = graph.weight_plan
         missing = [expression for expression in plan.values() if expression not in self._weights]
@@ -157,12 +163,30 @@ class PassChecker:
         own_caches = [c.to(node.meta["val"].dtype, copy=True) for c, node in zip(caches, placeholders, strict=False)]
         names = [node.name for node in graph.placeholders("input")]
         with torch.no_grad():
-            run: Callable[..., Any] = graph.module if recorder is None else recorder.run
+            run: Callable[..., Any] = graph.module if instead is None else instead.run
             outputs = run(*weights, *own_caches, *(inputs[name] for name in names))
             if graph.calls(ops.sharded_sample_token):
                 sampling = [inputs[name] for name, _ in SAMPLING_INPUTS]
                 outputs = ops.redraw(outputs, sampling, graph.bucket.logprobs, graph.shard.world_size)
         return outputs[0]
+
+
+class _InFloat32(fx.Interpreter):
+    """Runs a graph of 16 bit in float32, with the weights that it has."""
+
+    def __init__(self, graph: ModelGraph) -> None:
+        super().__init__(graph.module)
+        self._dtype = graph.dtype
+
+    def placeholder(self, target: Any, args: Any, kwargs: Any) -> Any:
+        value = super().placeholder(target, args, kwargs)
+        return value.float() if value.dtype == self._dtype else value
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        def wide(value: Any) -> Any:
+            return torch.float32 if value is self._dtype else value
+
+        return super().call_function(target, tuple(map(wide, args)), {name: wide(v) for name, v in kwargs.items()})
 
 
 def example_inputs(graph: ModelGraph, past: bool) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from graph_gemma.graph_model.capture import plain_weight
 from graph_gemma.graph_model.errors import UserError
 from graph_gemma.graph_model.families import family_of
-from graph_gemma.graph_model.numerics import FEW_TIES, most_ties
+from graph_gemma.graph_model.numerics import FEW_TIES, is_finite, most_ties
 from graph_gemma.graph_model.weights import evaluate
 from graph_gemma.passes.check import check_passes
 from graph_gemma.passes.framework.contract import PassError
@@ -29,6 +29,7 @@ def check_model_passes(loaded: LoadedModel) -> None:
         )
     except PassError as error:
         raise UserError(f"check: {error}") from error
+    narrow = str(recipe.dtype).removeprefix("torch.")
     for graph_pass in recipe.passes:
         reasons = [c.skipped for c in comparisons if c.graph_pass is graph_pass and c.skipped]
         for reason in dict.fromkeys(reasons):
@@ -39,10 +40,12 @@ def check_model_passes(loaded: LoadedModel) -> None:
         integers = [c.integers for c in comparisons if c.graph_pass is graph_pass and c.integers is not None]
         steps = max((found.max_lsb for found in integers), default=0)
         share = max((found.share for found in integers), default=0.0)
+        widened = sum(c.in_float32 for c in comparisons if c.graph_pass is graph_pass)
         print(
             f"check: {graph_pass.name} ({graph_pass.tier.value}) holds on {len(errors)} graphs, "
             f"largest difference {max(errors):.1e}"
             + (f"; {share:.2%} of the int8 activations differ, by at most {steps}" if steps else "")
+            + (f"; {widened} of them compared in float32, as {narrow} overflows there" if widened else "")
         )
 
 
@@ -66,16 +69,17 @@ def check_answers(loaded: LoadedModel, inputs: Inputs, results: list[RequestResu
 
     In 16 bit a token may differ if the plain model's logit of it is within two spacings of the dtype of the best one:
     steps add in another order than whole sequences do, which may move each of the two logits by one spacing. At most
-    1 % of the tokens may differ so, or three in a short run. Raises UserError.
+    1 % of the tokens may differ so, or three in a short run. Where the plain model overflows in 16 bit, as Gemma 3's
+    residual stream does in float16, it chooses in float32. Raises UserError.
     """
     if not all(sampling.greedy for sampling in inputs.sampling):
         print("check: sampled answers are not compared with the plain model; their passes were")
         return
     total = equal = 0
-    model = _plain_model(loaded)
+    model = _PlainModel(loaded)
     quantized = loaded.model.recipe.quantization is not None
     for result in results:
-        verdicts = token_verdicts(model, result.prompt_token_ids, result.token_ids)
+        verdicts = model.verdicts(result.prompt_token_ids, result.token_ids)
         if "wrong" in verdicts and not quantized:
             raise UserError(
                 f"check: token {verdicts.index('wrong')} of an answer differs from the plain model's choice, by more "
@@ -95,30 +99,45 @@ def check_answers(loaded: LoadedModel, inputs: Inputs, results: list[RequestResu
     print(f"check: {total} tokens equal the plain model's, {rounded} of them within rounding")
 
 
-def token_verdicts(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> list[str]:
-    """'equal', 'within rounding' or 'wrong' for each token of a greedy answer, by the plain model's logits."""
-    ids = torch.tensor([prompt + answer])
-    with torch.no_grad():
-        logits = model(ids, torch.arange(ids.shape[1])[None])[0, len(prompt) - 1 : -1]
-    best, choices = logits.max(-1)
-    chosen = logits.gather(-1, torch.tensor(answer)[:, None])[:, 0]
-    _, exponent = torch.frexp(best.float())
-    spacing = torch.finfo(logits.dtype).eps * torch.exp2(exponent - 1.0)
-    near = (best - chosen).float() <= (0.0 if logits.dtype == torch.float32 else 2 * spacing)
-    return [
-        "equal" if token == choice else "within rounding" if close else "wrong"
-        for token, choice, close in zip(answer, choices.tolist(), near.tolist(), strict=True)
-    ]
+class _PlainModel:
+    """The plain model with the weights that steps run with, in their dtype and, once that overflows, in float32."""
 
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._loaded = loaded
+        self._dtype = loaded.model.recipe.dtype
+        self._model = self._load()
 
-def _plain_model(loaded: LoadedModel) -> torch.nn.Module:
-    recipe = loaded.model.recipe
-    with torch.device("meta"):
-        model = family_of(recipe.config).model()
-    plan = {
-        name: plain_weight(name, tuple(p.shape), recipe.dtype, recipe.config, recipe.quantization)
-        for name, p in model.named_parameters(remove_duplicate=False)
-    }
-    tensors = evaluate(plan.values(), loaded.read, torch.device("cpu"))
-    model.load_state_dict({name: tensors[expression] for name, expression in plan.items()}, assign=True)
-    return model.eval()
+    def verdicts(self, prompt: list[int], answer: list[int]) -> list[str]:
+        """'equal', 'within rounding' or 'wrong' for each token of a greedy answer, by the plain model's logits."""
+        logits = self._logits(prompt + answer)[len(prompt) - 1 : -1]
+        best, choices = logits.max(-1)
+        chosen = logits.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+        _, exponent = torch.frexp(best.float())
+        spacing = torch.finfo(self._dtype).eps * torch.exp2(exponent - 1.0)
+        near = (best - chosen).float() <= (0.0 if self._dtype == torch.float32 else 2 * spacing)
+        return [
+            "equal" if token == choice else "within rounding" if close else "wrong"
+            for token, choice, close in zip(answer, choices.tolist(), near.tolist(), strict=True)
+        ]
+
+    def _logits(self, ids: list[int]) -> torch.Tensor:
+        """[tokens, vocab_size]"""
+        with torch.no_grad():
+            logits: torch.Tensor = self._model(torch.tensor([ids]), torch.arange(len(ids))[None])[0]
+            if is_finite(logits):
+                return logits
+            self._model = self._model.float()
+            wide: torch.Tensor = self._model(torch.tensor([ids]), torch.arange(len(ids))[None])[0]
+        return wide
+
+    def _load(self) -> torch.nn.Module:
+        recipe = self._loaded.model.recipe
+        with torch.device("meta"):
+            model = family_of(recipe.config).model()
+        plan = {
+            name: plain_weight(name, tuple(p.shape), recipe.dtype, recipe.config, recipe.quantization)
+            for name, p in model.named_parameters(remove_duplicate=False)
+        }
+        tensors = evaluate(plan.values(), self._loaded.read, torch.device("cpu"))
+        model.load_state_dict({name: tensors[expression] for name, expression in plan.items()}, assign=True)
+        return model.eval()

@@ -8,8 +8,9 @@ from typing import ClassVar
 import pytest
 import torch
 from support.checkpoints import make_model
-from support.configs import TINY_CONFIGS
+from support.configs import LATER_CONFIGS, TINY_CONFIGS
 from support.graphs import BFLOAT16, BUCKETS, FLOAT32, find, replace_call
+from support.overflow import make_loud_model
 from torch import fx
 
 from graph_gemma.graph_model import ops
@@ -54,6 +55,21 @@ def test_every_pass_holds_its_tier_in_16_bit(dtype: torch.dtype) -> None:
     assert all(c.error <= (0 if c.graph_pass.tier is Tier.EXACT else TOLERANCE[dtype]) for c in comparisons)
 
 
+@pytest.mark.parametrize("name", LATER_CONFIGS)
+def test_before_the_stream_is_scaled_float32_is_compared(name: str) -> None:
+    """The graphs up to scale_residual give no finite number in float16, for real checkpoints."""
+    config = LATER_CONFIGS[name].of_layers(range(2))
+    read = {key: p.to(torch.float16) for key, p in make_loud_model(config, 30000.0).state_dict().items()}.__getitem__
+    passes = [cls() for cls in DEFAULT_PASSES]
+    comparisons = check_passes(config, torch.float16, passes, read, [BUCKETS["extend"]])
+    widened = [c.graph_pass.name for c in comparisons if c.in_float32]
+    assert widened == ["canonicalize", "fold_inv_freq", "rms_norm", "scale_residual"]
+    assert max(c.error for c in comparisons if c.graph_pass.name == "scale_residual") == 0.0
+    index = passes.index(ScaleResidual())
+    with pytest.raises(PassError, match=r"^norm_nudge on extend.*in float32.*The pass breaks its tier, exact"):
+        check_passes(config, torch.float16, [*passes[:index], NormNudge(1.0001)], read, [BUCKETS["extend"]])
+
+
 @dataclass(frozen=True)
 class Nudge(Pass):
     """Multiplies what the last MLP activates by a factor near 1."""
@@ -75,6 +91,14 @@ class Nudge(Pass):
 class TolerantNudge(Nudge):
     name: ClassVar[str] = "tolerant_nudge"
     tier: ClassVar[Tier] = Tier.TOLERANT
+
+
+@dataclass(frozen=True)
+class NormNudge(Nudge):
+    name: ClassVar[str] = "norm_nudge"
+
+    def candidates(self, graph: ModelGraph) -> list[fx.Node]:
+        return graph.calls(ops.rms_norm)[-1:]
 
 
 @dataclass(frozen=True)

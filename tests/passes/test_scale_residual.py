@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.checkpoints import make_model
+from support.checkpoints import SENSITIVE, make_model
 from support.configs import LATER_CONFIGS, TINY_CONFIGS
 from support.graphs import BUCKETS, Case, rewrite
+from support.overflow import make_loud_model
 from torch import Tensor
 
 from graph_gemma.graph_model import ops
@@ -115,14 +116,11 @@ def logits(graph: ModelGraph, weights: dict[str, Tensor], ids: Tensor) -> Tensor
 
 def model_of(name: str, branch_factor: float | None = None) -> tuple[Any, dict[str, Tensor]]:
     """A random model with weights of float16. branch_factor: of the norms after branches; None: random ones."""
-    model = make_model(CASES[name].config)
-    with torch.no_grad():
-        for layer in model.model.layers if branch_factor is not None else ():
-            layer.post_attention_layernorm.weight.fill_(branch_factor)
-            layer.post_feedforward_layernorm.weight.fill_(branch_factor)
-        for parameter in model.parameters():
-            parameter.copy_(parameter.to(HALF))
-    return model, {name: value.to(HALF) for name, value in model.state_dict().items()}
+    config = CASES[name].config
+    model = make_model(config, gains=SENSITIVE) if branch_factor is None else make_loud_model(config, branch_factor)
+    weights = {name: value.to(HALF) for name, value in model.state_dict().items()}
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    return model, weights
 
 
 @pytest.mark.parametrize("exponent", [0, 3, 8])

@@ -78,5 +78,8 @@ def test_what_it_recommends_runs_in_float16(name: str, run: Any, tmp_path: Path)
     failed = run(infer, "infer", *ask, "passes.scale_residual.exponent=2")
     assert failed.status == 1
     assert "not finite" in failed.stderr
-    done = run(infer, "infer", *ask, recommended)
+    done = run(infer, "infer", *ask, recommended, "check=true")
     assert done.status == 0, done.stderr
+    assert "check: scale_residual (tolerant) holds on 4 graphs" in done.stdout
+    assert "4 of them compared in float32, as float16 overflows there" in done.stdout
+    assert "tokens equal the plain model's" in done.stdout

@@ -38,6 +38,21 @@ def make_overflowing_sum(config: GemmaConfig) -> Any:
     return model
 
 
+def make_loud_model(config: GemmaConfig, factor: float) -> Any:
+    """A random Gemma 2 or 3 whose branches add up to more than float16 holds, as those of real ones do.
+
+    factor: that of the norms after branches. Weights have values of float16.
+    """
+    model = make_model(config)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.post_attention_layernorm.weight.fill_(factor)
+            layer.post_feedforward_layernorm.weight.fill_(factor)
+        for parameter in model.parameters():
+            parameter.copy_(parameter.to(torch.float16))
+    return model
+
+
 def save_overflowing_checkpoint(directory: Path, config: GemmaConfig) -> None:
     """The checkpoint of such a model."""
     make_overflowing_model(config).save_pretrained(directory)
