@@ -45,6 +45,8 @@ class LlamaCppRunner:
         context.kv_unified = False
         cache = "float32" if job.dtype == "float32" else "float16"  # the latter is its default
         context.type_k = context.type_v = llama_cpp.GGML_TYPE_F32 if cache == "float32" else llama_cpp.GGML_TYPE_F16
+        if cache == "float32":  # flash attention, else chosen on a CPU, makes the cache float16 and sums in it
+            context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         context.swa_full = False  # as its server and its command have it; llama.h's own default is true
         context.n_batch = max(_PROMPT_TOKENS, job.max_batch_size)
         context.n_ubatch = context.n_batch

@@ -105,6 +105,22 @@ def test_llama_cpp_reads_long_prompts_in_parts(family: str, tmp_path: Path) -> N
         assert_likeliest(config, prompt, answer, rounding=2.0**-10)
 
 
+def test_float32_is_what_llama_cpp_attends_in(tmp_path: Path) -> None:
+    """Its flash attention sums values in float16 in a decode step, of which a mean over many has few digits left."""
+    model = make_checkpoint(tmp_path / "weights", CONFIG)
+    for layer in model.model.layers:
+        layer.self_attn.q_proj.weight.data.zero_()  # every token sees the mean of all
+    model.save_pretrained(tmp_path / "weights")
+    prompt = [3] * 480
+    runner = started("llama_cpp", job(tmp_path, "llama_cpp", case=Case(1, len(prompt), 2)))
+    answer = runner.run([prompt], 2).answers[0]
+    logits = runner._api.llama_get_logits_ith(runner._context, 0)
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt + answer[:1]])).logits[0, -1]
+    error = (torch.tensor(logits[: CONFIG.vocab_size]) - expected).abs().amax() / expected.abs().amax()
+    assert error < 2.0**-10
+
+
 def test_llama_cpp_reads_no_embedding_that_is_not_the_head(tmp_path: Path) -> None:
     config = replace(LATER_CONFIGS["gemma3"], query_pre_attn_scalar=16, tie_word_embeddings=False)  # type: ignore[call-arg]
     make_checkpoint(tmp_path / "weights", config)
