@@ -77,13 +77,6 @@ def num_parameters(config: GemmaConfig, shard: Shard = WHOLE) -> int:
     return sum(prod(each.shape) for each in rank_weights(config, torch.float32, None, shard))
 
 
-def cache_token_bytes(
-    config: GemmaConfig, dtype: torch.dtype, quantization: Quantization | None = None, shard: Shard = WHOLE
-) -> int:
-    """Bytes that a token takes in the KV caches of all layers, or in a rank's part of them."""
-    return sum(pool_token_bytes(config, dtype, quantization, shard).values())
-
-
 def pool_token_bytes(
     config: GemmaConfig, dtype: torch.dtype, quantization: Quantization | None = None, shard: Shard = WHOLE
 ) -> dict[int | None, int]:

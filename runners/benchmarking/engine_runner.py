@@ -8,9 +8,10 @@ from contextlib import ExitStack
 
 import torch
 
+from graph_gemma.graph_model.footprint import pool_token_bytes
 from graph_gemma.graph_model.quantization.linears import HEAD, Quantization
 from graph_gemma.runners.backends.memory import peak_memory
-from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.runner import Facts
 from graph_gemma.runners.benchmarking.timing import Case, Timing, random_prompts
 from graph_gemma.runners.compile import CompiledModel
 from graph_gemma.runners.engine.engine import Engine
@@ -123,7 +124,7 @@ def precision(dtype: str, quantization: Quantization | None) -> str:
 def step_token_bytes(model: CompiledModel) -> dict[int | None, int]:
     """Bytes that a decode step reads per token of a context, by the layers' windows, on all ranks."""
     recipe = model.recipe
-    rank = window_token_bytes(recipe.config, recipe.dtype, recipe.quantization, recipe.shard)
+    rank = pool_token_bytes(recipe.config, recipe.dtype, recipe.quantization, recipe.shard)
     return {window: recipe.shard.world_size * size for window, size in rank.items()}
 
 

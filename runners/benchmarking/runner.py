@@ -6,13 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-
-from graph_gemma.graph_model.config import GemmaConfig
-from graph_gemma.graph_model.families import family_of
-from graph_gemma.graph_model.footprint import cache_token_bytes
-from graph_gemma.graph_model.quantization.linears import Quantization
-from graph_gemma.graph_model.tensor_parallel import WHOLE, Shard
 from graph_gemma.runners.benchmarking.timing import Case, Timing
 
 
@@ -32,19 +25,6 @@ class Facts:
         context = case.prompt + case.answer // 2
         seen = {window: context if window is None else min(window, context) for window in self.token_bytes}
         return self.step_bytes + case.batch * sum(seen[window] * size for window, size in self.token_bytes.items())
-
-
-def window_token_bytes(
-    config: GemmaConfig, dtype: torch.dtype, quantization: Quantization | None = None, shard: Shard = WHOLE
-) -> dict[int | None, int]:
-    """Bytes that a token takes in the caches of the layers of each window, or in a rank's part of them."""
-    layers: dict[int | None, list[int]] = {}
-    for index, layer in enumerate(family_of(config).layers):
-        layers.setdefault(layer.attention.window, []).append(index)
-    return {
-        window: cache_token_bytes(config.of_layers(indices), dtype, quantization, shard)
-        for window, indices in layers.items()
-    }
 
 
 class Runner(Protocol):

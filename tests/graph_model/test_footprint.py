@@ -9,12 +9,12 @@ from math import prod
 
 import pytest
 import torch
-from support.configs import TINY_CONFIGS
+from support.configs import LATER_CONFIGS, TINY_CONFIGS
 
 from graph_gemma.graph_model.bucket import Bucket
 from graph_gemma.graph_model.capture import capture
 from graph_gemma.graph_model.config import GemmaConfig
-from graph_gemma.graph_model.footprint import cache_token_bytes, num_parameters, rank_weights, weight_bytes
+from graph_gemma.graph_model.footprint import num_parameters, pool_token_bytes, rank_weights, weight_bytes
 from graph_gemma.graph_model.graph import KVCacheConfig, ModelGraph
 from graph_gemma.graph_model.quantization.linears import SCHEMES, Quantization, select_linears
 from graph_gemma.graph_model.quantization.schemes import find_scheme
@@ -71,7 +71,12 @@ def test_declared_caches_are_those_of_the_real_graph(kv8: bool, world_size: int)
     shard, how = Shard(world_size - 1, world_size), Quantization(None, kv8=True) if kv8 else None
     caches = [node.meta["val"] for node in made(CONFIG, how, shard).placeholders("cache")]
     tokens = NUM_BLOCKS * BLOCK_SIZE
-    assert cache_token_bytes(CONFIG, DTYPE, how, shard) * tokens == sum(cache.nbytes for cache in caches)
+    assert pool_token_bytes(CONFIG, DTYPE, how, shard) == {None: sum(cache.nbytes for cache in caches) // tokens}
+
+
+def test_caches_are_counted_by_the_windows_of_their_layers() -> None:
+    config = LATER_CONFIGS["gemma3"]  # two layers with a window of 24, then a full one; a kv head of 16 numbers
+    assert pool_token_bytes(config, DTYPE) == {24: 2 * 2 * 16 * 2, None: 2 * 16 * 2}
 
 
 def test_parameters_are_counted_once_where_the_head_is_tied() -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.footprint import pool_token_bytes
 from graph_gemma.graph_model.weights import Read
 from graph_gemma.runners.backends.memory import peak_memory
 from graph_gemma.runners.benchmarking.peer_registry import PeerJob
 from graph_gemma.runners.benchmarking.peers.weights import word
-from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.runner import Facts
 from graph_gemma.runners.benchmarking.timing import Timing
 
 
@@ -53,7 +54,7 @@ class CTranslate2Runner:
             precision=compute_type,
             weight_bytes=held,
             step_bytes=held - embedding,
-            token_bytes=window_token_bytes(c, cache),
+            token_bytes=pool_token_bytes(c, cache),
             details=f"ctranslate2 {ctranslate2.__version__}",
         )
 

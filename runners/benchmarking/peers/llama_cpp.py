@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from graph_gemma.graph_model.footprint import pool_token_bytes
 from graph_gemma.runners.backends.memory import peak_memory
 from graph_gemma.runners.benchmarking.peer_registry import PeerJob
 from graph_gemma.runners.benchmarking.peers.gguf_file import stored_bytes, write_gguf
-from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.runner import Facts
 from graph_gemma.runners.benchmarking.timing import Timing
 
 _PROMPT_TOKENS = 512  # computed at once, llama.cpp's own default
@@ -63,7 +64,7 @@ class LlamaCppRunner:
             precision="Q8_0" if job.int8 else job.dtype,
             weight_bytes=size,
             step_bytes=size if c.tie_word_embeddings else size - table,
-            token_bytes=window_token_bytes(c, getattr(torch, cache)),
+            token_bytes=pool_token_bytes(c, getattr(torch, cache)),
             details=f"llama-cpp-python {llama_cpp.__version__}, cache {cache}, swa_full {bool(context.swa_full)}",
         )
 

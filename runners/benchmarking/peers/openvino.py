@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.footprint import pool_token_bytes
 from graph_gemma.runners.backends.memory import peak_memory
 from graph_gemma.runners.benchmarking.peer_registry import PeerJob
 from graph_gemma.runners.benchmarking.peers.openvino_model import build_model, save_model
-from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.runner import Facts
 from graph_gemma.runners.benchmarking.timing import Timing
 
 _HINTS = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
@@ -56,7 +57,7 @@ class OpenVinoRunner:
             precision=f"int8 weights, {precision}" if job.int8 else precision,
             weight_bytes=held,
             step_bytes=held - embedding,
-            token_bytes={window: cache.size * numbers for window, numbers in window_token_bytes(c, torch.int8).items()},
+            token_bytes={window: cache.size * numbers for window, numbers in pool_token_bytes(c, torch.int8).items()},
             details=f"openvino {openvino.__version__}, cache {cache.to_string()}",
         )
 

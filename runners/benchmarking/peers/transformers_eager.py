@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from graph_gemma.graph_model.footprint import pool_token_bytes
 from graph_gemma.runners.backends.memory import peak_memory
 from graph_gemma.runners.backends.transformers_import import import_transformers
 from graph_gemma.runners.benchmarking.peer_registry import PeerJob
 from graph_gemma.runners.benchmarking.peers.generating import timed_generate
-from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.runner import Facts
 from graph_gemma.runners.benchmarking.timing import Timing
 
 
@@ -37,7 +38,7 @@ class TransformersRunner:
             precision=job.dtype,
             weight_bytes=held,
             step_bytes=held - embedding,
-            token_bytes=window_token_bytes(c, dtype),
+            token_bytes=pool_token_bytes(c, dtype),
             details=f"transformers {transformers.__version__}, torch {torch.__version__}",
         )
 

@@ -8,13 +8,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from support.configs import LATER_CONFIGS, TINY_CONFIGS
+from support.configs import TINY_CONFIGS
 
-from graph_gemma.graph_model.footprint import cache_token_bytes
 from graph_gemma.runners.benchmarking.bandwidth import ReadProbe, spread
 from graph_gemma.runners.benchmarking.engine_runner import EngineRunner, warm_up
 from graph_gemma.runners.benchmarking.results import AVERAGES, RATE, STEP_RATE, Row, cells_of
-from graph_gemma.runners.benchmarking.runner import Facts, window_token_bytes
+from graph_gemma.runners.benchmarking.runner import Facts
 from graph_gemma.runners.benchmarking.timing import Case, Timing, equal_share, random_prompts, summarize
 from graph_gemma.runners.engine.sampling_params import SamplingParams
 from graph_gemma.runners.llm import LLM
@@ -80,12 +79,6 @@ def test_each_runner_is_compared_by_the_bytes_it_reads() -> None:
 def test_layers_with_a_window_read_no_more_than_it() -> None:
     facts = dataclasses.replace(FACTS, token_bytes={None: 100, 8: 10, 50: 1})
     assert facts.decode_step_bytes(Case(2, 10, 4)) == 4_000_000 + 2 * (12 * 100 + 8 * 10 + 12 * 1)
-
-
-def test_caches_are_counted_by_the_windows_of_their_layers() -> None:
-    config = LATER_CONFIGS["gemma3"]  # two layers with a window of 24, then a full one; a kv head of 16 numbers
-    assert window_token_bytes(config, torch.bfloat16) == {24: 2 * 2 * 16 * 2, None: 2 * 16 * 2}
-    assert window_token_bytes(CONFIG, torch.bfloat16) == {None: cache_token_bytes(CONFIG, torch.bfloat16)}
 
 
 def test_the_last_row_of_a_runner_and_batch_has_its_averages() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from graph_gemma.graph_model.errors import NoMemoryError
-from graph_gemma.graph_model.footprint import cache_token_bytes, weight_bytes
+from graph_gemma.graph_model.footprint import pool_token_bytes, weight_bytes
 from graph_gemma.runners.command_line.entry import compose
 from graph_gemma.runners.compile import num_scratch_blocks
 from graph_gemma.runners.llm.load import load_model
@@ -37,7 +37,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
     def call(room: float, *overrides: str, device_memory: float | None = None) -> int:
         settings = resolve_settings(compose("infer", [*BASE, f"cache_dir={cache}", *overrides]))
-        block = cache_token_bytes(settings.config, torch.float32) * BLOCK
+        block = sum(pool_token_bytes(settings.config, torch.float32).values()) * BLOCK
         steps = step_bytes(bucket_table(settings), settings.config.vocab_size, windowed=False)
         beside = weight_bytes(settings.config, torch.float32) + steps
         memory = beside + int(room * block)
