@@ -37,6 +37,7 @@ class GemmaConfig:
     dtype: str = "bfloat16"
     bos_token_id: int | None = 2
     eos_token_ids: tuple[int, ...] = (1,)
+    image_token_ids: tuple[int, ...] = ()  # of a multimodal checkpoint: what stands for an image in its prompts
     quantize: str | None = None
 
     model_type: ClassVar[str] = "gemma"
@@ -66,6 +67,7 @@ class GemmaConfig:
         fields = asdict(self)
         fields["torch_dtype"] = fields.pop("dtype")
         eos = fields.pop("eos_token_ids")
+        del fields["image_token_ids"]  # they are of the checkpoint around the text model
         fields["eos_token_id"] = eos[0] if len(eos) == 1 else list(eos)
         if fields["quantize"] is None:
             del fields["quantize"]

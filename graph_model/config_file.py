@@ -23,6 +23,9 @@ from graph_gemma.graph_model.stated import ends_by_file, stated_dtype, token_ids
 
 _CONFIGS: dict[str, type[GemmaConfig]] = {c.model_type: c for c in (GemmaConfig, Gemma2Config, Gemma3Config)}
 
+# What stands for an image in the prompts of a multimodal Gemma 3, with transformers' defaults.
+_IMAGE_TOKENS = {"boi_token_index": 255999, "image_token_index": 262144}
+
 
 def read_config(checkpoint_dir: Path) -> GemmaConfig:
     """Read the config of a checkpoint directory: ``config.json``, and what else says dtype and ends of answers.
@@ -86,9 +89,15 @@ def from_json(raw: dict[str, Any], source: str) -> GemmaConfig:
         dtype=read_dtype(raw, source),
         bos_token_id=read_bos(raw, source, default.bos_token_id),
         eos_token_ids=token_ids(raw.get("eos_token_id", default.eos_token_ids[0]), source),
+        image_token_ids=_image_token_ids(raw, source),
         quantize=read_quantize(raw, source),
         **fields_of_family(reader, default, sizes["num_hidden_layers"]),
     )
+
+
+def _image_token_ids(raw: dict[str, Any], source: str) -> tuple[int, ...]:
+    """The ids at which a multimodal model reads an image: its begin, and the places of its features."""
+    return tuple(i for name in _IMAGE_TOKENS for i in token_ids(raw.get(name), source, name))
 
 
 def _text_part(raw: dict[str, Any], source: str) -> dict[str, Any]:
@@ -97,4 +106,4 @@ def _text_part(raw: dict[str, Any], source: str) -> dict[str, Any]:
     if not isinstance(text, dict):
         raise UserError(f"{source}: text_config is {shown(text)}; it must be an object, the text model's config.")
     outer = {name: value for name, value in raw.items() if not isinstance(value, dict) or "quantization" in name}
-    return {**outer, "model_type": Gemma3Config.model_type, **text}
+    return {**_IMAGE_TOKENS, **outer, "model_type": Gemma3Config.model_type, **text}

@@ -30,11 +30,11 @@ def ends_by_file(directory: Path) -> dict[str, tuple[int, ...]]:
     return ends
 
 
-def token_ids(value: Any, source: Path | str) -> tuple[int, ...]:
-    """The ids in an eos_token_id. Raises UserError."""
+def token_ids(value: Any, source: Path | str, name: str = "eos_token_id") -> tuple[int, ...]:
+    """The ids in a field of config.json or generation_config.json. Raises UserError."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(i, int) and not isinstance(i, bool) and abs(i) < LARGEST_ID for i in ids):
-        raise UserError(f"{source}: eos_token_id is {shown(value)}; it must be an id, a list of ids or null.")
+        raise UserError(f"{source}: {name} is {shown(value)}; it must be an id, a list of ids or null.")
     return tuple(ids)
 
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from graph_gemma.graph_model.errors import UserError
 from graph_gemma.runners.engine.block_manager import BlockManager
 from graph_gemma.runners.engine.sampling_params import SamplingParams
 
 
-def check_prompt(prompt: Iterable[int], max_seq_len: int, vocab_size: int | None) -> array[int]:
+def check_no_image(token_ids: Iterable[int], image_token_ids: Collection[int], source: str = "A prompt") -> None:
+    """Raise UserError if a prompt has a token that stands for an image."""
+    if image_token_ids:
+        found = next((i for i in token_ids if i in image_token_ids), None)
+        if found is not None:
+            raise UserError(
+                f"{source}: the token id {found} stands for an image (config.json names it), and images are not read: "
+                "the text part of the model is loaded alone. Leave the image out of the prompt."
+            )
+
+
+def check_prompt(
+    prompt: Iterable[int], max_seq_len: int, vocab_size: int | None, image_token_ids: Collection[int] = ()
+) -> array[int]:
     """The token ids of a prompt. Raises UserError unless they are of the vocabulary and leave room for an answer."""
     try:
         token_ids = array("q", prompt)
@@ -29,6 +42,7 @@ def check_prompt(prompt: Iterable[int], max_seq_len: int, vocab_size: int | None
             f"A prompt holds the token id {wrong[0]}; ids must be at least 0"
             + (f" and below the vocabulary size, {vocab_size}." if vocab_size else ".")
         )
+    check_no_image(token_ids, image_token_ids)
     return token_ids
 
 

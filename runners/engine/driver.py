@@ -34,8 +34,9 @@ class EngineDriver:
         tokenizer: Any = None,
         eos_token_ids: Iterable[int] = (),
         vocab_size: int | None = None,
+        image_token_ids: Iterable[int] = (),
     ) -> None:
-        self.engine = Engine(model, tokenizer, eos_token_ids, vocab_size)
+        self.engine = Engine(model, tokenizer, eos_token_ids, vocab_size, image_token_ids)
         self.tokenizer = tokenizer
         self._sinks: dict[int, Sink] = {}  # request id -> what takes its events
         self._lock = threading.Lock()  # held by the thread that runs a step

@@ -31,7 +31,8 @@ class Engine:
 
     One thread calls `step`; `add_request` and `abort` may be called from any thread, and from an `on_event`.
     tokenizer: a transformers tokenizer, or None if token ids are enough. eos_token_ids: tokens that end an answer.
-    vocab_size: prompts with ids from it on are refused; None: unknown, not checked.
+    vocab_size: prompts with ids from it on are refused; None: unknown, not checked. image_token_ids: prompts that hold
+    one are refused.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Engine:
         tokenizer: Any = None,
         eos_token_ids: Iterable[int] = (),
         vocab_size: int | None = None,
+        image_token_ids: Iterable[int] = (),
     ) -> None:
         check_model(model)
         self.model = model
@@ -57,6 +59,7 @@ class Engine:
         self._special_tokens = {} if tokenizer is None else special_tokens(tokenizer)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._vocab_size = vocab_size
+        self._image_token_ids = frozenset(image_token_ids)
         self._sequences: dict[int, Sequence] = {}  # unfinished, by request id
         self._events: list[TokenEvent] = []  # not yet returned by a step
         self._inbox: deque[Sequence] = deque()  # new ones, then again when aborted; emptied by `receive`
@@ -100,7 +103,7 @@ class Engine:
         on_event: Callable[[TokenEvent], None] | None,
         scoring: Scoring | None = None,
     ) -> int:
-        token_ids = check_prompt(prompt, self.model.max_seq_len, self._vocab_size)
+        token_ids = check_prompt(prompt, self.model.max_seq_len, self._vocab_size, self._image_token_ids)
         max_tokens = min(len(token_ids) + sampling.max_new_tokens, self.model.max_seq_len)
         check_room(len(token_ids), sampling, max_tokens, self.blocks)
         if sampling.stop and self._decode is None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from graph_gemma.graph_model.config import GemmaConfig
 from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.runners.engine.admission import check_no_image
 from graph_gemma.runners.io.tokenizer import chat_prompt
 from graph_gemma.runners.settings.checking import check
 from graph_gemma.runners.settings.declared.infer import InferSettings, Sampling
@@ -147,6 +148,12 @@ def _parse_json(source: str, line: str) -> _Item:
             raise UserError(f"{source}: 'prompt' is {shown(value['prompt'])}, which is no text. {rule}")
         return _Item(source, value["prompt"], settings)
     messages = value["messages"]
+    for part in _parts(messages):
+        kind = part.get("type") if isinstance(part, dict) else part
+        raise UserError(
+            f"{source}: the content of a message has a part of type {shown(kind)}. Only text is read, and a message's "
+            "content is one text: leave out images, audio and files, and join parts of type 'text'."
+        )
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise UserError(
             f"{source}: 'messages' must be a list of at least one object with the texts 'role' and 'content'. {rule}"
@@ -170,6 +177,16 @@ def _line_settings(source: str, line: dict[str, Any]) -> dict[str, Any]:
         except UserError as error:
             raise UserError(f"{source}: {error}") from None
     return found
+
+
+def _parts(messages: Any) -> list[Any]:
+    """The parts that messages of multimodal models have for a content, those that are no text first."""
+    found = [part for message in messages if isinstance(message, dict) for part in _listed(message.get("content"))]
+    return sorted(found, key=lambda part: isinstance(part, dict) and part.get("type") == "text")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _is_message(value: Any) -> bool:
@@ -231,6 +248,7 @@ def _check_ids(source: str, ids: list[int], config: GemmaConfig, max_seq_len: in
             f"{source}: the token id {shown(wrong)} is out of range; the model's vocabulary has the ids 0 to "
             f"{config.vocab_size - 1} (vocab_size in config.json). Leave out what it stands for."
         )
+    check_no_image(ids, config.image_token_ids, source)
     if len(ids) >= max_seq_len:
         raise UserError(
             f"{source}: the prompt has {len(ids)} tokens, but max_seq_len is {max_seq_len} and one new token needs "

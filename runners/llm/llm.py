@@ -43,7 +43,7 @@ class LLM(EngineDriver):
             if needs_followers(settings):
                 resources.enter_context(lead_followers(settings, "graph_gemma.runners.llm.follower"))
             self.loaded = load_model(settings, resources, check)
-            super().__init__(self.loaded.model, tokenizer, ends, config.vocab_size)
+            super().__init__(self.loaded.model, tokenizer, ends, config.vocab_size, config.image_token_ids)
             # Also at the end of the program, before what the other ranks' end needs is torn down.
             self._close = weakref.finalize(self, resources.pop_all().close)
 

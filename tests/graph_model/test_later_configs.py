@@ -71,7 +71,8 @@ def test_the_text_part_of_a_multimodal_model() -> None:
         "eos_token_id": [1, 106],
         "torch_dtype": "bfloat16",
     }
-    assert read(raw) == replace(NAMED_CONFIGS["gemma3_4b"], eos_token_ids=(1, 106))
+    others = {"eos_token_ids": (1, 106), "image_token_ids": (255999, 262144)}
+    assert read(raw) == replace(NAMED_CONFIGS["gemma3_4b"], **others)
 
 
 @pytest.mark.parametrize(

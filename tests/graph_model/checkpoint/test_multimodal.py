@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from support.checkpoints import write_random_checkpoint
 from support.configs import LATER_CONFIGS
 
 from graph_gemma.graph_model.checkpoint import open_checkpoint
+from graph_gemma.graph_model.config import GemmaConfig
 from graph_gemma.graph_model.config_file import read_config
 from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.engine.admission import check_prompt
+from graph_gemma.runners.io.prompts import read_prompts
 
 CONFIG = replace(LATER_CONFIGS["gemma3"], dtype="bfloat16")
 
@@ -38,12 +42,34 @@ def multimodal(directory: Path, text: str, vision: str) -> dict[str, torch.Tenso
 def test_the_text_part_is_loaded_and_the_rest_named(text: str, vision: str, tmp_path: Path) -> None:
     expected = multimodal(tmp_path / "model", text, vision)
     config = read_config(tmp_path / "model")
-    assert config == CONFIG
+    assert config == replace(CONFIG, image_token_ids=(255999, 262144))
     with pytest.warns(UserWarning, match="2 tensors of multi_modal_projector and vision_tower are not used"):
         opened = open_checkpoint(tmp_path / "model", config)
     with opened as checkpoint:
         assert set(checkpoint.names) == set(expected)
         assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in expected.items())
+
+
+def of_a_command(prompt: list[int], config: GemmaConfig) -> None:
+    read_prompts(prompt_token_ids=[prompt], tokenizer=None, config=config, max_seq_len=64)
+
+
+def of_the_library(prompt: list[int], config: GemmaConfig) -> None:
+    check_prompt(prompt, 64, config.vocab_size, config.image_token_ids)
+
+
+@pytest.mark.parametrize("check", [of_a_command, of_the_library])
+def test_an_image_in_a_prompt_is_refused(check: Callable[[list[int], GemmaConfig], None], tmp_path: Path) -> None:
+    """By the ids that config.json names."""
+    multimodal(tmp_path, "model.language_model.", "model.")
+    fields = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**fields, "boi_token_index": 40, "image_token_index": 41}))
+    config = read_config(tmp_path)
+    assert config.image_token_ids == (40, 41)
+    for prompt in ([5, 40, 7], [41]):
+        with pytest.raises(UserError, match=rf"token id {max(prompt)} stands for an image .* images are not read"):
+            check(prompt, config)
+    check([5, 42], config)
 
 
 def test_another_family_has_no_vision_tensors(tmp_path: Path) -> None:

@@ -129,7 +129,12 @@ def test_text_without_a_tokenizer_is_refused() -> None:
         ("p.jsonl", b'{"prompt": ""}', r"line 1: the prompt is empty"),
         ("p.jsonl", b'{"messages": []}', r"line 1: 'messages' must be a list of at least one"),
         ("p.jsonl", b'[{"role": "user"}]', r"line 1: 'messages' must be a list of at least one"),
-        ("p.jsonl", b'[{"role": "user", "content": ["x"]}]', r"line 1: 'messages' must be a list"),
+        ("p.jsonl", b'[{"role": "user", "content": ["x"]}]', r"line 1: the content .* a part of type 'x'\. Only text"),
+        (
+            "p.jsonl",
+            b'[{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image", "url": "y"}]}]',
+            r"line 1: the content of a message has a part of type 'image'\. Only text is read",
+        ),
         ("p.jsonl", b'[{"role": "system", "content": "x"}]', r"line 1: chat: .*System role not supported"),
         ("p.jsonl", b'{"prompt": "\\ud800"}', r"line 1: .* no Unicode text"),
         ("p.jsonl", b"[" * 100_000, r"line 1: not valid JSON"),
