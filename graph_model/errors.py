@@ -38,7 +38,7 @@ class NotFiniteError(UserError):
             "in it."
             if dtype == "float16"
             else "The weights were finite when they were loaded; the checkpoint may be damaged or made for other code. "
-            "Compare it with its original, with python runners/compare.py."
+            "Compare it with its original, with graph-gemma compare."
         )
         return cls(f"The logits of this request are not finite (NaN or infinite) in {dtype}. {where} {way_out}")
 

@@ -15,7 +15,7 @@ from graph_gemma.graph_model.json_file import read_json_object
 
 _WAY_OUT = (
     "Give the 16-bit original (of a fine-tune: its adapter merged into the 16-bit base). It can be quantized here: at "
-    "load with quant=w8a16 or quant=w8a8_dynamic, or once with runners/quantize.py."
+    "load with quant=w8a16 or quant=w8a8_dynamic, or once with graph-gemma quantize."
 )
 # Adapters that hold no change of the weights, but tokens or states of their own.
 _NOT_MERGEABLE = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "ADAPTION_PROMPT", "CPT")
@@ -30,7 +30,7 @@ _TENSOR_MARKS = (
     (r".*\._data|.*\.(weight_qtype|output_scale)", "quanto"),
     (r".*\.W_q", "HQQ"),
 )
-CONVERT_GGUF = "make a directory of one with python runners/convert.py model.path=FILE.gguf output_dir=NEW"
+CONVERT_GGUF = "make a directory of one with graph-gemma convert model.path=FILE.gguf output_dir=NEW"
 # Files of other frameworks that may be all that a directory holds: pattern, what they are, the way out.
 _OTHER_FILES = (
     ("*.gguf", "GGUF files of llama.cpp", CONVERT_GGUF),

@@ -45,7 +45,7 @@ class ScaleResidual(Pass):
         if not 0 <= self.exponent <= MOST_EXPONENT:
             raise UserError(
                 f"passes.scale_residual.exponent is {self.exponent}; it must be an integer of at least 0 and at most "
-                f"{MOST_EXPONENT}. runners/activations.py recommends one for a checkpoint."
+                f"{MOST_EXPONENT}. graph-gemma activations recommends one for a checkpoint."
             )
 
     def idle(self, graph: ModelGraph) -> str:

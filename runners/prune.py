@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from graph_gemma.runners.settings.declared.prune import PruneSettings
 
 
-def prune_cache(settings: PruneSettings) -> None:
+def prune(settings: PruneSettings) -> None:
     """Remove files until the cache is as small as the settings say, and print what was removed."""
-    from graph_gemma.runners.cache import private_directory, prune
+    from graph_gemma.runners.cache import private_directory
+    from graph_gemma.runners.cache import prune as prune_directory
     from graph_gemma.runners.settings.model_settings import cache_directory, cache_limit
 
     root = cache_directory(settings.cache_dir)
@@ -20,9 +21,9 @@ def prune_cache(settings: PruneSettings) -> None:
     if not root.is_dir() or limit is None:
         print(f"{root}: nothing to remove")
         return
-    removed, size = prune(private_directory(root), limit)
+    removed, size = prune_directory(private_directory(root), limit)
     print(f"{root}: removed {removed} files, {size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
-    main(prune_cache, "prune")
+    main(prune, "prune")

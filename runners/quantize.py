@@ -37,7 +37,7 @@ def quantize(settings: QuantizeSettings) -> None:
         way_out = "Leave it out here" if scheme in SCHEMES else f"Choose quant={', quant='.join(SCHEMES)} here"
         raise UserError(
             "quant.kv8 is true; keys and values are quantized when the model runs, a checkpoint holds none. "
-            f"{way_out}, and give quant.kv8=true (or quant=kv8) to runners/infer.py."
+            f"{way_out}, and give quant.kv8=true (or quant=kv8) to graph-gemma infer."
         )
     if scheme is None:
         raise UserError(f"quant.scheme is null; choose quant={', quant='.join(SCHEMES)}.")

@@ -26,7 +26,7 @@ _WRAPPED_NORM = re.compile(r"(?P<norm>model\.(?:.*_layernorm|norm))\.module\.wei
 NORM_BIAS = re.compile(r"model\.(.*_layernorm|norm)(\.module)?\.bias")
 _REASON = (
     "ModelSlim takes a norm for w * n, and Gemma's is (1 + w) * n: what it smooths or rotates computes another model. "
-    "Quantize the floating-point original again, with runners/quantize.py (which smooths Gemma's norms as they are), "
+    "Quantize the floating-point original again, with graph-gemma quantize (which smooths Gemma's norms as they are), "
     "or with ModelSlim and no anti-outlier step."
 )
 

@@ -33,7 +33,7 @@ def find_safetensors(directory: Path) -> WeightFiles:
     if _visible(directory, "pytorch_model*.bin"):
         raise UserError(
             f"{directory} holds its weights as pytorch_model*.bin; only safetensors are loaded. "
-            f"Convert them once with: python runners/convert.py model.path={directory}"
+            f"Convert them once with: graph-gemma convert model.path={directory}"
         )
     check_other_files(directory)
     raise UserError(

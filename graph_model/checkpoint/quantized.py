@@ -52,7 +52,7 @@ def read_quantization(directory: Path, config: GemmaConfig) -> Quantization | No
         if kind not in (wanted, FLOAT):
             raise UserError(
                 f"{path}: {name} is {kind!r}; with quantize {scheme!r} a tensor is {wanted} or {FLOAT}. Mixed and "
-                "other schemes are not supported; quantize the floating-point original with runners/quantize.py."
+                "other schemes are not supported; quantize the floating-point original with graph-gemma quantize."
             )
     linears = tuple(name for name in linear_paths(config) if kinds.get(f"{name}.weight") == wanted)
     known = {f"{linear}.weight" for linear in linears}
@@ -123,7 +123,7 @@ def check_values(
         if f"{path}.weight_offset" in present and bool(read(f"{path}.weight_offset").any()):
             raise UserError(
                 f"{directory}: {path}.weight_offset is not 0: its weights are asymmetric, which is not supported. "
-                "Quantize the floating-point original with symmetric weights, such as with runners/quantize.py."
+                "Quantize the floating-point original with symmetric weights, such as with graph-gemma quantize."
             )
 
 
@@ -153,7 +153,7 @@ def check_norm_biases(directory: Path, names: Iterable[str], read: Callable[[str
             raise UserError(
                 f"{directory}: {name} is not 0; Gemma's norms have no bias, and one is not supported. Quantize the "
                 "floating-point original without an anti-outlier method that gives norms a bias, such as with "
-                "runners/quantize.py."
+                "graph-gemma quantize."
             )
     return found
 
@@ -181,12 +181,12 @@ def _scheme(
     if said is not None and said not in SCHEMES:
         raise UserError(
             f"{directory}/config.json: quantize is {said!r}; supported are {', '.join(SCHEMES)}. Quantize the "
-            "floating-point original with runners/quantize.py."
+            "floating-point original with graph-gemma quantize."
         )
     if used and not by_name.keys() & used:
         raise UserError(
             f"{path}: tensors are {some(used)}; supported is one of {', '.join(by_name)} for all that are quantized. "
-            "Quantize the floating-point original again in one of these, or with runners/quantize.py."
+            "Quantize the floating-point original again in one of these, or with graph-gemma quantize."
         )
     if said is None:
         first = next(by_name[name] for name in used if name in by_name)

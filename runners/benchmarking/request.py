@@ -46,7 +46,7 @@ def read_request(settings: BenchmarkSettings) -> Request:
         if getattr(settings, name) is not None:
             raise UserError(f"{name} is given, but a benchmark makes its own prompts. Leave it out.")
     if settings.check:
-        raise UserError("check is true, but a benchmark's answers are not checked. Give it to runners/infer.py.")
+        raise UserError("check is true, but a benchmark's answers are not checked. Give it to graph-gemma infer.")
     if not settings.batch_sizes:
         raise UserError("batch_sizes is []; it must be a list with at least one entry.")
     check_names(list(settings.peers))

@@ -10,11 +10,11 @@ from graph_gemma.runners.settings.schema import Group, Settings, Switches, liter
 _WIDTH = 100
 
 
-def help_text(settings: type[Settings], config_name: str) -> str:
-    """What `python runners/<config_name>.py --help` prints."""
+def help_text(settings: type[Settings], command: str) -> str:
+    """What --help prints. command: as it is typed, such as graph-gemma infer."""
     blocks = [
         _wrap(settings.__doc__ or ""),
-        f"usage: python runners/{config_name}.py [SETTING=VALUE ...]",
+        f"usage: {command} [SETTING=VALUE ...]",
         "Settings, with their defaults:",
         *_blocks(settings),
         "Hydra's own options (--cfg job, --multirun, ...): --hydra-help",

@@ -42,7 +42,7 @@ def read_dumps(path: Path, soc: str | None) -> list[Dump]:
     if not found:
         raise UserError(
             f"graph: {path} holds no .pbtxt, neither itself nor the folders in it. Dump a graph: python "
-            "runners/infer.py backend=torchair dump_dir=DIR."
+            "graph-gemma infer backend=torchair dump_dir=DIR."
         )
     return [_read(file, soc) for file in found]
 

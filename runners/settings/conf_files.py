@@ -18,16 +18,26 @@ _NO_FILES = "hydra:\n  run:\n    dir: .\n  output_subdir: null"
 
 def conf_files() -> dict[str, str]:
     """The text of each file, by its path in conf/."""
-    found = {}
+    found: dict[str, str] = {}
     for command in COMMANDS:
         settings = settings_of(command)
-        found[f"{command}.yaml"] = _command(settings)
+        found |= files_of(settings)
         for name, declared in members(settings):
-            if isinstance(declared, Group):
-                for option in declared.settings.options:
-                    found[f"{name}/{option}.yaml"] = _option(name, declared, option)
-            elif isinstance(declared, Switches):
+            if isinstance(declared, Switches):
                 found[f"{name}/default.yaml"] = _switches(declared.help)
+    return found
+
+
+def files_of(settings: type[Settings]) -> dict[str, str]:
+    """The text of each file of a command and of those that it takes settings from, but for switches."""
+    found = {}
+    for each in settings.__mro__:
+        if issubclass(each, Settings) and each is not Settings:
+            found[f"{_command_of(each)}.yaml"] = _command(each)
+    for name, declared in members(settings):
+        if isinstance(declared, Group):
+            for option in declared.settings.options:
+                found[f"{name}/{option}.yaml"] = _option(name, declared, option)
     return found
 
 

@@ -59,7 +59,7 @@ def read(settings: type[Settings], arguments: Sequence[str]) -> Overrides:
         if multirun:
             found.sweeps.append(f"{name}={_escaped(text)}")
         elif isinstance(declared, Group):
-            found.values[name] = _option(declared, name, text, found.own_files)
+            found.values[name] = group_option(declared, name, text, found.own_files)
         elif isinstance(declared, Switches):
             found.values[name] = _switch(declared, name, text, found.own_files)
         else:
@@ -74,7 +74,7 @@ def _declared(settings: type[Settings], argument: str, name: str, equals: str) -
     if declared is None:
         if not equals:
             raise UserError(f"{shown(argument)} is no setting; settings are written NAME=VALUE. --help lists them.")
-        raise unknown(settings, bare, _mindie(settings, bare))
+        raise unknown(settings, bare, mindie(settings, bare))
     if name != bare or not equals:
         raise UserError(
             f"{shown(argument)[1:-1]}: a setting is written {bare}=VALUE, without + or ~ before it; none can be added "
@@ -100,20 +100,21 @@ def _flag(settings: type[Settings], argument: str, waiting: Iterator[str]) -> li
     if name in _HYDRA_FLAGS:
         return [argument, *([next(waiting, "")] if _HYDRA_FLAGS[name] and not equals else [])]
     bare = name.lstrip("-").replace("-", "_")
-    ours = f"{bare}=VALUE" if find(settings, bare) else _mindie(settings, bare)
+    ours = f"{bare}=VALUE" if find(settings, bare) else mindie(settings, bare)
     raise UserError(
         f"There is no option {shown(name)[1:-1]}. Settings are written NAME=VALUE, without dashes"
         f"{f': {ours}' if ours else ''}. --help lists them."
     )
 
 
-def _mindie(settings: type[Settings], name: str) -> str:
+def mindie(settings: type[Settings], name: str) -> str:
     """How what MindIE-LLM's commands call `name` is written for this command; empty for other names."""
     ours = FLAGS.get(name.replace("-", "_"), "")
     return ours if ours and find(settings, ours.partition("=")[0]) else ""
 
 
-def _option(declared: Group, name: str, text: str, own_files: bool) -> str:
+def group_option(declared: Group, name: str, text: str, own_files: bool = False) -> str:
+    """`text` as an option of the group. own_files: files of the user's may have further ones. Raises UserError."""
     options = declared.settings.options
     if not options:
         raise UserError(f"{name} is {shown(text)}; it is a group of settings, of which {name}.NAME=VALUE sets one.")

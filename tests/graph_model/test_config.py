@@ -170,7 +170,7 @@ def test_a_file_in_place_of_the_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"file is not a directory"):
         read_config(tmp_path / "file")
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UserError, match=r"m\.gguf is a GGUF file .* python runners/convert.py model.path=FILE.gguf"):
+    with pytest.raises(UserError, match=r"m\.gguf is a GGUF file .* graph-gemma convert model.path=FILE.gguf"):
         read_config(tmp_path / "m.gguf")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.cli import run_command
 
-from graph_gemma.runners.prune import prune_cache
+from graph_gemma.runners.prune import prune as prune_command
 
 
 def test_it_empties_the_cache_or_reduces_it(
@@ -19,7 +19,7 @@ def test_it_empties_the_cache_or_reduces_it(
         (cache / "files" / name).write_bytes(bytes(1_000_000))
 
     def prune(*settings: str) -> tuple[int, str]:
-        result = run_command(prune_cache, "prune", [f"cache_dir={cache}", *settings], capsys, monkeypatch)
+        result = run_command(prune_command, "prune", [f"cache_dir={cache}", *settings], capsys, monkeypatch)
         return result.status, result.stdout + result.stderr
 
     assert prune("cache_limit_gb=0.0015") == (0, f"{cache}: removed 1 files, 1.0 MB\n")
@@ -33,6 +33,6 @@ def test_it_empties_the_cache_or_reduces_it(
 def test_without_a_cache_there_is_nothing_to_remove(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run_command(prune_cache, "prune", [f"cache_dir={tmp_path / 'none'}"], capsys, monkeypatch)
+    result = run_command(prune_command, "prune", [f"cache_dir={tmp_path / 'none'}"], capsys, monkeypatch)
     assert (result.status, result.stdout) == (0, f"{tmp_path / 'none'}: nothing to remove\n")
     assert not (tmp_path / "none").exists()

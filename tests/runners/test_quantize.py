@@ -151,7 +151,7 @@ def test_an_int8_cache_is_no_matter_of_checkpoints(
     text = " ".join(done.stderr.split())
     assert "quant.kv8 is true; keys and values are quantized when the model runs" in text
     assert way_out in text
-    assert "give quant.kv8=true (or quant=kv8) to runners/infer.py" in text
+    assert "give quant.kv8=true (or quant=kv8) to graph-gemma infer" in text
     assert not (tmp_path / "q").exists()
 
 
@@ -192,6 +192,6 @@ def test_a_quantized_demo_answers_and_the_rest_is_refused(
     refused = run(infer, "infer", *settings, "quant=w8a8")
     assert refused.status == 2
     assert "quant=w8a8 needs scales of the activations" in refused.stderr
-    assert "python runners/quantize.py" in refused.stderr
+    assert "graph-gemma quantize" in refused.stderr
     other = run(infer, "infer", *settings, f"model.path={target}", "quant=w8a16")
     assert "the checkpoint is quantized already, as w8a8" in other.stderr

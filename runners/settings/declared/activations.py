@@ -16,7 +16,7 @@ class ActivationsSettings(Settings):
     model: Model = group(Model, option="demo")
     exponent: int = setting(
         DEFAULT_EXPONENT,
-        "What passes.scale_residual.exponent of infer.py will be: the stream is divided by 2 ** exponent.",
+        "What passes.scale_residual.exponent of graph-gemma infer will be: the stream is divided by 2 ** exponent.",
         least=0,
         most=MOST_EXPONENT,
     )

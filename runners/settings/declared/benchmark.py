@@ -7,7 +7,8 @@ from graph_gemma.runners.settings.schema import setting
 
 
 class BenchmarkSettings(InferSettings):
-    """Measure speed: random prompts, end-of-sequence ignored, warm-up excluded. The model's settings are infer.py's."""
+    """Measure speed: random prompts, end-of-sequence ignored, warm-up excluded. The model's settings are graph-gemma
+    infer's."""
 
     phase: str = setting(
         "speed",

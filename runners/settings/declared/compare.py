@@ -9,9 +9,9 @@ from graph_gemma.runners.settings.schema import setting
 class CompareSettings(InferSettings):
     """Compare two configurations on the same prompts: a answers them greedily, and both give the distribution of every
     next token of these answers. Each side is computed in a process of its own. Prompts and settings of the model are
-    those of runners/infer.py and hold for both sides; sampling has no meaning here. The exit status is 1 if two ways to
-    compute the same precision are further apart than the rule allows: largest KL divergence 1e-3, share above 1e-4 at
-    most 0.5 %."""
+    those of graph-gemma infer and hold for both sides; sampling has no meaning here. The exit status is 1 if two ways
+    to compute the same precision are further apart than the rule allows: largest KL divergence 1e-3, share above 1e-4
+    at most 0.5 %."""
 
     a: tuple[str, ...] = setting(
         [],

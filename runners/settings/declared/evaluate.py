@@ -8,7 +8,7 @@ from graph_gemma.runners.settings.schema import setting
 
 class EvaluateSettings(InferSettings):
     """Measure accuracy and perplexity. Without arguments: the demo model on its held-out comprehension items. The
-    settings of the model are those of runners/infer.py; its prompts and sampling have no meaning here."""
+    settings of the model are those of graph-gemma infer; its prompts and sampling have no meaning here."""
 
     tasks: tuple[str, ...] = setting(
         [],

@@ -8,8 +8,8 @@ from graph_gemma.runners.settings.schema import inherited, setting
 
 class InspectGraphSettings(InferSettings):
     """Show what is in a lowered Ascend graph: nodes, inputs, memory, estimated time. Reads dumps, made here or
-    elsewhere (needs protobuf only), or lowers a step of the configured model now; then all settings of infer.py
-    apply."""
+    elsewhere (needs protobuf only), or lowers a step of the configured model now; then all settings of graph-gemma
+    infer apply."""
 
     graph: str | None = setting(
         None,

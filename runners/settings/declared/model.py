@@ -87,13 +87,14 @@ class Quant(Settings):
     kv8: bool = setting(False, "When the model runs, keep keys and values in int8, with a scale per token and head.")
     anti_outlier: str = setting(
         "none",
-        "Before quantize.py makes w8a8, move outliers of activations into the weights before them: smooth, or none.",
+        "Before graph-gemma quantize makes w8a8, move outliers of activations into the weights before them: smooth, "
+        "or none.",
         choices=("smooth", "none"),
     )
     range: str = setting(
         "minmax",
-        "Range of an activation that int8 covers when quantize.py makes w8a8: minmax; percentile, the middle 99.98 %; "
-        "mse, the least squared error.",
+        "Range of an activation that int8 covers when graph-gemma quantize makes w8a8: minmax; percentile, the middle "
+        "99.98 %; mse, the least squared error.",
         choices=("minmax", "percentile", "mse"),
     )
 
@@ -101,7 +102,7 @@ class Quant(Settings):
         "none": Option("Floating point; a quantized checkpoint runs as it is quantized, without this setting."),
         "w8a8": Option(
             "int8 weights per output channel; activations to int8 with one calibrated scale and offset per tensor. Its "
-            "scales come with a checkpoint that runners/quantize.py writes.",
+            "scales come with a checkpoint that graph-gemma quantize writes.",
             {"scheme": "w8a8", "keep_float": _SENSITIVE, "anti_outlier": "smooth", "range": "mse"},
         ),
         "w8a8_dynamic": Option(

@@ -1,4 +1,4 @@
-"""The settings of runners/quantize.py."""
+"""The settings of graph-gemma quantize."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Calibration(Settings):
 
 
 class QuantizeSettings(Settings):
-    """Write a quantized checkpoint, which infer.py runs as it is. Without arguments but output_dir: the demo model in
-    w8a8."""
+    """Write a quantized checkpoint, which graph-gemma infer runs as it is. Without arguments but output_dir: the demo
+    model in w8a8."""
 
     model: Model = group(Model, option="demo")
     quant: Quant = group(Quant, "How to quantize.", option="w8a8")
@@ -32,7 +32,7 @@ class QuantizeSettings(Settings):
     overwrite: bool = setting(False, "Replace a checkpoint in output_dir.")
     format: str = setting(
         "atb",
-        "Names of files and tensors: atb (ModelSlim, MindIE-LLM) or vllm_ascend. infer.py reads both.",
+        "Names of files and tensors: atb (ModelSlim, MindIE-LLM) or vllm_ascend. graph-gemma infer reads both.",
         choices=("atb", "vllm_ascend"),
     )
     calibration: Calibration = group(Calibration)

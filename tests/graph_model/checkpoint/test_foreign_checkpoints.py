@@ -250,7 +250,7 @@ def test_models_that_score_are_named(name: str, directory: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gemma-2b.Q4_K_M.gguf", "runners/convert.py model.path=FILE.gguf"),
+        ("gemma-2b.Q4_K_M.gguf", "graph-gemma convert model.path=FILE.gguf"),
         ("model.weights.h5", "keras_hub"),
         ("task.json", "keras_hub"),
         ("_METADATA", "Orbax"),

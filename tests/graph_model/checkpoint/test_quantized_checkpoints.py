@@ -239,7 +239,7 @@ def test_a_norm_smoothed_by_the_older_generation_is_refused(tmp_path: Path) -> N
     message = opened_message(checkpoint, tmp_path / "c")
     assert f"both {NORM}.weight and {NORM}.module.weight are there" in message
     assert "Gemma's is (1 + w) * n" in message
-    assert "runners/quantize.py" in message
+    assert "graph-gemma quantize" in message
 
 
 @pytest.mark.parametrize("form", ["bias", "module.bias"])
@@ -288,7 +288,7 @@ def test_a_scheme_that_is_not_supported_is_not_advised(quantize: str | None, tmp
     message = opened_message(checkpoint, tmp_path / "c", quantize=quantize)
     assert '"quantize": ' not in message
     assert "Set quantize" not in message
-    assert "runners/quantize.py" in message
+    assert "graph-gemma quantize" in message
 
 
 def test_a_description_of_nothing_but_floats_is_harmless(tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ def test_unreadable_content_is_refused(
 def test_directory_without_weights_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path, r"holds no weights")
     (tmp_path / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
-    assert_refused(tmp_path, rf"python runners/convert.py model.path={tmp_path}")
+    assert_refused(tmp_path, rf"graph-gemma convert model.path={tmp_path}")
     assert_refused(tmp_path / "absent", "is not a directory")
 
 

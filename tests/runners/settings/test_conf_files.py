@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from graph_gemma.runners.command_line.entry import compose
-from graph_gemma.runners.settings.checking import typed
+from graph_gemma.runners.settings.composing import is_as_declared
 from graph_gemma.runners.settings.conf_files import CONF, conf_files
 from graph_gemma.runners.settings.declared import COMMANDS, settings_of
-from graph_gemma.runners.settings.schema import Group, Setting, Settings, members
+from graph_gemma.runners.settings.schema import Settings
 
 FILES = conf_files()
 
@@ -30,19 +31,41 @@ def test_there_is_a_declaration_for_every_command() -> None:
     assert set(COMMANDS) | {"lm_eval_cli"} == {path.stem for path in runners.glob("[!_]*.py")}
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("convert", "export", "quantize")])
+REQUIRED = {"convert": "model.path=m.gguf", "export": "export_dir=e", "quantize": "output_dir=o"}
+BY_HYDRA = "hydra.verbose=false"  # any setting of its own makes it compose
+SOME = (
+    "dtype=float32",
+    "quant=w8a8",
+    "quant.kv8=true",
+    "passes.rotary.enabled=false",
+    "ranks.timeout=5",
+    "max_seq_len=9",
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_hydra_composes_the_declared_defaults(command: str) -> None:
-    composed = compose(command)
-    assert_defaults(composed, settings_of(command), None)
+    given = [REQUIRED[command]] if command in REQUIRED else []
+    assert values_of(compose(command, [BY_HYDRA, *given])) == values_of(compose(command, given))
 
 
-def assert_defaults(values: Settings, declared: type[Settings], group: Group | None) -> None:
-    for name, one in members(declared):
-        if isinstance(one, Group):
-            assert_defaults(getattr(values, name), one.settings, one)
-        elif isinstance(one, Setting):
-            default = one.default if group is None else group.default(name, one)
-            assert getattr(values, name) == getattr(typed(declared, {name: default}), name)
+def test_hydra_composes_the_same_of_overrides() -> None:
+    assert values_of(compose("infer", [BY_HYDRA, *SOME])) == values_of(compose("infer", SOME))
+    assert compose("infer", SOME).quant.keep_float == ("down_proj", "lm_head")
+
+
+def values_of(settings: Settings) -> dict[str, object]:
+    return {name: value for name, value in vars(settings).items() if name != "given"}
+
+
+def test_files_that_a_user_has_changed_count(tmp_path: Path) -> None:
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    assert is_as_declared(settings_of("infer"), str(conf))
+    (conf / "quant" / "w8a16.yaml").write_text("scheme: w8a16\n", encoding="utf-8")
+    assert not is_as_declared(settings_of("infer"), str(conf))
+    assert is_as_declared(settings_of("prune"), str(conf))
+    (conf / "prune.yaml").unlink()
+    assert not is_as_declared(settings_of("prune"), str(conf))
 
 
 @pytest.mark.parametrize(("command", "missing"), [("export", "export_dir"), ("quantize", "output_dir")])

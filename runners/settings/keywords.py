@@ -1,0 +1,63 @@
+"""Settings as Python's keyword arguments: dtype="bfloat16", quant={"kv8": True}, passes={"rotary": False}."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from graph_gemma.graph_model.errors import UserError, shown
+from graph_gemma.runners.settings.checking import check, check_option, unknown
+from graph_gemma.runners.settings.overrides import find, group_option, mindie
+from graph_gemma.runners.settings.schema import Group, Settings, Switches
+
+
+def of_keywords(settings: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by the dotted names of settings, checked; a group may be a dictionary. Raises UserError."""
+    return dict(_values(settings, given))
+
+
+def _values(settings: type[Settings], given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in given.items():
+        full = f"{prefix}{name}"
+        declared = find(settings, full)
+        if declared is None:
+            raise unknown(settings, full, mindie(settings, full))
+        if isinstance(declared, Switches):
+            yield from _switched(full, declared, value)
+        elif not isinstance(declared, Group):
+            value = _plain(value)
+            check(full, declared, value)
+            yield full, value
+        elif isinstance(value, Mapping):
+            yield from _values(settings, value, f"{full}.")
+        else:
+            yield full, group_option(declared, full, value if isinstance(value, str) else repr(value))
+
+
+def _switched(name: str, declared: Switches, value: Any) -> Iterator[tuple[str, Any]]:
+    """passes={"rotary": False}, passes={"rotary": {"enabled": False}} or {"passes.rotary.enabled": False}."""
+    if "." in name:
+        _, thing, choice = name.split(".")
+        yield name, check_option(name, declared.things[thing].defaults[choice], value)
+        return
+    if not isinstance(value, Mapping):
+        raise UserError(
+            f"{name} is {shown(value)}; it is a dictionary such as {{'NAME': False}}, which leaves one out."
+        )
+    for thing, given in value.items():
+        if thing not in declared.things:
+            raise UserError(f"{name}.{thing}: there is no such thing. There are {', '.join(declared.things)}.")
+        defaults = declared.things[thing].defaults
+        for choice, one in (given if isinstance(given, Mapping) else {"enabled": given}).items():
+            full = f"{name}.{thing}.{choice}"
+            if choice not in defaults:
+                raise UserError(f"{full}: there is no such option. There are {', '.join(defaults)}.")
+            yield full, check_option(full, defaults[choice], one)
+
+
+def _plain(value: Any) -> Any:
+    """Paths as texts, tuples as lists, as the command line gives them."""
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
