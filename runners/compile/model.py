@@ -68,13 +68,27 @@ class CompiledModel:
     def warm_up(self, buckets: Iterable[Bucket]) -> None:
         """Load weights and make every bucket of `buckets` ready to run."""
         start = time.perf_counter()
-        steps = [prepare_step(self.recipe, bucket) for bucket in buckets if bucket not in self._loaded]
-        self._load_weights(steps)
+        try:
+            steps = [prepare_step(self.recipe, bucket) for bucket in buckets if bucket not in self._loaded]
+            self._load_weights(steps)
+            self._compile(steps)
+        finally:
+            self.recipe.status.done()
+        self.report.seconds += time.perf_counter() - start
+
+    def _compile(self, steps: Sequence[Step]) -> None:
+        """Make the steps ready, saying how far it is where they do not come from the cache."""
+        start, compiled = time.perf_counter(), 0
+        total = sum(not step.cached for step in steps)
         for step in steps:
+            if not step.cached:
+                left = (time.perf_counter() - start) / compiled * (total - compiled) if compiled else None
+                about = "" if left is None else f", about {left:.0f} s left"
+                self.recipe.status(f"compiling step {compiled + 1} of {total}{about}")
             self._loaded[step.bucket] = self._load(step)
+            compiled += not step.cached
             self.report.from_cache += step.cached
             self.report.compiled += not step.cached
-        self.report.seconds += time.perf_counter() - start
 
     def inputs(self, bucket: Bucket) -> StepInputs:
         """The arrays that the next `run(bucket)` reads, always the same ones; fill them in place."""
@@ -121,6 +135,8 @@ class CompiledModel:
     def _load_weights(self, steps: Sequence[Step]) -> None:
         wanted = {expression: None for step in steps for expression in step.weight_plan.values()}
         missing = [expression for expression in wanted if expression not in self._weights]
+        if missing:
+            self.recipe.status("reading weights")
         self._weights.update(evaluate(missing, self._read, self._device))
 
     def _load(self, step: Step) -> _Loaded:

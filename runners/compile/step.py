@@ -25,6 +25,7 @@ from graph_gemma.passes.framework.contract import Pass
 from graph_gemma.passes.framework.manager import Observer, run_passes
 from graph_gemma.runners.backends.base import Backend, StepFunction
 from graph_gemma.runners.compile.cache import CompileCache, cache_key, source_digest
+from graph_gemma.runners.io.status import QUIET, Status
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Recipe:
     quantization: Quantization | None = None
     shard: Shard = WHOLE  # the rank that the steps run on, for which `passes` were built
     description: str = ""  # of the backend, for dumps
+    status: Status = QUIET  # is told which step is captured or compiled
 
     def key(self, bucket: Bucket) -> str:
         """The cache key of the recipe's step for `bucket`."""
@@ -91,6 +93,7 @@ def prepare_step(recipe: Recipe, bucket: Bucket) -> Step:
         step = _stored_step(recipe.backend, cache, key, bucket)
         if step is not None:
             return step
+    recipe.status(f"capturing and rewriting step {bucket}")
     graph = recipe.graph(bucket)
 
     def compile_graph(arguments: Sequence[Tensor]) -> StepFunction:

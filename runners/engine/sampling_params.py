@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 from graph_gemma.graph_model.errors import UserError, shown
@@ -24,8 +24,17 @@ class SamplingParams:
     ignore_eos: bool = False  # go on after an end-of-sequence token
     stop: tuple[str, ...] = ()  # the answer ends before the first of these strings to be complete
     logprobs: int | None = None  # n: log-probability of each chosen token and of the n most likely (n <= 20)
+    max_tokens: InitVar[int | None] = None  # another name of max_new_tokens
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, max_tokens: int | None) -> None:
+        if max_tokens is not None:
+            _integer("max_tokens", max_tokens, 1)
+            if self.max_new_tokens not in (SamplingParams.max_new_tokens, max_tokens):
+                raise UserError(
+                    f"sampling.max_tokens is {max_tokens} and max_new_tokens {shown(self.max_new_tokens)}, which is "
+                    "another name of the same. Give one of them."
+                )
+            object.__setattr__(self, "max_new_tokens", max_tokens)
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         _number("temperature", self.temperature, "a finite number of at least 0", lambda value: value >= 0)

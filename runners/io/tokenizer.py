@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from graph_gemma.graph_model.errors import UserError
+from graph_gemma.graph_model.errors import UserError, shown
 from graph_gemma.graph_model.json_file import read_json_object
 from graph_gemma.runners.io.bounded import run_bounded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 # Encoded when a tokenizer is loaded: letters, digits, punctuation, and characters that need bytes of fallback.
 _SAMPLE = "A sample: 1 + 2 = 3, \u4f60\u597d."
 _CLASSES_OF_5 = ("TokenizersBackend", "SentencePieceBackend", "PythonBackend")
@@ -98,17 +98,25 @@ def chat_prompt(
     messages: Sequence[Message],
     chat_template: str | None = None,
     add_generation_prompt: bool = True,
+    tools: Sequence[Any] | None = None,
 ) -> str:
     """The prompt text for the model's next turn after `messages`, each with `role` and `content`.
 
     `chat_template` is a Jinja template or the path of a file that holds one; None takes the tokenizer's. The template
-    writes special tokens itself: encode the text with add_special_tokens=False. Raises UserError.
+    writes special tokens itself: encode the text with add_special_tokens=False. tools: functions or their JSON schemas,
+    as transformers' apply_chat_template takes them. Raises UserError.
     """
     template = None if chat_template is None else _template_text(chat_template)
     if template is None and not tokenizer.chat_template:
         raise UserError(
             "chat: this checkpoint's tokenizer has no chat template, so it was probably not trained on dialogue. "
             "Give one with chat_template=TEXT or chat_template=FILE, or leave chat off."
+        )
+    offered: dict[str, Any] = {} if not tools else {"tools": list(tools)}
+    if offered and "tools" not in str(template or tokenizer.chat_template):
+        raise UserError(
+            "chat: tools are given, and the chat template has no place for them. Describe them in a message, or give "
+            "chat_template=FILE, one that has."
         )
     try:
         text = run_bounded(
@@ -118,6 +126,7 @@ def chat_prompt(
                     chat_template=template,
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
+                    **offered,
                 )
             )
         )
@@ -130,6 +139,27 @@ def chat_prompt(
         ) from error
     assert isinstance(text, str)
     return text
+
+
+def chat_token_ids(
+    tokenizer: PreTrainedTokenizerBase | None,
+    messages: Sequence[Message],
+    chat_template: str | None = None,
+    tools: Sequence[Any] | None = None,
+) -> list[int]:
+    """Token ids of `chat_prompt`, whose template has written the special tokens already. Raises UserError."""
+    if tokenizer is None:
+        raise UserError("A chat needs a tokenizer with a chat template, and there is none. Give token ids to generate.")
+    for message in messages:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise UserError(
+                f"chat: a message is {shown(message)}; each must be a dictionary with 'role' and 'content', such as "
+                "{'role': 'user', 'content': 'Hello'}."
+            )
+    if not messages:
+        raise UserError("chat: there is no message. Give at least one, of the role user.")
+    text = chat_prompt(tokenizer, messages, chat_template, tools=tools)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _template_text(chat_template: str) -> str:

@@ -21,6 +21,7 @@ from graph_gemma.runners.backends.base import Check
 from graph_gemma.runners.backends.select import select_backend
 from graph_gemma.runners.compile import CompileCache, CompiledModel, Recipe
 from graph_gemma.runners.distributed.leader import LeadingModel, Message
+from graph_gemma.runners.io.status import QUIET, Status
 from graph_gemma.runners.llm.random_weights import random_weights
 from graph_gemma.runners.llm.sizes import bucket_table, size_cache
 from graph_gemma.runners.settings.model_settings import ModelSettings
@@ -36,13 +37,18 @@ class LoadedModel:
 
 
 def load_model(
-    settings: ModelSettings, resources: ExitStack, check: Check = "no", device_memory: float | None = None
+    settings: ModelSettings,
+    resources: ExitStack,
+    check: Check = "no",
+    device_memory: float | None = None,
+    status: Status = QUIET,
 ) -> LoadedModel:
     """Build the model; weights are read when its first buckets are warmed up.
 
     `resources` keeps the checkpoint open. check: whether a backend that can compare its steps with the graphs that
     they were made from does so at every run, and what it does about a difference. device_memory: bytes of the device
-    that the KV cache is sized for; None: what is free on this one. Raises UserError.
+    that the KV cache is sized for; None: what is free on this one. status: takes what the model's steps say while they
+    are made. Raises UserError.
     """
     shard = _shard(settings)
     read = open_weights(settings, resources)
@@ -68,6 +74,7 @@ def load_model(
         quantization=settings.quantization,
         shard=shard,
         description=description,
+        status=status,
     )
     if shard.world_size == 1 or shard.rank > 0:
         return LoadedModel(CompiledModel(recipe, buckets, settings.max_seq_len, read), read, description)

@@ -53,6 +53,7 @@ class ModelSettings:
     cache_limit: float | None = None  # bytes; None: any size
     world_size: int = 1
     ranks: Ranks = field(default_factory=lambda: typed(Ranks, {}))
+    verbosity: int = 0
 
 
 def resolve_settings(settings: InferSettings) -> ModelSettings:
@@ -90,6 +91,7 @@ def resolve_settings(settings: InferSettings) -> ModelSettings:
         cache_limit=cache_limit(settings.cache_limit_gb),
         world_size=settings.world_size,
         ranks=settings.ranks,
+        verbosity=settings.verbosity,
     )
 
 
@@ -181,7 +183,7 @@ def _quantization(settings: InferSettings, config: GemmaConfig, stored: Quantiza
         others = " or ".join(f"quant={name}" for name in SCHEMES if not find_scheme(name).calibrated)
         raise UserError(
             f"quant={scheme} needs scales of the activations, and a floating-point checkpoint has none. Make a "
-            f"quantized checkpoint with them: python runners/quantize.py model.path=DIR quant={scheme} output_dir=NEW, "
+            f"quantized checkpoint with them: graph-gemma quantize model.path=DIR quant={scheme} output_dir=NEW, "
             f"then give model.path=NEW. Without such scales run {others}."
         )
     return Quantization(scheme, select_linears(config, list(quant.keep_float)), stored=calibrated, kv8=kv8)

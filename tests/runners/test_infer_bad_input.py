@@ -43,6 +43,7 @@ def refused(
         settings = [
             f"model.path={checkpoint}",
             "backend=eager",
+            "verbosity=0",
             "prompt_token_ids=[[5,6,7]]",
             f"cache_dir={tmp_path / 'cache'}",
             f"output_file={tmp_path / 'out.jsonl'}",
@@ -109,7 +110,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "tensor of wrong dtype": (tensor("model.norm.weight", torch.zeros(48).int()), ["model.norm.weight"]),
     "pickled weights": (
         lambda c: (c / "model.safetensors").rename(c / "pytorch_model.bin"),
-        ["runners/convert.py"],
+        ["graph-gemma convert"],
     ),
 }
 

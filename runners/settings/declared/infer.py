@@ -131,6 +131,12 @@ class InferSettings(Settings):
         "Run each pass's graph before and after it and compare; compare the answers with the plain model. With "
         "backend=torchair also compare every run of a lowered graph, node by node, with the graph that was lowered.",
     )
+    verbosity: int = setting(
+        1,
+        "What is said on stderr while a model is loaded and its steps are compiled, 0: nothing; 1: each phase as it "
+        "begins; 2: each with its time. On a terminal 1 rewrites one line.",
+        choices=(0, 1, 2),
+    )
     cache_dir: str | None = setting(
         None, "Where compiled steps are kept; null: graph_gemma in the user's cache directory."
     )

@@ -18,6 +18,7 @@ from graph_gemma.graph_model.chips.registry import CHIPS
 from graph_gemma.graph_model.errors import UserError
 from graph_gemma.runners.backends.ascend.standin.allocator_keys import separate_keys
 from graph_gemma.runners.backends.ascend.standin.build import build
+from graph_gemma.runners.backends.ascend.standin.extra import INSTALL
 from graph_gemma.runners.backends.ascend.standin.symbols import NeededSymbols, needed_symbols
 
 BANNER = "CANN stand-in: graphs run in the GE interpreter on the CPU; no NPU is used"
@@ -125,19 +126,19 @@ def check_installation() -> None:
     if missing:
         raise UserError(
             f"{' is not installed, '.join(missing)} is not installed; the Ascend backend lowers graphs with it. "
-            "Install the extra: pip install 'graph-gemma[ascend]'."
+            f"Install the extra: {INSTALL}"
         )
     version = importlib.metadata.version("torch_npu")
     torch_version = importlib.metadata.version("torch").split("+")[0]
     if not version.startswith(tuple(f"{supported}." for supported in SUPPORTED_VERSIONS)):
         raise UserError(
             f"torch_npu {version} is installed; this version of graph-gemma supports "
-            f"{', '.join(SUPPORTED_VERSIONS)}. Install the extra again: pip install 'graph-gemma[ascend]'."
+            f"{', '.join(SUPPORTED_VERSIONS)}. Install the extra again: {INSTALL}"
         )
     if torch_version.split(".")[:2] != version.split(".")[:2]:
         raise UserError(
             f"torch {torch_version} and torch_npu {version} are installed; their versions must match. Install the "
-            "extra again: pip install 'graph-gemma[ascend]'."
+            f"extra again: {INSTALL}"
         )
 
 
@@ -193,7 +194,7 @@ def _import_torch_npu() -> None:
         raise UserError(
             f"torch_npu cannot be imported: it needs the module {error.name or error}, which is not installed, and its "
             "metadata does not name all that it needs. Install the extra, which does: "
-            "pip install 'graph-gemma[ascend]'."
+            f"{INSTALL}"
         ) from error
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graph_gemma.graph_model.errors import UserError
+from graph_gemma.runners.backends.ascend.standin.extra import INSTALL
 
 # Functions of CANN's runtime that torch_npu looks up by name: they are not undefined symbols but strings. The operator
 # library's (aclnn...) are left out: without them an eager op fails, as it must on the stand-in.
@@ -74,7 +75,7 @@ def _read_elf(path: Path) -> _Elf:
     except ImportError:
         raise UserError(
             "The package pyelftools is not installed; the CANN stand-in reads torch_npu's shared objects with it. "
-            "Install the Ascend extra: pip install 'graph-gemma[ascend]'."
+            f"Install the Ascend extra: {INSTALL}"
         ) from None
     needed: set[str] = set()
     undefined: set[str] = set()
