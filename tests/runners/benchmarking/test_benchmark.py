@@ -157,7 +157,7 @@ def test_two_ranks_are_measured_as_one_model(run: Run, tmp_path: Path) -> None:
         (["lengths=[[8,4]]", "peers=[vllm]"], ["peers", "vllm", "transformers"]),
         (["latency_limit_ms=-1"], ["latency_limit_ms", "-1"]),
         (["peers=[transformers,transformers]"], ["peers", "twice"]),
-        (["check=true"], ["check", "infer.py"]),
+        (["check=true"], ["check", "graph-gemma infer"]),
         (["at_once=1"], ["at_once", "1"]),
         (["largest_batch=0"], ["largest_batch", "0"]),
         (["prompts=[text]"], ["prompts", "Leave it out"]),
