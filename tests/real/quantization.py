@@ -87,7 +87,8 @@ class Scored:
 
 def score(path: Path, settings: tuple[str, ...], sequences: list[list[int]], items: list[Item]) -> Scored:
     requests = [ScoreRequest.continuation(ids[:1], ids[1:]) for ids in sequences]
-    fixed = ("dtype=float32", "backend=eager", f"max_seq_len={max(TOKENS, MAX_TOKENS)}")
+    # Rows of different lengths would be filled up to the longest.
+    fixed = ("dtype=float32", "backend=eager", f"max_seq_len={max(TOKENS, MAX_TOKENS)}", "max_prefill_batch_size=1")
     with LLM([f"model.path={path}", *fixed, *settings]) as llm:
         found = llm.score(requests)
         answers = answer(llm, items)
