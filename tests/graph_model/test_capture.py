@@ -154,7 +154,8 @@ print(json.dumps(found))
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 @pytest.mark.parametrize(
-    ("size", "layers", "kv_heads", "gigabytes"), [("2b", 18, 1, (5.0, 5.1)), ("7b", 28, 16, (17.0, 17.2))]
+    ("size", "layers", "kv_heads", "gigabytes"),
+    [("2b", 18, 1, (5.0, 5.1)), pytest.param("7b", 28, 16, (17.0, 17.2), marks=pytest.mark.slow)],
 )
 def test_full_size_models_are_captured_without_weights(
     size: str, layers: int, kv_heads: int, gigabytes: tuple[float, float]

@@ -204,7 +204,7 @@ def test_log_probabilities_are_those_of_one_rank() -> None:
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_vocabulary_that_does_not_divide_is_filled_up(world_size: int) -> None:
     assert ODD.vocab_size % world_size
     reference = make_model(ODD)
