@@ -148,13 +148,14 @@ def _parse_json(source: str, line: str) -> _Item:
             raise UserError(f"{source}: 'prompt' is {shown(value['prompt'])}, which is no text. {rule}")
         return _Item(source, value["prompt"], settings)
     messages = value["messages"]
-    for part in _parts(messages):
-        kind = part.get("type") if isinstance(part, dict) else part
-        raise UserError(
-            f"{source}: the content of a message has a part of type {shown(kind)}. Only text is read, and a message's "
-            "content is one text: leave out images, audio and files, and join parts of type 'text'."
-        )
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+        kinds = _kinds_of_parts(messages)
+        if kinds:
+            kind = next((kind for kind in kinds if kind != "text"), "text")
+            raise UserError(
+                f"{source}: the content of a message has a part of type {shown(kind)}. Only text is read, and a "
+                "message's content is one text: leave out images, audio and files, and join parts of type 'text'."
+            )
         raise UserError(
             f"{source}: 'messages' must be a list of at least one object with the texts 'role' and 'content'. {rule}"
         )
@@ -179,14 +180,12 @@ def _line_settings(source: str, line: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _parts(messages: Any) -> list[Any]:
-    """The parts that messages of multimodal models have for a content, those that are no text first."""
-    found = [part for message in messages if isinstance(message, dict) for part in _listed(message.get("content"))]
-    return sorted(found, key=lambda part: isinstance(part, dict) and part.get("type") == "text")
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
+def _kinds_of_parts(messages: Any) -> list[Any]:
+    """The types of the parts that messages of multimodal models have for a content."""
+    listed = messages if isinstance(messages, list) else []
+    contents = [message.get("content") for message in listed if isinstance(message, dict)]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [part.get("type") if isinstance(part, dict) else part for part in parts]
 
 
 def _is_message(value: Any) -> bool:

@@ -128,6 +128,8 @@ def test_text_without_a_tokenizer_is_refused() -> None:
         ("p.jsonl", b'{"prompt": 7}', r"line 1: 'prompt' is 7"),
         ("p.jsonl", b'{"prompt": ""}', r"line 1: the prompt is empty"),
         ("p.jsonl", b'{"messages": []}', r"line 1: 'messages' must be a list of at least one"),
+        ("p.jsonl", b'{"messages": 5}', r"line 1: 'messages' must be a list of at least one"),
+        ("p.jsonl", b'{"messages": null}', r"line 1: 'messages' must be a list of at least one"),
         ("p.jsonl", b'[{"role": "user"}]', r"line 1: 'messages' must be a list of at least one"),
         ("p.jsonl", b'[{"role": "user", "content": ["x"]}]', r"line 1: the content .* a part of type 'x'\. Only text"),
         (
