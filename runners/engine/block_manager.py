@@ -108,10 +108,10 @@ class BlockManager:
             contents.append(content)
         count, window_first = self._with_window(contents)
         held = HeldBlocks(num_registered=count, content=contents[count - 1] if count else ROOT)
-        held.blocks = [self._found(self.full, content) for content in contents[:count]]
+        held.blocks = self.full.find_all(contents[:count])
         if self.windowed is not None:
             held.window_first = window_first
-            held.window_blocks = [self._found(self.windowed, content) for content in contents[window_first:count]]
+            held.window_blocks = self.windowed.find_all(contents[window_first:count])
         return held
 
     def can_take(self, match: HeldBlocks, end: int, window_end: int, spare: int) -> bool:
@@ -120,13 +120,10 @@ class BlockManager:
         They are for its tokens up to `end` in the first pool, of which `spare` blocks are left, and up to `window_end`
         in the second.
         """
-        needed = self.blocks_of(end) - len(match.blocks)
+        needed, window_needed = self._missing(match, end, window_end)
         if self.full.num_free_beside(match.blocks) - needed < spare:
             return False
-        if self.windowed is None:
-            return True
-        needed = self.blocks_of(window_end) - match.window_first - len(match.window_blocks)
-        return self.windowed.num_free_beside(match.window_blocks) >= needed
+        return self.windowed is None or self.windowed.num_free_beside(match.window_blocks) >= window_needed
 
     def take(self, match: HeldBlocks) -> Growth:
         """Make the blocks of a match those of a sequence."""
@@ -137,17 +134,14 @@ class BlockManager:
 
     def can_grow(self, held: HeldBlocks, end: int, window_end: int) -> bool:
         """Whether there are free blocks for the sequence's tokens up to `end`, and `window_end`."""
-        needed = self.blocks_of(end) - len(held.blocks)
-        if needed > self.full.num_free:
-            return False
-        return self.windowed is None or self._window_needed(held, window_end) <= self.windowed.num_free
+        needed, window_needed = self._missing(held, end, window_end)
+        return needed <= self.full.num_free and (self.windowed is None or window_needed <= self.windowed.num_free)
 
     def grow(self, held: HeldBlocks, end: int, window_end: int) -> Growth:
         """Give the sequence the blocks that it lacks for its tokens up to `end`, and `window_end`."""
-        new = self.full.allocate(max(0, self.blocks_of(end) - len(held.blocks)))
-        new_window = []
-        if self.windowed is not None:
-            new_window = self.windowed.allocate(max(0, self._window_needed(held, window_end)))
+        needed, window_needed = self._missing(held, end, window_end)
+        new = self.full.allocate(needed)
+        new_window = [] if self.windowed is None else self.windowed.allocate(window_needed)
         growth = Growth(len(held.blocks), new, held.window_first + len(held.window_blocks), new_window)
         held.blocks += new
         held.window_blocks += new_window
@@ -178,9 +172,9 @@ class BlockManager:
 
         They must have been registered before, if they are to be found.
         """
-        if self.window is None or self.windowed is None:
+        if self.windowed is None:
             return 0
-        count = max(0, (num_computed - self.window + 1) // self.block_size - held.window_first)
+        count = max(0, self._first_seen(num_computed) - held.window_first)
         if count:
             self.windowed.release(held.window_blocks[:count])
             del held.window_blocks[:count]
@@ -193,25 +187,27 @@ class BlockManager:
         if self.windowed is not None:
             self.windowed.release(held.window_blocks)
 
-    def _window_needed(self, held: HeldBlocks, end: int) -> int:
-        return self.blocks_of(end) - held.window_first - len(held.window_blocks)
+    def _missing(self, held: HeldBlocks, end: int, window_end: int) -> tuple[int, int]:
+        """Blocks that the sequence lacks for its tokens up to `end`, and `window_end`, in the two pools."""
+        held_in_window = held.window_first + len(held.window_blocks)
+        return max(0, self.blocks_of(end) - len(held.blocks)), max(0, self.blocks_of(window_end) - held_in_window)
+
+    def _first_seen(self, position: int) -> int:
+        """The place of the first block that the token at `position` sees through the window."""
+        assert self.window is not None
+        return max(0, position - self.window + 1) // self.block_size
 
     def _with_window(self, contents: list[int]) -> tuple[int, int]:
         """How many of the blocks can be used, and the first one in the window before the end of those."""
-        if self.window is None or self.windowed is None:
+        if self.windowed is None:
             return len(contents), 0
         best = best_first = present = 0
         for count, content in enumerate(contents, 1):
-            present = present + 1 if self.windowed.find(content) is not None else 0
-            first = max(0, (count * self.block_size - self.window + 1) // self.block_size)
+            present = present + 1 if self.windowed.holds(content) else 0
+            first = self._first_seen(count * self.block_size)
             if count - first <= present:
                 best, best_first = count, first
         return best, best_first
-
-    def _found(self, pool: BlockPool, content: int) -> int:
-        block = pool.find(content)
-        assert block is not None
-        return block
 
     def _forget(self, content: int) -> None:
         """The first pool has no block of a content any more."""

@@ -41,9 +41,12 @@ class BlockPool:
     def is_registered(self, block: int) -> bool:
         return block in self._contents
 
-    def find(self, content: int) -> int | None:
-        """The block that holds a content, or None."""
-        return self._blocks.get(content)
+    def holds(self, content: int) -> bool:
+        return content in self._blocks
+
+    def find_all(self, contents: list[int]) -> list[int]:
+        """The blocks that hold these contents, all of which the pool holds."""
+        return [self._blocks[content] for content in contents]
 
     def share(self, blocks: list[int]) -> None:
         """Add a reference to each of these blocks, which were found by content."""
