@@ -70,6 +70,7 @@ class StepPreparation:
         state, size, count = self._state, self._block_size, len(rows)
         lengths = state.length[rows]
         positions = lengths - 1
+        places, offsets = positions // size, positions % size
         inputs.input_ids[:count, 0] = state.last_token[rows]
         inputs.input_ids[count:] = 0
         inputs.positions[:count, 0] = positions
@@ -79,7 +80,7 @@ class StepPreparation:
         inputs.context_lens[count:] = 1
         for slots, block_table, state_table in self._pools(inputs):
             assert block_table is not None
-            slots[:count, 0] = state_table[rows, positions // size] * size + positions % size
+            slots[:count, 0] = state_table[rows, places] * size + offsets
             slots[count:, 0] = self._scratch_slots[: len(slots) - count]
             block_table[:count] = state_table[rows, : block_table.shape[1]]
             block_table[count:] = 0
@@ -104,9 +105,9 @@ class StepPreparation:
             inputs.query_lens[index] = count
             if inputs.context_lens is not None:
                 inputs.context_lens[index] = start + count
-            num_blocks = -(-(start + count) // size)
+            places, offsets, num_blocks = positions // size, positions % size, -(-(start + count) // size)
             for slots, block_table, state_table in pools:
-                slots[index, :count] = state_table[sequence.row, positions // size] * size + positions % size
+                slots[index, :count] = state_table[sequence.row, places] * size + offsets
                 if block_table is not None:
                     block_table[index, :num_blocks] = state_table[sequence.row, :num_blocks]
 
