@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -12,41 +13,24 @@ from graph_gemma.runners.engine.model import StepModel
 _TOKEN = 65
 
 
+@dataclass
 class NullModel:
     """A StepModel whose greedy and sampled steps take no time and always choose the same token."""
 
-    def __init__(
-        self,
-        buckets: BucketTable,
-        block_size: int,
-        num_scratch_blocks: int,
-        num_blocks: int,
-        max_seq_len: int,
-        window: int | None = None,
-        num_window_blocks: int = 0,
-    ) -> None:
-        self.buckets = buckets
-        self.block_size = block_size
-        self.num_scratch_blocks = num_scratch_blocks
-        self.num_blocks = num_blocks
-        self.max_seq_len = max_seq_len
-        self.window = window
-        self.num_window_blocks = num_window_blocks
-        self._inputs: dict[Bucket, StepInputs] = {}
-        self._outputs: dict[Bucket, StepOutput] = {}
+    buckets: BucketTable
+    block_size: int
+    num_scratch_blocks: int
+    num_blocks: int
+    max_seq_len: int
+    window: int | None = None
+    num_window_blocks: int = 0
+    _inputs: dict[Bucket, StepInputs] = field(default_factory=dict, init=False)
+    _outputs: dict[Bucket, StepOutput] = field(default_factory=dict, init=False)
 
     @classmethod
     def like(cls, model: StepModel) -> NullModel:
         """With the buckets and blocks of `model`, so that an engine schedules the same steps."""
-        return cls(
-            model.buckets,
-            model.block_size,
-            model.num_scratch_blocks,
-            model.num_blocks,
-            model.max_seq_len,
-            model.window,
-            model.num_window_blocks,
-        )
+        return cls(**{each.name: getattr(model, each.name) for each in fields(cls) if each.init})
 
     @property
     def used(self) -> list[Bucket]:

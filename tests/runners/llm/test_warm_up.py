@@ -8,39 +8,21 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph_gemma.graph_model.bucket import Bucket, BucketTable, StepInputs, StepOutput, make_inputs, powers_of_two
+from graph_gemma.graph_model.bucket import Bucket, BucketTable, StepOutput, powers_of_two
 from graph_gemma.runners.compile import num_scratch_blocks
 from graph_gemma.runners.engine.driver import EngineDriver
 from graph_gemma.runners.engine.model import window_blocks
+from graph_gemma.runners.engine.null_model import NullModel
 from graph_gemma.runners.engine.sampling_params import SamplingParams
 from graph_gemma.runners.llm.warm_up import reachable_buckets
 
 
-class RecordingModel:
-    """A StepModel that computes nothing and remembers which buckets were run."""
+class RecordingModel(NullModel):
+    """A StepModel that computes nothing, remembers which buckets were run, and ends sequences at different steps."""
 
-    def __init__(
-        self,
-        buckets: BucketTable,
-        block_size: int,
-        num_blocks: int,
-        max_seq_len: int,
-        window: int | None = None,
-        num_window_blocks: int = 0,
-    ) -> None:
-        self.buckets = buckets
-        self.block_size = block_size
-        self.num_scratch_blocks = num_scratch_blocks(buckets, block_size)
-        self.num_blocks = self.num_scratch_blocks + num_blocks
-        self.max_seq_len = max_seq_len
-        self.window = window
-        self.num_window_blocks = self.num_scratch_blocks + num_window_blocks
-        self.seen: set[Bucket] = set()
-        self._inputs: dict[Bucket, StepInputs] = {}
-
-    def inputs(self, bucket: Bucket) -> StepInputs:
-        self.seen.add(bucket)
-        return self._inputs.setdefault(bucket, make_inputs(bucket, windowed=self.window is not None))
+    @property
+    def seen(self) -> set[Bucket]:
+        return set(self.used)
 
     def run(self, bucket: Bucket) -> StepOutput:
         # Token 1 ends a sequence; which rows end when differs from step to step.
@@ -51,6 +33,20 @@ class RecordingModel:
             return output
         top = np.zeros((rows, bucket.logprobs))
         return replace(output, logprob=np.zeros(rows), top_ids=top.astype(np.int64), top_logprobs=top)
+
+
+def recording(
+    buckets: BucketTable,
+    block_size: int,
+    num_blocks: int,
+    max_seq_len: int,
+    window: int | None = None,
+    num_window_blocks: int = 0,
+) -> RecordingModel:
+    """With so many blocks to use in each pool."""
+    scratch = num_scratch_blocks(buckets, block_size)
+    in_windows = scratch + num_window_blocks
+    return RecordingModel(buckets, block_size, scratch, scratch + num_blocks, max_seq_len, window, in_windows)
 
 
 requests = st.builds(
@@ -83,7 +79,7 @@ def test_a_run_reaches_no_other_bucket_than_those_warmed_up(
     spare_window_blocks: int,
 ) -> None:
     in_window = window_blocks(window or 1, TABLE.chunk_lengths[-1], 16, 256) + spare_window_blocks
-    model = RecordingModel(TABLE, 16, 16 + spare_blocks, 256, window, in_window)
+    model = recording(TABLE, 16, 16 + spare_blocks, 256, window, in_window)
     prompts = [[3] * min(shared, n) + [4 + i] * (n - min(shared, n)) for i, n in enumerate(lengths)]
     if isinstance(sampling, list):
         sampling = sampling[: len(prompts)]
@@ -97,7 +93,7 @@ def test_a_run_reaches_no_other_bucket_than_those_warmed_up(
 
 
 def test_short_prompts_that_share_nothing_need_no_extend_bucket() -> None:
-    model = RecordingModel(BucketTable((1, 4), (1, 4), (64, 128), (4, 8), 512), 64, 64, 512)
+    model = recording(BucketTable((1, 4), (1, 4), (64, 128), (4, 8), 512), 64, 64, 512)
     prompts = [[5, 6, 7], [5, 8], [9] * 70]
     assert [str(bucket) for bucket in reachable_buckets(model, prompts, GREEDY, once=True)] == [
         "prefill-b1-t64",
@@ -110,7 +106,7 @@ def test_short_prompts_that_share_nothing_need_no_extend_bucket() -> None:
 
 
 def test_one_prompt_needs_one_prefill_bucket() -> None:
-    model = RecordingModel(BucketTable((1, 4), (1, 4), (64, 128), (4, 8), 512), 64, 64, 512)
+    model = recording(BucketTable((1, 4), (1, 4), (64, 128), (4, 8), 512), 64, 64, 512)
     assert [str(bucket) for bucket in reachable_buckets(model, [[9] * 70], SAMPLE, once=True)] == [
         "prefill-b1-t128-sample",
         "decode-b1-w4-sample",
@@ -118,7 +114,7 @@ def test_one_prompt_needs_one_prefill_bucket() -> None:
 
 
 def test_a_prompt_that_comes_again_needs_steps_for_cached_ones() -> None:
-    model = RecordingModel(BucketTable((1, 4), (1, 4), (64, 128), (4, 8), 512), 64, 64, 512)
+    model = recording(BucketTable((1, 4), (1, 4), (64, 128), (4, 8), 512), 64, 64, 512)
     assert [str(bucket) for bucket in reachable_buckets(model, [[9] * 70], GREEDY)] == [
         "prefill-b1-t64",
         "prefill-b1-t128",
@@ -129,7 +125,7 @@ def test_a_prompt_that_comes_again_needs_steps_for_cached_ones() -> None:
 
 
 def test_a_step_returns_the_most_logprobs_that_a_row_asks_for() -> None:
-    model = RecordingModel(BucketTable((1, 4), (1,), (64,), (4,), 64), 64, 64, 256)
+    model = recording(BucketTable((1, 4), (1,), (64,), (4,), 64), 64, 64, 256)
     mixture = [
         SamplingParams(logprobs=2, max_new_tokens=9),
         SamplingParams(temperature=1.0, logprobs=0, max_new_tokens=9),
