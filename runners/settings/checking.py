@@ -6,7 +6,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from graph_gemma.graph_model.errors import UserError, shown
-from graph_gemma.runners.settings.schema import Group, Rule, Setting, Settings, Switches, literal, members, names
+from graph_gemma.runners.settings.schema import (
+    Group,
+    Rule,
+    Setting,
+    Settings,
+    Switch,
+    Switches,
+    literal,
+    members,
+    names,
+)
 
 _LARGEST_INTEGER = 2**63 - 1  # what a tensor can have
 _TYPES = {
@@ -108,29 +118,35 @@ def _keeps_rule(rule: Rule, value: Any) -> bool:
     )
 
 
-def check_option(name: str, default: bool | int, value: Any) -> Any:
-    """The value of a switch's option, of its default's type. Raises UserError."""
-    kind = type(default).__name__
+def check_option(name: str, declared: Switches, thing: str, option: str, value: Any) -> Any:
+    """The value of an option of a thing, of its default's type. name: of the switches. Raises UserError."""
+    full, defaults = f"{name}.{thing}.{option}", switch_of(name, declared, thing).defaults
+    if option not in defaults:
+        raise UserError(f"{full}: there is no such option. There are {', '.join(defaults)}.")
+    kind = type(defaults[option]).__name__
     if not _has_type(kind, value):
-        raise UserError(f"{name} is {literal(value)}; it must be {_TYPES[kind]}.")
+        raise UserError(f"{full} is {literal(value)}; it must be {_TYPES[kind]}.")
     return value
+
+
+def switch_of(name: str, declared: Switches, thing: str) -> Switch:
+    """What is declared of a thing. Raises UserError if there is no such thing."""
+    if thing not in declared.things:
+        raise UserError(f"{name}.{thing}: there is no such thing. There are {', '.join(declared.things)}.")
+    return declared.things[thing]
 
 
 def _check_switches(name: str, declared: Switches, value: Any) -> dict[str, dict[str, Any]]:
     """The things that are listed, with the options that are given."""
     for thing, options in _mapping(name, value).items():
-        if thing not in declared.things:
-            raise UserError(f"{name}.{thing}: there is no such thing. There are {', '.join(declared.things)}.")
+        switch_of(name, declared, thing)
         if not isinstance(options, Mapping):
             raise UserError(
                 f"{name}.{thing} is {literal(options)}; it is a group of options. To leave it out, set "
                 f"{name}.{thing}.enabled=false."
             )
-        defaults = declared.things[thing].defaults
         for option, given in options.items():
-            if option not in defaults:
-                raise UserError(f"{name}.{thing}.{option}: there is no such option. There are {', '.join(defaults)}.")
-            check_option(f"{name}.{thing}.{option}", defaults[option], given)
+            check_option(name, declared, thing, option, given)
     return dict(value)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from graph_gemma.graph_model.errors import UserError, shown
-from graph_gemma.runners.settings.checking import check, check_option, unknown
+from graph_gemma.runners.settings.checking import check, check_option, switch_of, unknown
 from graph_gemma.runners.settings.overrides import find, group_option, mindie
 from graph_gemma.runners.settings.schema import Group, Settings, Switches
 
@@ -38,22 +38,17 @@ def _values(settings: type[Settings], given: Mapping[str, Any], prefix: str = ""
 def _switched(name: str, declared: Switches, value: Any) -> Iterator[tuple[str, Any]]:
     """passes={"rotary": False}, passes={"rotary": {"enabled": False}} or {"passes.rotary.enabled": False}."""
     if "." in name:
-        _, thing, choice = name.split(".")
-        yield name, check_option(name, declared.things[thing].defaults[choice], value)
+        group, thing, option = name.split(".")
+        yield name, check_option(group, declared, thing, option, value)
         return
     if not isinstance(value, Mapping):
         raise UserError(
             f"{name} is {shown(value)}; it is a dictionary such as {{'NAME': False}}, which leaves one out."
         )
     for thing, given in value.items():
-        if thing not in declared.things:
-            raise UserError(f"{name}.{thing}: there is no such thing. There are {', '.join(declared.things)}.")
-        defaults = declared.things[thing].defaults
-        for choice, one in (given if isinstance(given, Mapping) else {"enabled": given}).items():
-            full = f"{name}.{thing}.{choice}"
-            if choice not in defaults:
-                raise UserError(f"{full}: there is no such option. There are {', '.join(defaults)}.")
-            yield full, check_option(full, defaults[choice], one)
+        switch_of(name, declared, thing)
+        for option, one in (given if isinstance(given, Mapping) else {"enabled": given}).items():
+            yield f"{name}.{thing}.{option}", check_option(name, declared, thing, option, one)
 
 
 def _plain(value: Any) -> Any:

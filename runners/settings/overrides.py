@@ -131,8 +131,8 @@ def _switch(declared: Switches, name: str, text: str, own_files: bool) -> Any:
         if text != "default" and not own_files:
             raise UserError(f"{name} is {shown(text)}; {name}.NAME.enabled=false leaves one out.")
         return text
-    _, thing, option = name.split(".")
-    return check_option(name, declared.things[thing].defaults[option], scalar(text))
+    group, thing, option = name.split(".")
+    return check_option(group, declared, thing, option, scalar(text))
 
 
 def _value(declared: Setting, name: str, text: str) -> Any:
