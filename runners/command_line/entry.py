@@ -51,13 +51,13 @@ def run_command(
                 print(help_text(settings, " ".join(called_as(program))), flush=True)
             return
         # --help need not wait for this.
-        from graph_gemma.runners.settings.composing import is_as_declared
         from graph_gemma.runners.settings.overrides import read
 
         with errors_reported():
             overrides = read(settings, given)
-            if not overrides.hydra and not overrides.sweeps and is_as_declared(settings, config_dir):
-                run(_declared(settings, overrides, given))
+            found = _declared(settings, overrides, given, config_dir)
+            if found is not None:
+                run(found)
                 sys.stdout.flush()
                 return
         _with_hydra(run, settings, program, given, overrides.as_hydra(), config_name, config_dir)
@@ -120,7 +120,6 @@ def compose(command: str, overrides: Sequence[str] = (), keywords: Mapping[str, 
 
     keywords: further settings as Python values, by name.
     """
-    from graph_gemma.runners.settings.composing import is_as_declared
     from graph_gemma.runners.settings.keywords import of_keywords
     from graph_gemma.runners.settings.overrides import read
 
@@ -129,8 +128,9 @@ def compose(command: str, overrides: Sequence[str] = (), keywords: Mapping[str, 
     settings = settings_of(command)
     asked = read(settings, overrides)
     asked.values.update(of_keywords(settings, keywords))
-    if not asked.hydra and not asked.sweeps and is_as_declared(settings, CONF):
-        return _declared(settings, asked, overrides)
+    found = _declared(settings, asked, overrides, CONF)
+    if found is not None:
+        return found
 
     import hydra
     from hydra.errors import HydraException
@@ -143,11 +143,16 @@ def compose(command: str, overrides: Sequence[str] = (), keywords: Mapping[str, 
     return _typed(settings, config, overrides)
 
 
-def _declared(settings: type[_S], overrides: Overrides, given: Sequence[str]) -> _S:
-    """The command's settings where conf/ is as declared: Hydra, whose import takes long, would give the same."""
-    from graph_gemma.runners.settings.checking import typed
-    from graph_gemma.runners.settings.composing import declared_values
+def _declared(settings: type[_S], overrides: Overrides, given: Sequence[str], config_dir: str) -> _S | None:
+    """The command's settings where conf/ is as declared: Hydra, whose import takes long, would give the same.
 
+    None: Hydra has to compose them.
+    """
+    from graph_gemma.runners.settings.checking import typed
+    from graph_gemma.runners.settings.composing import declared_values, is_as_declared
+
+    if overrides.hydra or overrides.sweeps or not is_as_declared(settings, config_dir):
+        return None
     found = typed(settings, declared_values(settings, overrides))
     found.given = tuple(given)
     return found
