@@ -34,8 +34,9 @@ class KVCacheConfig:
 
     def blocks(self, window: int | None) -> int:
         """Blocks of the pool of layers with such a window, or of those that see all tokens (None)."""
-        in_window = window is not None and self.num_window_blocks is not None
-        return self.num_window_blocks if in_window else self.num_blocks  # type: ignore[return-value]
+        if window is None or self.num_window_blocks is None:
+            return self.num_blocks
+        return self.num_window_blocks
 
 
 @dataclass

@@ -55,7 +55,7 @@ def stored_names(config: GemmaConfig) -> dict[str, str]:
     """The name in the file of each tensor that a model of `config` needs."""
     family = family_of(config)
     inside = {**_INSIDE, "post_attention_layernorm": "post_attention_norm"}
-    if not any(norm.reads == "branch" for norm in family.norms.values()):
+    if not family.norms_branches:
         inside["post_attention_layernorm"] = "ffn_norm"  # of Gemma 1, where it stands before the MLP
     found = {}
     for name in family.tensors:
