@@ -124,12 +124,12 @@ def _scratch_blocks(settings: ModelSettings) -> int:
 
 def _most_window_blocks(settings: ModelSettings) -> int | None:
     """Blocks of layers with a window that all sequences hold which run at once; None: no layer has a window."""
-    window, table = family_of(settings.config).window, bucket_table(settings)
+    window = family_of(settings.config).window
     if window is None:
         return None
     decoding, prefilling = (
         window_blocks(window, tokens, settings.block_size, settings.max_seq_len)
-        for tokens in (1, table.chunk_lengths[-1])
+        for tokens in (1, bucket_table(settings).chunk_lengths[-1])
     )
     return settings.max_batch_size * decoding + settings.max_prefill_batch_size * prefilling
 
