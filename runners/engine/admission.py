@@ -12,13 +12,12 @@ from graph_gemma.runners.engine.sampling_params import SamplingParams
 
 def check_no_image(token_ids: Iterable[int], image_token_ids: Collection[int], source: str = "A prompt") -> None:
     """Raise UserError if a prompt has a token that stands for an image."""
-    if image_token_ids:
-        found = next((i for i in token_ids if i in image_token_ids), None)
-        if found is not None:
-            raise UserError(
-                f"{source}: the token id {found} stands for an image (config.json names it), and images are not read: "
-                "the text part of the model is loaded alone. Leave the image out of the prompt."
-            )
+    found = next((i for i in token_ids if i in image_token_ids), None) if image_token_ids else None
+    if found is not None:
+        raise UserError(
+            f"{source}: the token id {found} stands for an image (config.json names it), and images are not read: the "
+            "text part of the model is loaded alone. Leave the image out of the prompt."
+        )
 
 
 def check_prompt(

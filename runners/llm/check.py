@@ -122,13 +122,13 @@ class _PlainModel:
 
     def _logits(self, ids: list[int]) -> torch.Tensor:
         """[tokens, vocab_size]"""
+        inputs = torch.tensor([ids]), torch.arange(len(ids))[None]
         with torch.no_grad():
-            logits: torch.Tensor = self._model(torch.tensor([ids]), torch.arange(len(ids))[None])[0]
-            if is_finite(logits):
-                return logits
-            self._model = self._model.float()
-            wide: torch.Tensor = self._model(torch.tensor([ids]), torch.arange(len(ids))[None])[0]
-        return wide
+            logits: torch.Tensor = self._model(*inputs)[0]
+            if not is_finite(logits):
+                self._model = self._model.float()
+                logits = self._model(*inputs)[0]
+        return logits
 
     def _load(self) -> torch.nn.Module:
         recipe = self._loaded.model.recipe
